@@ -1,0 +1,246 @@
+"""Episodes: the `TaskBatch` record, and a sampler of N-way K-shot episodes from one uint8 tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gametalearn.errors import InputError
+from gametalearn.images import ClassImages
+
+__all__ = ["EpisodeSampler", "Source", "TaskBatch"]
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """T episodes (a meta-batch); S support and Q query examples each.
+
+    Attributes:
+        support_x: ``(T, S, *x)`` float inputs; S = ways x shots. Images are ``(C, H, W)`` in [0, 1].
+        support_y: ``(T, S)`` int64 labels in ``[0, ways)``; regression ``(T, S, *y)`` float targets.
+        query_x: ``(T, Q, *x)``; Q = ways x queries.
+        query_y: ``(T, Q)`` int64; regression ``(T, Q, *y)``.
+        group: ``(T,)`` int64, the persistent identity of the objective that a task belongs to (a
+            data set, an alphabet, a domain). The position in the batch is not an identity.
+        classes: ``(T, ways)`` int64 class numbers in the source, label 0 first; None for regression.
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+    group: Tensor
+    classes: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        tasks = {f: t.shape[0] for f, t in self._tensors() if t.ndim}
+        if len(tasks) < len(list(self._tensors())) or len(set(tasks.values())) != 1:
+            raise InputError(
+                f"TaskBatch: the first dimension of every field is the task; got {tasks}"
+            )
+        for x, y in (("support_x", "support_y"), ("query_x", "query_y")):
+            if getattr(self, x).shape[1:2] != getattr(self, y).shape[1:2]:
+                raise InputError(
+                    f"TaskBatch: {x} {tuple(getattr(self, x).shape)} and "
+                    f"{y} {tuple(getattr(self, y).shape)} differ in examples a task"
+                )
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                yield field.name, value
+
+    def __len__(self) -> int:
+        """The number of tasks T."""
+        return self.support_x.shape[0]
+
+    def __getitem__(self, tasks: slice) -> TaskBatch:
+        """A batch of the tasks in a slice; the tensors are views."""
+        return TaskBatch(**{name: tensor[tasks] for name, tensor in self._tensors()})
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """Move every tensor to ``device``; cast inputs and float targets to ``dtype``."""
+        moved = {
+            name: t.to(device=device, dtype=dtype if t.is_floating_point() else None)
+            for name, t in self._tensors()
+        }
+        return dataclasses.replace(self, **moved)
+
+    @staticmethod
+    def cat(batches: Sequence[TaskBatch]) -> TaskBatch:
+        """Join batches of equal shapes along the task dimension."""
+        names = [name for name, _ in batches[0]._tensors()]
+        return TaskBatch(**{n: torch.cat([getattr(b, n) for b in batches]) for n in names})
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where episodes come from: `EpisodeSampler`, `Sinusoid`, or anything with these methods."""
+
+    def sample(self, num_tasks: int) -> TaskBatch:
+        """Draw ``num_tasks`` episodes and advance the random state."""
+        ...
+
+    def with_seed(self, seed: int) -> Source:
+        """An independent source over the same data that starts from ``seed``."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The random state, as tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        ...
+
+
+class EpisodeSampler:
+    """N-way K-shot episodes over labelled images.
+
+    The classes of an episode are drawn without replacement and get the labels 0 to ways - 1 in
+    random order; support and query examples of a class are drawn together without replacement, so
+    they are disjoint. One `torch.Generator` drives everything: equal seeds give equal episodes.
+
+    Args:
+        dataset: a `ClassImages` (see `gametalearn.data.load_dataset`), or any map-style data set of
+            ``(image, label)`` pairs such as torchvision's, which is read into memory once.
+        ways: classes an episode, N.
+        shots: support examples a class, K.
+        queries: query examples a class.
+        seed: any int64; the start of the stream of episodes.
+        within_group: draw each episode's classes from one group (alphabet, script) of the data set,
+            a group with enough classes chosen uniformly, and report it as the task's ``group``.
+        group: the objective that all tasks belong to otherwise.
+
+    Raises:
+        InputError: the data set has too few classes, or a class too few examples.
+
+    >>> images = torch.arange(60, dtype=torch.uint8).view(60, 1, 1, 1)
+    >>> data = ClassImages.from_tensors(images, labels=torch.arange(60) // 10)
+    >>> batch = EpisodeSampler(data, ways=5, shots=1, queries=3, seed=0).sample(4)
+    >>> tuple(batch.support_x.shape), tuple(batch.query_y.shape)
+    ((4, 5, 1, 1, 1), (4, 15))
+    """
+
+    def __init__(
+        self,
+        dataset: ClassImages | Any,
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 15,
+        seed: int = 0,
+        *,
+        within_group: bool = False,
+        group: int = 0,
+    ) -> None:
+        if not isinstance(dataset, ClassImages):
+            dataset = ClassImages.from_pairs(dataset)
+        for name, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
+            if value < least:
+                raise InputError(f"EpisodeSampler: {name} must be at least {least}, got {value}")
+        self.dataset = dataset
+        self.ways, self.shots, self.queries = ways, shots, queries
+        self.seed, self.within_group, self.group = seed, within_group, group
+        self._check()
+        self._generator = torch.Generator().manual_seed(seed)
+        # The classes that an episode may draw from, padded with -1 to a rectangle: one row for the
+        # whole data set, or one row a group.
+        pools = [torch.arange(dataset.num_classes)]
+        self._pool_group = torch.tensor([group])
+        if within_group:
+            by_group = [
+                (dataset.class_group == g).nonzero().flatten() for g in range(len(dataset.groups))
+            ]
+            kept = [g for g, members in enumerate(by_group) if len(members) >= ways]
+            pools, self._pool_group = [by_group[g] for g in kept], torch.tensor(kept)
+        self._pools = torch.nn.utils.rnn.pad_sequence(pools, batch_first=True, padding_value=-1)
+
+    def _check(self) -> None:
+        data, where = self.dataset, f"split '{self.dataset.split}' of '{self.dataset.name}'"
+        if self.ways > data.num_classes:
+            raise InputError(
+                f"EpisodeSampler: {self.ways} ways asked, but {where} has {data.num_classes} "
+                "classes; lower --ways or use another split"
+            )
+        if self.within_group:
+            largest = int(torch.bincount(data.class_group).max())
+            if self.ways > largest:
+                raise InputError(
+                    f"EpisodeSampler: {self.ways} ways within one group asked, but the largest "
+                    f"group of {where} has {largest} classes; lower --ways"
+                )
+        need, smallest = self.shots + self.queries, int(data.count.min())
+        if need > smallest:
+            name = data.classes[int(data.count.argmin())]
+            raise InputError(
+                f"EpisodeSampler: {self.shots} shots + {self.queries} queries = {need} examples a "
+                f"class asked, but class '{name}' in {where} has {smallest}; "
+                "lower --shots or --queries"
+            )
+
+    def draw(self, num_tasks: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw the make-up of ``num_tasks`` episodes without touching an image.
+
+        Returns:
+            ``classes (T, ways)``, ``examples (T, ways, shots + queries)`` image numbers with the
+            support first, and ``group (T,)``, all int64.
+        """
+        if num_tasks < 1:
+            raise InputError(f"EpisodeSampler: num_tasks must be at least 1, got {num_tasks}")
+        generator, data = self._generator, self.dataset
+        pool = torch.randint(len(self._pools), (num_tasks,), generator=generator)
+        members = self._pools[pool]
+        key = torch.rand(members.shape, generator=generator).masked_fill_(members < 0, -1.0)
+        classes = members.gather(1, key.topk(self.ways, dim=1).indices)
+        count = data.count[classes].unsqueeze(-1)
+        key = torch.rand(num_tasks, self.ways, int(data.count.max()), generator=generator)
+        key.masked_fill_(torch.arange(key.shape[-1]) >= count, -1.0)
+        within = key.topk(self.shots + self.queries, dim=-1).indices
+        return classes, data.first[classes].unsqueeze(-1) + within, self._pool_group[pool]
+
+    def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
+        """Draw ``num_tasks`` episodes; read the images only of those in ``part``.
+
+        ``part`` lets each process of a distributed run take its share of one global meta-batch.
+        """
+        classes, examples, group = (t[part] for t in self.draw(num_tasks))
+        tasks, shots = len(classes), self.shots
+        # support examples are ordered by label, as are query examples
+        support, query = examples[..., :shots].flatten(1), examples[..., shots:].flatten(1)
+        labels = torch.arange(self.ways)
+        return TaskBatch(
+            support_x=self.dataset.take(support),
+            support_y=labels.repeat_interleave(shots).expand(tasks, -1).contiguous(),
+            query_x=self.dataset.take(query),
+            query_y=labels.repeat_interleave(self.queries).expand(tasks, -1).contiguous(),
+            group=group,
+            classes=classes,
+        )
+
+    def with_seed(self, seed: int) -> EpisodeSampler:
+        """An independent sampler over the same data that starts from ``seed``."""
+        return EpisodeSampler(
+            self.dataset,
+            self.ways,
+            self.shots,
+            self.queries,
+            seed,
+            within_group=self.within_group,
+            group=self.group,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator's state; restoring it continues the stream of episodes exactly."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self._generator.set_state(state["generator"])

@@ -1,0 +1,166 @@
+"""Labelled images in one uint8 tensor, the form that every image data set takes in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gametalearn.errors import InputError
+
+__all__ = ["ClassImages"]
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """The classes of one split, as ranges of one image tensor.
+
+    Attributes:
+        name: the data set, for messages.
+        split: ``train``, ``val`` or ``test``, for messages.
+        images: ``(N, C, H, W)`` uint8, each class contiguous; may be a memory map shared by splits.
+        first: ``(M,)`` int64, the number of a class's first image.
+        count: ``(M,)`` int64, its number of images.
+        classes: M class names.
+        class_group: ``(M,)`` int64, the group (alphabet, script) of a class.
+        groups: the groups' names.
+    """
+
+    name: str
+    split: str
+    images: Tensor
+    first: Tensor
+    count: Tensor
+    classes: tuple[str, ...]
+    class_group: Tensor
+    groups: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
+            raise InputError(
+                f"ClassImages '{self.name}': images must be (N, C, H, W) uint8, got "
+                f"{tuple(self.images.shape)} {self.images.dtype}"
+            )
+        if not self.classes:
+            raise InputError(f"ClassImages '{self.name}': split '{self.split}' has no classes")
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, M."""
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def take(self, index: Tensor) -> Tensor:
+        """The images at ``index`` (any shape) as float32 in [0, 1], ``(*index, C, H, W)``."""
+        flat = self.images.index_select(0, index.flatten()).to(torch.float32).div_(255)
+        return flat.view(*index.shape, *self.shape)
+
+    def subset(self, keep: Iterable[int], split: str | None = None) -> ClassImages:
+        """The classes numbered ``keep``, over the same image tensor."""
+        chosen = torch.as_tensor(list(keep), dtype=torch.int64)
+        return dataclasses.replace(
+            self,
+            split=self.split if split is None else split,
+            first=self.first[chosen],
+            count=self.count[chosen],
+            classes=tuple(self.classes[i] for i in chosen.tolist()),
+            class_group=self.class_group[chosen],
+        )
+
+    def rotated(self) -> ClassImages:
+        """Every class four times, turned by 0, 90, 180 and 270 degrees (Santoro et al. 2016)."""
+        used = torch.cat(
+            [
+                torch.arange(f, f + c)
+                for f, c in zip(self.first.tolist(), self.count.tolist(), strict=True)
+            ]
+        )
+        upright = self.images[used]
+        first = self.count.cumsum(0) - self.count
+        return dataclasses.replace(
+            self,
+            images=torch.cat([torch.rot90(upright, k, (2, 3)) for k in range(4)]),
+            first=torch.cat([first + k * len(upright) for k in range(4)]),
+            count=self.count.repeat(4),
+            classes=tuple(f"{c}@{90 * k}" if k else c for k in range(4) for c in self.classes),
+            class_group=self.class_group.repeat(4),
+        )
+
+    @staticmethod
+    def from_tensors(
+        images: Tensor | np.ndarray[Any, Any],
+        labels: Tensor | Sequence[int],
+        name: str = "tensors",
+        split: str = "all",
+    ) -> ClassImages:
+        """Wrap ``(N, C, H, W)`` images (uint8, or float in [0, 1], rounded to uint8) and N labels."""
+        images = torch.as_tensor(images)
+        label = torch.as_tensor(labels)
+        if len(images) != len(label):
+            raise InputError(f"ClassImages '{name}': {len(images)} images but {len(label)} labels")
+        if images.is_floating_point():
+            if len(images) and not (images.min() >= 0 and images.max() <= 1):
+                raise InputError(
+                    f"ClassImages '{name}': float images must lie in [0, 1], got "
+                    f"[{images.min():g}, {images.max():g}]; scale them, or pass uint8"
+                )
+            images = (images * 255).round().to(torch.uint8)
+        order = torch.argsort(label, stable=True)
+        values, count = torch.unique_consecutive(label[order], return_counts=True)
+        return ClassImages(
+            name=name,
+            split=split,
+            images=images[order],
+            first=count.cumsum(0) - count,
+            count=count,
+            classes=tuple(str(v) for v in values.tolist()),
+            class_group=torch.zeros(len(values), dtype=torch.int64),
+            groups=(name,),
+        )
+
+    @staticmethod
+    def from_pairs(dataset: Any, name: str | None = None) -> ClassImages:
+        """Read a map-style data set of ``(image, label)`` pairs (torchvision's, say) into memory.
+
+        Images may be PIL images, arrays ``(H, W[, C])`` uint8 or tensors ``(C, H, W)``; all of one
+        size.
+        """
+        name = name or type(dataset).__name__
+        try:
+            pairs = [dataset[i] for i in range(len(dataset))]
+            images = [_to_uint8(image) for image, _ in pairs]
+            labels = [int(label) for _, label in pairs]
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"EpisodeSampler: dataset {name} is neither a ClassImages nor a map-style data set "
+                f"of (image, label) pairs: {error}"
+            ) from error
+        sizes = {tuple(image.shape) for image in images}
+        if len(sizes) != 1:
+            raise InputError(
+                f"{name}: images of one size are needed, got {sorted(sizes)[:3]}; resize"
+            )
+        return ClassImages.from_tensors(torch.stack(images), labels, name=name)
+
+
+def _to_uint8(image: Any) -> Tensor:
+    if isinstance(image, Tensor):
+        if image.is_floating_point():
+            if image.min() < 0 or image.max() > 1:
+                raise ValueError(
+                    f"float images must lie in [0, 1], got {image.min():g} to {image.max():g}"
+                )
+            image = (image * 255).round().to(torch.uint8)
+        return image if image.ndim == 3 else image.unsqueeze(0)
+    array = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
