@@ -1,0 +1,74 @@
+# Set-up, demo, tests and checks. Each target makes what it needs, from a fresh clone on.
+#
+# Needed beforehand: git, make, gcc, Python 3.11 or 3.12 with venv and headers.
+# `make demo PYTHON=python3.12` selects the interpreter.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+# Conflicts are not reported: learn2learn asks for packages that it can do without (see below).
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
+
+DEMO_FLAGS := --dataset glyphs --rules uniform,agreement,norm-control --ways 5 --shots 1 \
+  --seeds 2 --iterations 300
+BENCH_FLAGS := --config omniglot-5w1s --threads 2
+PYTEST_FLAGS :=
+
+.PHONY: help demo test lint format bench learn2learn clean FORCE
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## Compare MAML with gradient agreement on the embedded data; results in runs/demo
+	$(VENV)/bin/gametalearn compare $(DEMO_FLAGS) --out runs/demo --overwrite
+
+test: $(VENV)/.installed-learn2learn ## Run the tests (PYTEST_FLAGS="-k name" and the like are passed on)
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed-dev ## Check format, style and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.installed-dev ## Format, and mend what can be mended
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: $(VENV)/.installed-learn2learn ## Time a meta-gradient against learn2learn's; result in runs/bench.json
+	mkdir -p runs
+	$(VENV)/bin/gametalearn bench $(BENCH_FLAGS) --json runs/bench.json
+
+learn2learn: $(VENV)/.installed-learn2learn ## Build learn2learn 0.2.0 and install it into .venv
+
+clean: ## Remove .venv, built wheels and caches; runs/ and prepared data stay
+	rm -rf $(VENV) .wheels build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	find gametalearn data_scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment, in stages: what a user gets; the tools and extras that the tests need;
+# learn2learn. A stamp says that a stage is complete, so an interrupted one is done again.
+# Nothing here pins numpy: every stage leaves it as the stage before it did, and the demo runs
+# on the same versions whether the tests came first or not.
+
+$(VENV)/.python: FORCE
+	@sh .ci/make_venv.sh $(VENV) $(PYTHON)
+
+$(VENV)/.installed: $(VENV)/.python pyproject.toml
+	@echo "Installing gametalearn into $(VENV); the first time takes minutes, most of them for torch."
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing what the tests and checks need."
+	@$(PIP) --editable '.[dev,torchjd,tensorboard]'
+	@touch $@
+
+# Of learn2learn's dependencies it imports gym and requests always, qpth for its MetaOptNet only.
+# We leave qpth out: it would hold numpy below 2 for everything in the environment.
+$(VENV)/.installed-learn2learn: $(VENV)/.installed-dev .ci/build_learn2learn.sh
+	@bash .ci/build_learn2learn.sh $(VENV)/bin/python .wheels
+	@$(PIP) gym==0.26.2 requests
+	@$(PIP) --no-deps --no-index --find-links .wheels learn2learn==0.2.0
+	@touch $@
