@@ -1,8 +1,34 @@
 """gametalearn: gradient-based few-shot meta-learning with gradient agreement."""
 
+from gametalearn.adaptation import ANIL, MAML, MetaSGD, Reptile
 from gametalearn.episodes import EpisodeSampler, TaskBatch
 from gametalearn.errors import InputError
-from gametalearn.gradients import TaskGradients
+from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.images import ClassImages
+from gametalearn.weighting import (
+    GradientAgreement,
+    NormControl,
+    Uniform,
+    Weights,
+    agreement_weights,
+    agreement_weights_from_gramian,
+)
 
-__all__ = ["ClassImages", "EpisodeSampler", "InputError", "TaskBatch", "TaskGradients"]
+__all__ = [
+    "ANIL",
+    "MAML",
+    "ClassImages",
+    "EpisodeSampler",
+    "GradientAgreement",
+    "InputError",
+    "MetaSGD",
+    "NormControl",
+    "Reptile",
+    "TaskBatch",
+    "TaskGradients",
+    "Uniform",
+    "Weights",
+    "agreement_weights",
+    "agreement_weights_from_gramian",
+    "meta_gradients",
+]

@@ -153,8 +153,9 @@ class ClassImages:
         return ClassImages.from_tensors(torch.stack(images), labels, name=name)
 
 
-def _to_uint8(image: Any) -> Tensor:
-    if isinstance(image, Tensor):
+def _to_uint8(source: Any) -> Tensor:
+    if isinstance(source, Tensor):
+        image: Tensor = source
         if image.is_floating_point():
             if image.min() < 0 or image.max() > 1:
                 raise ValueError(
@@ -162,5 +163,5 @@ def _to_uint8(image: Any) -> Tensor:
                 )
             image = (image * 255).round().to(torch.uint8)
         return image if image.ndim == 3 else image.unsqueeze(0)
-    array = torch.from_numpy(np.array(image, dtype=np.uint8))
+    array = torch.from_numpy(np.array(source, dtype=np.uint8))
     return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)

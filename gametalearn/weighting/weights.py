@@ -1,0 +1,109 @@
+"""What every weighting rule returns, and the forms of gradients that rules accept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gametalearn.errors import InputError
+from gametalearn.gradients import TaskGradients
+
+__all__ = ["Gradients", "Rule", "Weights", "as_rows", "check_finite"]
+
+TaskGradient = Tensor | Sequence[Tensor | None] | Mapping[str, Tensor | None]
+"""One task's gradient: a tensor, or tensors by position or name; None is a zero gradient."""
+
+Gradients = Tensor | Sequence[TaskGradient]
+"""A ``(T, P)`` tensor, or T per-task gradients of equal structure."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of one meta-batch.
+
+    Attributes:
+        raw: the weights as the paper defines them: ``(T,)`` for a rule over tasks, ``(K,)`` for a
+            rule over objectives.
+        effective: ``(T,)``, those for which the meta-update is ``sum_i effective_i * rows_i``.
+    """
+
+    raw: Tensor
+    effective: Tensor
+
+
+class Rule(Protocol):
+    """A weighting rule: an `nn.Module` that maps `TaskGradients` to `Weights`."""
+
+    def __call__(self, gradients: TaskGradients) -> Weights:
+        """The weights of one meta-batch; learnable and running state may advance."""
+        ...
+
+
+def as_rows(gradients: Gradients) -> Tensor:
+    """Flatten T per-task gradients into a ``(T, P)`` tensor; a tensor passes through.
+
+    Raises:
+        InputError: no task, or tasks whose gradients differ in structure.
+    """
+    if isinstance(gradients, Tensor):
+        if gradients.ndim != 2 or not len(gradients):
+            raise InputError(
+                f"gradients: expected a (T, P) tensor with T >= 1, got {tuple(gradients.shape)}"
+            )
+        return gradients
+    tasks = [_parts(task) for task in gradients]
+    if not tasks:
+        raise InputError("gradients: expected at least one task, got an empty sequence")
+    shapes: dict[object, torch.Size] = {}
+    like: Tensor | None = None
+    for i, task in enumerate(tasks):
+        if task.keys() != tasks[0].keys():
+            odd = sorted(map(str, task.keys() ^ tasks[0].keys()))
+            raise InputError(
+                f"gradients: tasks 0 and {i} differ in their parts: {', '.join(odd[:4])}"
+            )
+        for key, part in task.items():
+            if part is None:
+                continue
+            like = part if like is None else like
+            if shapes.setdefault(key, part.shape) != part.shape:
+                raise InputError(
+                    f"gradients: part {key} is {tuple(part.shape)} in task {i}, "
+                    f"{tuple(shapes[key])} before"
+                )
+    if like is None:
+        raise InputError("gradients: every part of every task is None")
+    rows = [
+        torch.cat(
+            [
+                like.new_zeros(shapes[key].numel()) if part is None else part.reshape(-1)
+                for key, part in task.items()
+                if key in shapes
+            ]
+        )
+        for task in tasks
+    ]
+    return torch.stack(rows)
+
+
+def _parts(task: TaskGradient) -> dict[object, Tensor | None]:
+    if isinstance(task, Tensor):
+        return {0: task}
+    if isinstance(task, Mapping):
+        return dict(sorted(task.items()))
+    return dict(enumerate(task))
+
+
+def check_finite(per_task: Tensor, what: str) -> None:
+    """Raise an `InputError` that names the first task whose value ``(T,)`` is not finite."""
+    bad = (~torch.isfinite(per_task)).nonzero().flatten().tolist()
+    if bad:
+        others = f" (and of {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise InputError(
+            f"{what} of task {bad[0]}{others} is not finite ({float(per_task[bad[0]])}); "
+            "lower the inner learning rate, or leave the task out"
+        )
