@@ -9,7 +9,7 @@ SHELL := /bin/sh
 
 VENV := .venv
 # Conflicts are not reported: learn2learn asks for packages that it can do without (see below).
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts
 
 DEMO_FLAGS := --dataset glyphs --rules uniform,agreement,norm-control --ways 5 --shots 1 \
   --seeds 2 --iterations 300

@@ -34,7 +34,7 @@ trap 'rm -rf "$work"' EXIT
 
 "$python" -m venv "$work/env"
 build_python=$work/env/bin/python
-pip=("$build_python" -m pip --quiet --disable-pip-version-check)
+pip=("$build_python" -m pip -qq --disable-pip-version-check)
 # setuptools 70.1 is the first with a bdist_wheel of its own.
 "${pip[@]}" install 'cython<3' 'setuptools>=70.1'
 # Without build isolation: pip asks setup.py for its metadata, and setup.py for Cython.
