@@ -45,7 +45,7 @@ learn2learn: $(VENV)/.installed-learn2learn ## Build learn2learn 0.2.0 and insta
 clean: ## Remove .venv, built wheels and caches; runs/ and prepared data stay
 	rm -rf $(VENV) .wheels build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
-	find gametalearn data_scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment, in stages: what a user gets; the tools and extras that the tests need;
 # learn2learn. A stamp says that a stage is complete, so an interrupted one is done again.

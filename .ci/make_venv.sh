@@ -45,6 +45,9 @@ if works "$venv/bin/python" && [ "$(cat "$venv/.python" 2>/dev/null || echo "$he
   # Made by other means: keep it, but it must have pip.
   "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null
 else
+  if [ ! -f "$venv/.python" ] && "$venv/bin/python" -c '' 2>/dev/null; then
+    fail "$venv was not made by make and is not Python 3.11 or 3.12: move it away, or run \`make clean\`"
+  fi
   if [ -z "$python" ]; then
     for candidate in python3.11 python3.12 python3; do
       works "$candidate" || continue
