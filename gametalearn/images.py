@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from gametalearn.errors import InputError
 
@@ -79,22 +80,52 @@ class ClassImages:
 
     def rotated(self) -> ClassImages:
         """Every class four times, turned by 0, 90, 180 and 270 degrees (Santoro et al. 2016)."""
-        used = torch.cat(
-            [
-                torch.arange(f, f + c)
-                for f, c in zip(self.first.tolist(), self.count.tolist(), strict=True)
-            ]
-        )
-        upright = self.images[used]
-        first = self.count.cumsum(0) - self.count
+        upright = self._compact()
+        images, first = upright.images, upright.first
         return dataclasses.replace(
-            self,
-            images=torch.cat([torch.rot90(upright, k, (2, 3)) for k in range(4)]),
-            first=torch.cat([first + k * len(upright) for k in range(4)]),
+            upright,
+            images=torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)]),
+            first=torch.cat([first + k * len(images) for k in range(4)]),
             count=self.count.repeat(4),
             classes=tuple(f"{c}@{90 * k}" if k else c for k in range(4) for c in self.classes),
             class_group=self.class_group.repeat(4),
         )
+
+    def converted(self, size: int | None = None, channels: int | None = None) -> ClassImages:
+        """The classes as ``(channels, size, size)`` images; None keeps what the images have.
+
+        Resized bilinearly with antialiasing; RGB becomes grayscale by the weights of ITU-R 601
+        (Pillow's), grayscale becomes RGB by repetition.
+
+        Raises:
+            InputError: a size below 1, or channels other than 1 and 3.
+        """
+        c, h, w = self.shape
+        size_to = (h, w) if size is None else (size, size)
+        c_to = c if channels is None else channels
+        if min(size_to) < 1 or (c_to != c and {c, c_to} != {1, 3}):
+            raise InputError(
+                f"'{self.name}' has {c} x {h} x {w} images, which cannot become "
+                f"{c_to} x {size_to[0]} x {size_to[1]}; sizes are at least 1, channels 1 or 3"
+            )
+        if (c_to, *size_to) == (c, h, w):
+            return self
+        used = self._compact()
+        images = torch.empty(len(used.images), c_to, *size_to, dtype=torch.uint8)
+        for start in range(0, len(images), 1024):
+            x = used.images[start : start + 1024].to(torch.float32)
+            if c_to < c:
+                x = (x * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+            if size_to != (h, w):
+                x = interpolate(x, size_to, mode="bilinear", antialias=True)
+            images[start : start + 1024] = x.round_().clamp_(0, 255)  # 1 channel spreads over 3
+        return dataclasses.replace(used, images=images)
+
+    def _compact(self) -> ClassImages:
+        """The same classes over an image tensor with no other images, in the order of `classes`."""
+        ranges = zip(self.first.tolist(), self.count.tolist(), strict=True)
+        images = torch.cat([self.images[first : first + count] for first, count in ranges])
+        return dataclasses.replace(self, images=images, first=self.count.cumsum(0) - self.count)
 
     @staticmethod
     def from_tensors(
@@ -153,15 +184,20 @@ class ClassImages:
         return ClassImages.from_tensors(torch.stack(images), labels, name=name)
 
 
-def _to_uint8(source: Any) -> Tensor:
-    if isinstance(source, Tensor):
-        image: Tensor = source
-        if image.is_floating_point():
-            if image.min() < 0 or image.max() > 1:
-                raise ValueError(
-                    f"float images must lie in [0, 1], got {image.min():g} to {image.max():g}"
-                )
-            image = (image * 255).round().to(torch.uint8)
-        return image if image.ndim == 3 else image.unsqueeze(0)
-    array = torch.from_numpy(np.array(source, dtype=np.uint8))
-    return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
+def _to_uint8(item: Any) -> Tensor:
+    if getattr(item, "mode", "RGB") not in ("L", "RGB"):  # Pillow: 1-bit, palette, ...
+        item = item.convert("L" if item.mode in ("1", "LA") else "RGB")
+    if isinstance(item, Tensor):
+        image = item
+    else:
+        image = torch.from_numpy(np.array(item))
+        image = image.permute(2, 0, 1) if image.ndim == 3 else image
+    if image.is_floating_point():
+        if image.min() < 0 or image.max() > 1:
+            raise ValueError(
+                f"float images must lie in [0, 1], got {image.min():g} to {image.max():g}"
+            )
+        image = (image * 255).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8 or float in [0, 1], got {image.dtype}")
+    return image if image.ndim == 3 else image.unsqueeze(0)

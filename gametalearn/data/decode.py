@@ -1,0 +1,87 @@
+"""Image files to uint8 arrays."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gametalearn.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["decode", "resized"]
+
+MAX_PIXELS = 2**26  # ImageNet's largest image has 2**24
+# No format that runs a program (EPS) or that hides a document (PDF, PSD).
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+
+def decode(data: bytes, what: str) -> Image:
+    """Decode an image file to a Pillow image of mode ``L`` or ``RGB``.
+
+    Palette, CMYK and other colour images become RGB; 1-bit and 16-bit grayscale become ``L``;
+    transparency is laid over white. The orientation tag of cameras is ignored, as torchvision does.
+
+    Args:
+        data: the file's bytes.
+        what: the file's name, for the message.
+
+    Raises:
+        InputError: not an image, truncated, of more than 2**26 pixels, or of an unknown kind.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise InputError(
+                        f"{what}: {image.width} x {image.height} pixels, "
+                        f"at most {MAX_PIXELS} are read"
+                    )
+                return _plain(image)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise anything on damaged input
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{what}: not a readable image: {reason}") from error
+
+
+def _plain(image: Image) -> Image:
+    from PIL import Image as module
+
+    if image.mode in ("L", "RGB"):
+        image.load()
+        return image.copy()
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode.startswith("I;16"):
+        return module.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no known range")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = module.new("RGBA", image.size, "white")
+        return module.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def resized(image: Image, size: int, channels: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """``(channels, size, size)`` uint8 with 1 or 3 channels.
+
+    Resized with an antialiasing Lanczos filter to a square, as the field does with mini-ImageNet;
+    the aspect ratio is not kept and nothing is cropped.
+    """
+    from PIL.Image import Resampling
+
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), Resampling.LANCZOS)
+    array = np.asarray(image)
+    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
