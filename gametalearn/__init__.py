@@ -6,17 +6,20 @@ from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.images import ClassImages
 from gametalearn.weighting import (
+    RULES,
     GradientAgreement,
     NormControl,
     Uniform,
     Weights,
     agreement_weights,
     agreement_weights_from_gramian,
+    make_rule,
 )
 
 __all__ = [
     "ANIL",
     "MAML",
+    "RULES",
     "ClassImages",
     "EpisodeSampler",
     "GradientAgreement",
@@ -30,5 +33,6 @@ __all__ = [
     "Weights",
     "agreement_weights",
     "agreement_weights_from_gramian",
+    "make_rule",
     "meta_gradients",
 ]

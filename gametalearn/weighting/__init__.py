@@ -6,10 +6,12 @@ from gametalearn.weighting.agreement import (
     agreement_weights_from_gramian,
     gramian,
 )
+from gametalearn.weighting.make import RULES, make_rule
 from gametalearn.weighting.uniform import NormControl, Uniform
 from gametalearn.weighting.weights import Gradients, Rule, Weights
 
 __all__ = [
+    "RULES",
     "GradientAgreement",
     "Gradients",
     "NormControl",
@@ -19,4 +21,5 @@ __all__ = [
     "agreement_weights",
     "agreement_weights_from_gramian",
     "gramian",
+    "make_rule",
 ]

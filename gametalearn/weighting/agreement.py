@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -10,47 +11,96 @@ from torch import Tensor, nn
 
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
-from gametalearn.weighting.weights import Gradients, Weights, as_rows, check_finite
+from gametalearn.weighting.weights import Gradients, Weights, as_rows, check_finite, largest_entries
 
-__all__ = ["GradientAgreement", "agreement_weights", "agreement_weights_from_gramian", "gramian"]
+__all__ = [
+    "GradientAgreement",
+    "agreement_weights",
+    "agreement_weights_from_gramian",
+    "gramian",
+    "update_length",
+]
 
 TOLERANCE = 4.0
-"""c in: all s_k are zero up to rounding when sum |s| <= c * eps * sum |G_ij|."""
+"""c in: all s_k are zero up to rounding when sum |s| <= c * eps * sum |G_ij|. Rows that sum to zero
+up to the rounding of their entries stay below 2 (random shapes, up to a thousand tasks)."""
 
+GRAMIAN_TOLERANCE = 64.0
+"""c for a float32 or float64 Gramian that was computed elsewhere, whose entries carry the rounding
+errors of a sum over P products; those of `torch.mm` reach 20 at P = 100,000."""
 
 GRAMIAN_TASKS = 1024
 """Up to this many tasks the Gramian is formed; beyond it, memory stays linear in T."""
 
+SLICE = 2**18
+"""Entries of a slice of columns in float64: 2 MB, which stay in the cache."""
+
 
 def gramian(gradients: Gradients) -> Tensor:
-    """Scaled inner products ``(T, T)`` of per-task gradients, in float64.
+    """Inner products ``(T, T)`` of per-task gradients, in float64, relative to the longest one.
 
-    G_ij = <g_i, g_j> / m^2 with m the largest absolute entry of all rows, so that nothing overflows
-    or underflows; every rule here is invariant to the common factor. Accumulated in float64 (in
-    float32 on devices that lack it), in slices of columns, so the copy is small.
+    G_ij = <g_i, g_j> / max_k ||g_k||^2
+
+    so the largest entry is 1 (or all are 0) and nothing overflows or underflows; every rule here is
+    invariant to the common factor. Accumulated in float64 (in float32 on devices that lack it) from
+    slices of columns, so the copy is small.
 
     Raises:
         InputError: a row is not finite; the message names the task.
     """
     rows = as_rows(gradients).detach()
-    result = torch.zeros(len(rows), len(rows), dtype=_wide(rows), device=rows.device)
-    for part in _scaled_columns(rows):
-        result.addmm_(part, part.T)
-    return result
+    products = _products(rows, _scale(rows))
+    longest = products.diagonal().max()
+    return products / longest if longest > 0 else products
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
+def update_length(gradients: Gradients, weights: Tensor) -> float:
+    """||sum_i w_i g_i||, accumulated in float64 (in float32 on devices that lack it).
+
+    Args:
+        gradients: as in `agreement_weights`.
+        weights: ``(T,)``.
+    """
+    rows = as_rows(gradients).detach()
+    scale = _scale(rows)
+    w = weights.to(scale)
+    square = sum(float((w @ part).square().sum()) for part in _slices(rows, scale))
+    return float(scale.max()) * math.sqrt(square)
 
 
-def _scaled_columns(rows: Tensor) -> Iterator[Tensor]:
-    """Slices of ``rows / max |rows|`` by columns, in float64; none if all are zero."""
-    scale = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
-    check_finite(scale, "gradient")
-    largest = scale.max().to(_wide(rows))
-    if largest > 0:
-        for part in torch.split(rows, max(1, 2**22 // len(rows)), dim=1):
-            yield part.to(_wide(rows)) / largest
+def _wide(rows: Tensor) -> torch.dtype:
+    return torch.float32 if rows.device.type == "mps" else torch.float64
+
+
+def _is_narrow(rows: Tensor) -> bool:
+    """Whether products of entries can neither overflow nor underflow in the wide type."""
+    return torch.finfo(rows.dtype).max < math.sqrt(torch.finfo(_wide(rows)).max) / 2**32
+
+
+def _scale(rows: Tensor, each: bool = False) -> Tensor:
+    """What rows are divided by before squaring: ``(1, 1)``, or ``(T, 1)`` with ``each``."""
+    if _is_narrow(rows):
+        return torch.ones(1, 1, dtype=_wide(rows), device=rows.device)
+    largest = largest_entries(rows)
+    check_finite(largest, "gradient")
+    largest = (largest if each else largest.amax(0, keepdim=True)).unsqueeze(1).to(_wide(rows))
+    return torch.where(largest > 0, largest, 1.0)
+
+
+def _slices(rows: Tensor, scale: Tensor) -> Iterator[Tensor]:
+    """``rows / scale`` in the wide type, a slice of columns at a time."""
+    for part in torch.split(rows, max(1, SLICE // len(rows)), dim=1):
+        yield part.to(_wide(rows)) if _is_narrow(rows) else part.to(_wide(rows)) / scale
+
+
+def _products(rows: Tensor, scale: Tensor) -> Tensor:
+    """Inner products ``(T, T)`` of ``rows / scale``."""
+    products = torch.zeros(len(rows), len(rows), dtype=_wide(rows), device=rows.device)
+    for part in _slices(rows, scale):
+        products.addmm_(part, part.T)
+    # In the wide type a finite row has a finite square.
+    check_finite(products.diagonal(), "gradient")
+    return products
 
 
 def agreement_weights(gradients: Gradients, *, normalize: bool = False) -> Tensor:
@@ -80,21 +130,51 @@ def agreement_weights(gradients: Gradients, *, normalize: bool = False) -> Tenso
     tensor([ 0.2500,  0.5000, -0.2500])
     """
     rows = as_rows(gradients).detach()
-    eps = torch.finfo(rows.dtype).eps
-    if len(rows) <= GRAMIAN_TASKS:
-        return _from_gramian(gramian(rows), eps, normalize).to(rows.dtype)
-    # s_i = <g_i, sum_j g_j> needs no (T, T) matrix; sum |G_ij| is replaced by its upper bound
-    # (sum ||g_i||)^2.
-    length = rows.new_zeros(len(rows), dtype=_wide(rows))
-    for part in _scaled_columns(rows):
-        length += part.square().sum(1)
-    length = length.sqrt()
-    inverse = torch.where(length > 0, 1 / length, 0.0) if normalize else torch.ones_like(length)
-    s = torch.zeros_like(length)
-    for part in _scaled_columns(rows):
+    threshold = TOLERANCE * torch.finfo(rows.dtype).eps
+    scale = _scale(rows, each=normalize)
+    if len(rows) > GRAMIAN_TASKS:
+        return _many_tasks(rows, scale, threshold, normalize).to(rows.dtype)
+    products = _products(rows, scale)
+    inverse = _inverse(products.diagonal().sqrt(), normalize)
+    products = inverse.unsqueeze(1) * products * inverse
+    s = products.sum(1) if _is_narrow(rows) else _sums(rows, scale, inverse)
+    return _normalized(s, products.abs().sum(), threshold).to(rows.dtype)
+
+
+def _inverse(length: Tensor, normalize: bool) -> Tensor:
+    """What scales each gradient to unit length; a zero one stays zero."""
+    return torch.where(length > 0, 1 / length, 0.0) if normalize else torch.ones_like(length)
+
+
+def _sums(rows: Tensor, scale: Tensor, inverse: Tensor) -> Tensor:
+    """s_i = <g_i, sum_j g_j>: where gradients cancel, far more precise than a sum over j of G_ij."""
+    s = torch.zeros_like(inverse)
+    for part in _slices(rows, scale):
         unit = part * inverse.unsqueeze(1)
         s += unit @ unit.sum(0)
-    return _normalized(s, (inverse * length).sum() ** 2, eps).to(rows.dtype)
+    return s
+
+
+def _many_tasks(rows: Tensor, scale: Tensor, threshold: float, normalize: bool) -> Tensor:
+    """The weights without a (T, T) matrix."""
+    square = torch.zeros(len(rows), dtype=_wide(rows), device=rows.device)
+    for part in _slices(rows, scale):
+        square += part.square().sum(1)
+    check_finite(square, "gradient")
+    inverse = _inverse(square.sqrt(), normalize)
+    s = _sums(rows, scale, inverse)
+    # sum |G_ij| is at most (sum ||g_i||)^2: only where the sums are that small is it worth its cost.
+    magnitude = (inverse * square.sqrt()).sum() ** 2
+    if s.abs().sum() <= threshold * magnitude:
+        magnitude = torch.zeros_like(magnitude)
+        for start in range(0, len(rows), GRAMIAN_TASKS):
+            block = slice(start, start + GRAMIAN_TASKS)
+            products = torch.zeros_like(s).expand(len(s[block]), -1).clone()
+            for part in _slices(rows, scale):
+                unit = part * inverse.unsqueeze(1)
+                products.addmm_(unit[block], unit.T)
+            magnitude += products.abs().sum()
+    return _normalized(s, magnitude, threshold)
 
 
 def agreement_weights_from_gramian(gramian: Tensor, *, normalize: bool = False) -> Tensor:
@@ -106,32 +186,33 @@ def agreement_weights_from_gramian(gramian: Tensor, *, normalize: bool = False) 
         normalize: as in `agreement_weights`: G_ij / sqrt(G_ii G_jj) first.
 
     Returns:
-        ``(T,)`` weights of the Gramian's dtype and device.
+        ``(T,)`` weights of the Gramian's dtype and device. One task, or all s_k zero up to rounding
+        (sum |s| <= c * eps * sum |G_ij|, c = 64, or 4 below float32): uniform, 1/T.
 
     Raises:
         InputError: not square, or not finite.
+
+    >>> agreement_weights_from_gramian(torch.tensor([[2.0, 1.0], [1.0, 4.0]]))
+    tensor([0.3750, 0.6250])
     """
     if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or not len(gramian):
         raise InputError(f"gramian: expected a (T, T) tensor, got {tuple(gramian.shape)}")
+    if not gramian.is_floating_point():
+        raise InputError(f"gramian: expected floating-point numbers, got {gramian.dtype}")
     largest = gramian.detach().abs().amax(1)
     check_finite(largest, "Gramian row")
-    wide = gramian.detach().to(torch.float32 if gramian.device.type == "mps" else torch.float64)
-    top = largest.max().to(wide.dtype)
-    scaled = wide / top if top > 0 else wide
-    return _from_gramian(scaled, torch.finfo(gramian.dtype).eps, normalize).to(gramian.dtype)
+    top = largest.max().to(_wide(gramian))
+    products = gramian.detach().to(_wide(gramian)) / torch.where(top > 0, top, 1.0)
+    inverse = _inverse(products.diagonal().clamp(min=0).sqrt(), normalize)
+    products = inverse.unsqueeze(1) * products * inverse
+    eps = torch.finfo(gramian.dtype).eps
+    threshold = eps * (GRAMIAN_TOLERANCE if eps < 1e-5 else TOLERANCE)
+    return _normalized(products.sum(1), products.abs().sum(), threshold).to(gramian.dtype)
 
 
-def _from_gramian(gramian: Tensor, eps: float, normalize: bool) -> Tensor:
-    if normalize:
-        length = gramian.diagonal().clamp(min=0).sqrt()
-        inverse = torch.where(length > 0, 1 / length, 0.0)
-        gramian = inverse.unsqueeze(1) * gramian * inverse
-    return _normalized(gramian.sum(1), gramian.abs().sum(), eps)
-
-
-def _normalized(s: Tensor, magnitude: Tensor, eps: float) -> Tensor:
+def _normalized(s: Tensor, magnitude: Tensor, threshold: float) -> Tensor:
     total = s.abs().sum()
-    if len(s) == 1 or bool(total <= TOLERANCE * eps * magnitude):
+    if len(s) == 1 or bool(total <= threshold * magnitude):
         return torch.full_like(s, 1 / len(s))
     return s / total
 
@@ -160,7 +241,13 @@ class GradientAgreement(nn.Module):
         self.signal, self.normalize = signal, normalize
 
     def forward(self, gradients: TaskGradients) -> Weights:
-        """The weights of one meta-batch."""
+        """The weights of one meta-batch.
+
+        Raises:
+            InputError: a row or an update is not finite; the message names the task.
+        """
+        if self.signal == "update":
+            check_finite(largest_entries(gradients.rows), "gradient")
         vectors = gradients.rows if self.signal == "meta_gradient" else gradients.updates
-        weights = agreement_weights(vectors, normalize=self.normalize).to(gradients.rows.dtype)
+        weights = agreement_weights(vectors, normalize=self.normalize).to(gradients.rows)
         return Weights(raw=weights, effective=weights)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from gametalearn.gradients import TaskGradients
-from gametalearn.weighting.agreement import agreement_weights_from_gramian, gramian
-from gametalearn.weighting.weights import Weights
+from gametalearn.weighting.agreement import agreement_weights, update_length
+from gametalearn.weighting.weights import Weights, check_finite, largest_entries
 
 __all__ = ["NormControl", "Uniform"]
 
@@ -16,8 +15,13 @@ class Uniform(nn.Module):
     """w_i = 1/T: the mean over tasks of MAML (Finn et al. 2017, algorithm 1). Stateless."""
 
     def forward(self, gradients: TaskGradients) -> Weights:
-        """Equal weights ``(T,)``."""
+        """Equal weights ``(T,)``.
+
+        Raises:
+            InputError: a row is not finite; the message names the task.
+        """
         rows = gradients.rows
+        check_finite(largest_entries(rows), "gradient")
         weights = rows.new_full((len(rows),), 1 / len(rows))
         return Weights(raw=weights, effective=weights)
 
@@ -27,16 +31,20 @@ class NormControl(nn.Module):
 
     w_i = c / T with c = ||sum_j a_j g_j|| / ||sum_j g_j / T||, a the agreement weights. Agreement
     changes both the direction and the length of an update; a comparison without this control
-    cannot say which of the two helped. Where the mean vanishes, c = 1. Stateless.
+    cannot say which of the two helped. Where agreement falls back to uniform (one task, gradients
+    that cancel), c = 1. Stateless.
     """
 
     def forward(self, gradients: TaskGradients) -> Weights:
-        """Equal weights ``(T,)`` that sum to c."""
-        products = gramian(gradients.rows)
-        tasks = len(products)
-        agreement = agreement_weights_from_gramian(products)
-        uniform = torch.full_like(agreement, 1 / tasks)
-        wanted, own = (float(w @ products @ w) ** 0.5 for w in (agreement, uniform))
-        scale = wanted / own if own > 0 else 1.0
-        weights = gradients.rows.new_full((tasks,), scale / tasks)
+        """Equal weights ``(T,)`` that sum to c.
+
+        Raises:
+            InputError: a row is not finite; the message names the task.
+        """
+        rows = gradients.rows
+        agreement = agreement_weights(rows)
+        uniform = rows.new_full((len(rows),), 1 / len(rows))
+        length = update_length(rows, uniform)
+        scale = update_length(rows, agreement) / length if length > 0 else 1.0
+        weights = uniform * scale
         return Weights(raw=weights, effective=weights)

@@ -12,7 +12,7 @@ from torch import Tensor
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
 
-__all__ = ["Gradients", "Rule", "Weights", "as_rows", "check_finite"]
+__all__ = ["Gradients", "Rule", "Weights", "as_rows", "check_finite", "largest_entries"]
 
 TaskGradient = Tensor | Sequence[Tensor | None] | Mapping[str, Tensor | None]
 """One task's gradient: a tensor, or tensors by position or name; None is a zero gradient."""
@@ -54,6 +54,8 @@ def as_rows(gradients: Gradients) -> Tensor:
             raise InputError(
                 f"gradients: expected a (T, P) tensor with T >= 1, got {tuple(gradients.shape)}"
             )
+        if not gradients.is_floating_point():
+            raise InputError(f"gradients: expected floating-point numbers, got {gradients.dtype}")
         return gradients
     tasks = [_parts(task) for task in gradients]
     if not tasks:
@@ -87,7 +89,7 @@ def as_rows(gradients: Gradients) -> Tensor:
         )
         for task in tasks
     ]
-    return torch.stack(rows)
+    return as_rows(torch.stack(rows))
 
 
 def _parts(task: TaskGradient) -> dict[object, Tensor | None]:
@@ -96,6 +98,14 @@ def _parts(task: TaskGradient) -> dict[object, Tensor | None]:
     if isinstance(task, Mapping):
         return dict(sorted(task.items()))
     return dict(enumerate(task))
+
+
+def largest_entries(rows: Tensor) -> Tensor:
+    """The largest absolute entry of each row, ``(T,)``: NaN or inf where the row has one."""
+    if not rows.shape[1]:
+        return rows.new_zeros(len(rows))
+    parts = torch.split(rows.detach(), max(1, 2**20 // max(1, len(rows))), dim=1)
+    return torch.stack([part.abs().amax(1) for part in parts]).amax(0)
 
 
 def check_finite(per_task: Tensor, what: str) -> None:
