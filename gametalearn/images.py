@@ -80,12 +80,11 @@ class ClassImages:
 
     def rotated(self) -> ClassImages:
         """Every class four times, turned by 0, 90, 180 and 270 degrees (Santoro et al. 2016)."""
-        upright = self._compact()
-        images, first = upright.images, upright.first
+        upright, first = self.images[self._used()], self.count.cumsum(0) - self.count
         return dataclasses.replace(
-            upright,
-            images=torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)]),
-            first=torch.cat([first + k * len(images) for k in range(4)]),
+            self,
+            images=torch.cat([torch.rot90(upright, k, (2, 3)) for k in range(4)]),
+            first=torch.cat([first + k * len(upright) for k in range(4)]),
             count=self.count.repeat(4),
             classes=tuple(f"{c}@{90 * k}" if k else c for k in range(4) for c in self.classes),
             class_group=self.class_group.repeat(4),
@@ -110,22 +109,21 @@ class ClassImages:
             )
         if (c_to, *size_to) == (c, h, w):
             return self
-        used = self._compact()
-        images = torch.empty(len(used.images), c_to, *size_to, dtype=torch.uint8)
-        for start in range(0, len(images), 1024):
-            x = used.images[start : start + 1024].to(torch.float32)
+        used = self._used()
+        images = torch.empty(len(used), c_to, *size_to, dtype=torch.uint8)
+        for index, target in zip(used.split(1024), images.split(1024), strict=True):  # type: ignore[no-untyped-call]
+            x = self.images[index].to(torch.float32)
             if c_to < c:
                 x = (x * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
             if size_to != (h, w):
                 x = interpolate(x, size_to, mode="bilinear", antialias=True)
-            images[start : start + 1024] = x.round_().clamp_(0, 255)  # 1 channel spreads over 3
-        return dataclasses.replace(used, images=images)
-
-    def _compact(self) -> ClassImages:
-        """The same classes over an image tensor with no other images, in the order of `classes`."""
-        ranges = zip(self.first.tolist(), self.count.tolist(), strict=True)
-        images = torch.cat([self.images[first : first + count] for first, count in ranges])
+            target.copy_(x.round_().clamp_(0, 255))  # 1 channel spreads over 3
         return dataclasses.replace(self, images=images, first=self.count.cumsum(0) - self.count)
+
+    def _used(self) -> Tensor:
+        """The numbers of the classes' images, class after class."""
+        ranges = zip(self.first.tolist(), self.count.tolist(), strict=True)
+        return torch.cat([torch.arange(first, first + count) for first, count in ranges])
 
     @staticmethod
     def from_tensors(
@@ -185,7 +183,7 @@ class ClassImages:
 
 
 def _to_uint8(item: Any) -> Tensor:
-    if getattr(item, "mode", "RGB") not in ("L", "RGB"):  # Pillow: 1-bit, palette, ...
+    if hasattr(item, "convert") and item.mode not in ("L", "RGB"):  # Pillow: 1-bit, palette, ...
         item = item.convert("L" if item.mode in ("1", "LA") else "RGB")
     if isinstance(item, Tensor):
         image = item

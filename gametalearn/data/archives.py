@@ -57,7 +57,7 @@ class SourceFiles(Protocol):
 
 
 class FolderFiles:
-    """The image files below a folder. Links to files are followed, links to folders are not."""
+    """The image files below a folder; links are followed, but not in a circle."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -77,7 +77,9 @@ class FolderFiles:
         def refuse(error: OSError) -> None:
             raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error
 
-        for folder, _, files in os.walk(self.folder, onerror=refuse):
+        for folder, below, files in os.walk(self.folder, onerror=refuse, followlinks=True):
+            here = Path(folder).resolve()
+            below[:] = [b for b in below if not here.is_relative_to((here / b).resolve())]
             base = Path(folder).relative_to(self.folder)
             yield from ((base / file).as_posix() for file in files)
 

@@ -1,0 +1,161 @@
+"""Any tree of class folders: ``root/class/*.png|jpg|...`` or ``root/{train,val,test}/class/...``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from gametalearn.data.archives import FolderFiles
+from gametalearn.data.decode import decode, resized
+from gametalearn.data.packed import PackedWriter, read_or_build
+from gametalearn.errors import InputError
+from gametalearn.images import ClassImages
+
+__all__ = ["class_folders", "deal_classes", "load_folder"]
+
+SPLITS = ("train", "val", "test")
+
+
+def class_folders(files: FolderFiles) -> dict[str, dict[str, list[str]]]:
+    """The image files of each class of each split, ``{split: {class: [name, ...]}}``.
+
+    A class is a folder; its files may lie deeper. Where the tree has no ``train/``, ``val/`` and
+    ``test/``, classes are dealt to splits by `deal_classes`.
+
+    Raises:
+        InputError: no class folders, a split that is missing, or a class in two splits.
+    """
+    names = [name.split("/") for name in files.names()]
+    # a folder `test` that holds images, not folders, is a class
+    given = {p[0] for p in names if len(p) >= 3 and p[0] in SPLITS}
+    given -= {p[0] for p in names if len(p) == 2}
+    if given:
+        if missing := [split for split in SPLITS if split not in given]:
+            raise InputError(
+                f"{files.where}: has class folders in {sorted(given)[0]}/ but none in "
+                f"{missing[0]}/; give {', '.join(SPLITS)} all, or class folders only"
+            )
+        tree: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in SPLITS}
+        for p in names:
+            if len(p) >= 3 and p[0] in SPLITS:
+                tree[p[0]][p[1]].append("/".join(p))
+        check_disjoint(tree, files.where)
+        return tree
+    classes: dict[str, list[str]] = defaultdict(list)
+    for p in names:
+        if len(p) >= 2:
+            classes[p[0]].append("/".join(p))
+    dealt = deal_classes(classes, files.where)
+    return {split: {c: classes[c] for c in sorted(dealt[split])} for split in SPLITS}
+
+
+def check_disjoint(tree: Mapping[str, Iterable[str]], where: str) -> None:
+    """Raise an `InputError` that names a class of two splits, whose test would not be of new classes."""
+    seen: dict[str, str] = {}
+    for split, classes in tree.items():
+        for name in classes:
+            if name in seen:
+                raise InputError(
+                    f"{where}: class {name!r} is in {seen[name]} and in {split}; few-shot splits "
+                    "have different classes"
+                )
+            seen[name] = split
+
+
+def deal_classes(names: Iterable[str], where: str) -> dict[str, list[str]]:
+    """Deal classes to splits, 64 / 16 / 20 %, in the order of a hash of their names.
+
+    Validation and test get at least five classes each where there are fifteen, and a third of all
+    where there are fewer. A class seldom changes its split when others come or go.
+
+    >>> {split: len(c) for split, c in deal_classes(map(str, range(100)), "").items()}
+    {'train': 64, 'val': 16, 'test': 20}
+    """
+    ranked = sorted(
+        names, key=lambda n: hashlib.sha256(n.encode("utf-8", "surrogateescape")).digest()
+    )
+    total = len(ranked)
+    if total < 3:
+        raise InputError(
+            f"{where}: {total} class folders with images, at least 3 are needed (one a split); "
+            "images lie in FOLDER/CLASS/*.png or FOLDER/{train,val,test}/CLASS/*.png"
+        )
+    least = min(5, total // 3)
+    val, test = max(round(0.16 * total), least), max(round(0.2 * total), least)
+    train = total - val - test
+    return {"train": ranked[:train], "val": ranked[train:-test], "test": ranked[-test:]}
+
+
+def load_folder(
+    folder: Path, split: str, root: Path, *, image_size: int = 84, channels: int = 3
+) -> ClassImages:
+    """One split of a tree of class folders, ``(N, channels, image_size, image_size)``.
+
+    Images are resized to a square with a Lanczos filter; the aspect ratio is not kept and nothing
+    is cropped. They are packed once, below ``root/folders``, and again when a file comes, goes or
+    changes.
+
+    Args:
+        folder: holds ``CLASS/*`` or ``{train,val,test}/CLASS/*``; see `class_folders`.
+        split: ``train``, ``val`` or ``test``.
+        root: the data root.
+        image_size, channels: of the packed images; channels 1 or 3.
+
+    Raises:
+        InputError: no such folder, no classes in it, or an unreadable image.
+    """
+    folder = folder.expanduser().resolve()
+    if not folder.is_dir():
+        raise InputError(f"folder: {folder} is not a folder; give folder:PATH of class folders")
+    if image_size < 1 or channels not in (1, 3):
+        raise InputError(
+            f"folder: images of {image_size} pixels and {channels} channels asked; sizes are at "
+            "least 1, channels 1 or 3"
+        )
+    files = FolderFiles(folder)
+    tree = class_folders(files)
+
+    def build(out: PackedWriter) -> None:
+        count = sum(len(names) for classes in tree.values() for names in classes.values())
+        with tqdm(total=count, unit="image", desc=folder.name, disable=None) as progress:
+            for part, classes in tree.items():
+                for name, members in classes.items():
+                    images = []
+                    for member in members:
+                        image = decode(files.read(member), str(folder / member))
+                        images.append(resized(image, image_size, channels))
+                        progress.update()
+                    out.add(name, folder.name, np.stack(images), part)
+
+    key = hashlib.sha256(f"{folder}\0{image_size}\0{channels}".encode("utf-8", "surrogateescape"))
+    images, records = read_or_build(
+        root / "folders" / f"{folder.name}-{key.hexdigest()[:12]}",
+        folder.name,
+        (channels, image_size, image_size),
+        build,
+        source=str(folder),
+        listing=_listing(folder, tree),
+    )
+    return images.subset([i for i, r in enumerate(records) if r.split == split], split)
+
+
+def _listing(folder: Path, tree: Mapping[str, Mapping[str, list[str]]]) -> str:
+    """A digest of the files' places, sizes and times of change."""
+    digest = hashlib.sha256()
+    for split, classes in tree.items():
+        for members in classes.values():
+            for member in members:
+                try:
+                    status = (folder / member).stat()
+                except OSError as error:
+                    raise InputError(
+                        f"{folder / member}: cannot be read: {error.strerror}"
+                    ) from error
+                line = f"{split}\0{member}\0{status.st_size}\0{status.st_mtime_ns}\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
