@@ -1,0 +1,282 @@
+"""Weighting rules in a loop of one's own: three lines around ``loss.backward()``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from gametalearn.errors import InputError
+from gametalearn.gradients import TaskGradients
+from gametalearn.weighting.agreement import GradientAgreement
+from gametalearn.weighting.weights import Rule, Weights
+
+__all__ = ["GradientCollector", "WeightsFunction", "flatten", "weigh", "write_gradient"]
+
+WeightsFunction = Callable[[Tensor], Tensor]
+"""From rows ``(T, P)`` to weights ``(T,)``, such as `gametalearn.agreement_weights`."""
+
+
+class GradientCollector:
+    """Collects ``.grad`` task by task and writes the weighted combination back into ``.grad``.
+
+    ``combine`` leaves sum_i w_i g_i, g_i the gradient that task i's ``backward`` left and w_i its
+    effective weight. It is scaled like the *mean* over tasks, not like the sum that repeated
+    ``backward`` calls build up: uniform weights give the mean, and agreement has sum |w_i| = 1. So
+    a loop's own division by the number of tasks goes, and learning rates and clipping stay.
+
+    Anything may follow that works on ``.grad``: any optimiser, clipping, AMP's `GradScaler`. A
+    parameter that no task gave a gradient keeps None; one that some gave counts as zero in the
+    others; those that do not require gradients are left alone. Memory: T gradients, twice while
+    they are combined (`stream_agreement` needs a fixed number).
+
+    Args:
+        parameters: those of the optimiser: ``model.parameters()``. All on one device; of several
+            dtypes, the rows take the widest. Fixed from here on.
+        rule: any `Rule` of `gametalearn.weighting` (a module from `TaskGradients` to `Weights`), or
+            a plain function from rows ``(T, P)`` to weights ``(T,)``, such as `agreement_weights`.
+            A rule's own state is advanced and saved as anywhere else. Default: gradient agreement.
+
+    Raises:
+        InputError: no parameters; something that is no leaf tensor of real floating point;
+            several devices.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> collect = GradientCollector(model.parameters())
+    >>> for x in torch.tensor([[1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]]):
+    ...     model(x).sum().backward()
+    ...     collect.add()
+    >>> collect.combine().effective
+    tensor([ 0.2500,  0.5000, -0.2500])
+    >>> model.weight.grad
+    tensor([[1.0000, 0.5000]])
+    >>> optimizer.step()
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], rule: Rule | WeightsFunction | None = None
+    ) -> None:
+        if isinstance(parameters, (nn.Module, Tensor)):
+            raise InputError(
+                "GradientCollector: parameters must be an iterable of parameters, got a "
+                f"{type(parameters).__name__}; pass model.parameters()"
+            )
+        self._parameters = list(dict.fromkeys(parameters))
+        if not self._parameters:
+            raise InputError("GradientCollector: parameters is empty; pass model.parameters()")
+        device = None
+        for parameter in self._parameters:
+            device = _check_parameter(parameter, device)
+        self.rule = GradientAgreement() if rule is None else rule
+        self._tasks: list[_Task] = []
+
+    def __len__(self) -> int:
+        """Tasks collected since the last `combine`."""
+        return len(self._tasks)
+
+    def add(
+        self,
+        *,
+        loss: Tensor | float | None = None,
+        score: Tensor | float | None = None,
+        group: int = 0,
+        update: Sequence[Tensor | None] | None = None,
+    ) -> None:
+        """Take the gradients that the task's ``backward`` left; each ``.grad`` becomes None.
+
+        Agreement and the other rules over gradients need no argument. A rule that lacks one says
+        so when it is asked for weights.
+
+        Args:
+            loss: the task's loss, before AMP's scaling; for rules over losses.
+            score: its accuracy in [0, 1]; for DTP.
+            group: its objective; for rules over objectives.
+            update: the inner loop's theta - theta_i, one tensor a parameter in the order of
+                ``parameters`` (None: zeros); for ``GradientAgreement(signal="update")``.
+
+        Raises:
+            InputError: no parameter has a gradient; a sparse gradient; an update that does not fit
+                the parameters; a loss or score that is no scalar.
+        """
+        gradient = [p.grad if p.requires_grad else None for p in self._parameters]
+        if all(g is None for g in gradient):
+            raise InputError(
+                "GradientCollector: add() found no gradient on any parameter; call it right after "
+                "the task's loss.backward()"
+            )
+        task = _Task(
+            row=flatten(self._parameters, gradient, "gradient"),
+            present=[g is not None for g in gradient],
+            update=None if update is None else flatten(self._parameters, update, "update"),
+            loss=_scalar("loss", loss),
+            score=_scalar("score", score),
+            group=group,
+        )
+        for parameter, present in zip(self._parameters, task.present, strict=True):
+            if present:
+                parameter.grad = None
+        self._tasks.append(task)
+
+    def combine(self) -> Weights:
+        """Weigh the tasks, write sum_i w_i g_i into ``.grad`` and start afresh.
+
+        If a gradient is inf or NaN, the rule is not asked and its state does not advance: ``.grad``
+        becomes the plain mean, inf and NaN included, so that AMP's scaler skips the step, and the
+        weights returned are uniform. A common scale, AMP's too, leaves agreement's weights as they
+        are; a rule that depends on it (GradNorm) sees the scaled gradients.
+
+        Returns:
+            The `Weights` of the tasks, in the order in which they were added.
+
+        Raises:
+            InputError: no task was added, or the rule needs what `add` was not given. The tasks
+                are dropped then, too.
+        """
+        tasks, self._tasks = self._tasks, []
+        if not tasks:
+            raise InputError(
+                "GradientCollector: combine() found no task; call add() after each task's "
+                "loss.backward()"
+            )
+        gradients = _CollectedGradients(tasks)
+        weights = weigh(self.rule, gradients)
+        present = [any(flags) for flags in zip(*(task.present for task in tasks), strict=True)]
+        write_gradient(self._parameters, present, weights, gradients.rows)
+        return weights
+
+
+@dataclass
+class _Task:
+    row: Tensor
+    present: list[bool]
+    update: Tensor | None
+    loss: Tensor | None
+    score: Tensor | None
+    group: int
+
+
+class _CollectedGradients(TaskGradients):
+    """`TaskGradients` of a loop that need not know them all; a missing field says how to give it."""
+
+    def __init__(self, tasks: Sequence[_Task]) -> None:
+        rows = torch.stack([task.row for task in tasks])
+        group = torch.tensor([task.group for task in tasks], device=rows.device)
+        fields = {"rows": rows, "group": group}
+        for field, values in {
+            "updates": [task.update for task in tasks],
+            "loss": [task.loss for task in tasks],
+            "score": [task.score for task in tasks],
+        }.items():
+            given = [value.to(rows) for value in values if value is not None]
+            if len(given) == len(tasks):
+                fields[field] = torch.stack(given)
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # Python comes here for what is not set only.
+        if name in ("updates", "loss", "score"):
+            argument = "update" if name == "updates" else name
+            raise InputError(
+                f"GradientCollector: this rule needs the {argument} of every task; pass it as "
+                f"add({argument}=...)"
+            )
+        raise AttributeError(name)
+
+
+def weigh(rule: Rule | WeightsFunction, gradients: TaskGradients) -> Weights:
+    """The weights of T tasks; uniform, without asking ``rule``, where a row is not finite.
+
+    Raises:
+        InputError: ``rule`` does not give ``(T,)`` weights.
+    """
+    rows = gradients.rows
+    if not bool(torch.isfinite(rows).all()):
+        uniform = rows.new_full((len(rows),), 1 / len(rows))
+        return Weights(raw=uniform, effective=uniform)
+    result: Any = rule(gradients if isinstance(rule, nn.Module) else rows)  # type: ignore[arg-type]
+    weights = Weights(raw=result, effective=result) if isinstance(result, Tensor) else result
+    effective = getattr(weights, "effective", weights)
+    if not isinstance(effective, Tensor) or effective.shape != (len(rows),):
+        got = tuple(effective.shape) if isinstance(effective, Tensor) else type(effective).__name__
+        name = getattr(rule, "__name__", type(rule).__name__)
+        raise InputError(f"rule {name}: expected weights of shape ({len(rows)},), got {got}")
+    return weights
+
+
+def flatten(parameters: Sequence[Tensor], parts: Sequence[Tensor | None], what: str) -> Tensor:
+    """One ``(P,)`` copy of a tensor for each parameter, zeros for None; the widest dtype of all.
+
+    Raises:
+        InputError: a part that is sparse or does not fit its parameter; ``what`` names it.
+    """
+    if len(parts) != len(parameters):
+        raise InputError(
+            f"GradientCollector: {what} has {len(parts)} tensors for {len(parameters)} parameters"
+        )
+    for i, (parameter, part) in enumerate(zip(parameters, parts, strict=True)):
+        if part is not None and (part.layout != torch.strided or part.shape != parameter.shape):
+            raise InputError(
+                f"GradientCollector: {what} {i} is {part.layout} {tuple(part.shape)}; expected a "
+                f"dense tensor {tuple(parameter.shape)}"
+            )
+    return torch.cat(
+        [
+            (torch.zeros_like(p) if part is None else part).detach().reshape(-1)
+            for p, part in zip(parameters, parts, strict=True)
+        ]
+    )
+
+
+def write_gradient(
+    parameters: Sequence[Tensor], present: Sequence[bool], weights: Weights, rows: Tensor
+) -> None:
+    """Set ``.grad`` to sum_i w_i rows_i, each parameter in its own dtype and memory format.
+
+    Args:
+        parameters: P elements in all.
+        present: whether a parameter gets a gradient; ``.grad`` is left as it is otherwise.
+        weights: effective weights ``(T,)``.
+        rows: ``(T, P)``; half precision is summed in float32.
+    """
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    combined = weights.effective.detach().to(rows.device, wide) @ rows.to(wide)
+    parts = torch.split(combined, [p.numel() for p in parameters])
+    for parameter, wanted, part in zip(parameters, present, parts, strict=True):
+        if wanted:
+            parameter.grad = torch.empty_like(parameter, requires_grad=False)
+            parameter.grad.copy_(part.view_as(parameter))
+
+
+def _check_parameter(parameter: object, device: torch.device | None) -> torch.device:
+    if not isinstance(parameter, Tensor):
+        raise InputError(
+            f"GradientCollector: parameters must be tensors, got a {type(parameter).__name__}; "
+            "pass model.parameters()"
+        )
+    if not parameter.is_leaf or not parameter.is_floating_point():
+        raise InputError(
+            "GradientCollector: parameters must be leaf tensors of real floating point, got "
+            f"{parameter.dtype}{'' if parameter.is_leaf else ' computed from others'}"
+        )
+    if device is not None and parameter.device != device:
+        raise InputError(
+            f"GradientCollector: parameters must be on one device, got {device} and "
+            f"{parameter.device}"
+        )
+    return parameter.device
+
+
+def _scalar(name: str, value: Tensor | float | None) -> Tensor | None:
+    if value is None:
+        return None
+    scalar = torch.as_tensor(value).detach()
+    if scalar.numel() != 1:
+        raise InputError(
+            f"GradientCollector: {name} must be one number a task, got {tuple(scalar.shape)}"
+        )
+    return scalar.reshape(())

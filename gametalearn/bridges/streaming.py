@@ -1,0 +1,224 @@
+"""Gradient agreement in memory that does not grow with the number of tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from gametalearn.errors import InputError
+from gametalearn.weighting.agreement import TOLERANCE
+from gametalearn.weighting.weights import TaskGradient
+
+__all__ = ["stream_agreement"]
+
+REPEATED = 1e-3
+"""How far, relatively, a gradient's length may move between the passes; CUDA moves it by 1e-6."""
+
+G = TypeVar("G", bound=TaskGradient)
+"""A tensor, or a sequence or dict of them."""
+
+Parts = dict[object, Tensor]
+"""The parts of a gradient that are not None, by position or name."""
+
+
+def stream_agreement(
+    task_gradient: Callable[[int], G], num_tasks: int, *, normalize: bool = False
+) -> tuple[G, Tensor]:
+    """The agreement weights of T tasks, and their combination, from one gradient at a time.
+
+    w_i = s_i / sum_k |s_k|,  s_i = <g_i, sum_j g_j>;  combination = sum_i w_i g_i
+
+    as in `agreement_weights`. The first pass finds sum_j g_j and the largest entry of all, by which
+    everything is divided so that products stay in range; the second finds s_i and sums s_i g_i, to
+    be divided by sum |s_i| at the end. So each gradient is computed twice, and what is held at a
+    time is one gradient and two sums in float64 (three with ``normalize``), and float64 copies of
+    one part of a gradient, whatever T is.
+
+    Args:
+        task_gradient: the gradient of task i, 0 <= i < T: a tensor, a sequence or a dict of tensors
+            (None stands for zeros), such as `torch.autograd.grad` returns. Called in order, twice
+            for each i; the second gradient must be the first again, so whatever is random in it
+            (dropout, the drawing of examples) must depend on i alone.
+        num_tasks: T, at least 1.
+        normalize: scale each g_i to unit length for the weights, as in `agreement_weights`.
+
+    Returns:
+        The combination, in the form, dtypes and devices of a task's gradient (a part that is None
+        in every task stays None), and the weights ``(T,)``. One task, or all s_k zero up to
+        rounding: the plain mean and uniform weights. For the latter, sum |G_ij| is not at hand, and
+        its upper bound (sum ||g_i||)^2 stands in: sum |s| <= 4 * eps * (sum ||g_i||)^2, with
+        float32's eps for half precision, too.
+
+    Raises:
+        InputError: no tasks; a gradient that is not finite (the message names the task), or that
+            differs from task 0's in form; a second pass that does not repeat the first.
+
+    >>> tasks = torch.tensor([[1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]])
+    >>> stream_agreement(lambda i: tasks[i], 3)
+    (tensor([1.0000, 0.5000]), tensor([ 0.2500,  0.5000, -0.2500]))
+    """
+    if num_tasks < 1:
+        raise InputError(f"stream_agreement: num_tasks must be at least 1, got {num_tasks}")
+    form: _Form[G] = _Form()
+    total: Parts = {}  # sum of g_i over the largest entry so far, or over its own length
+    scale = 0.0  # the largest entry so far
+    lengths: list[tuple[float, float]] = []  # as products, since they may leave the range
+    for task in range(num_tasks):
+        parts = form.parts(task, task_gradient(task))
+        lengths.append(_length(task, parts))
+        largest = lengths[task][0]
+        if largest > scale:
+            if not normalize:
+                _multiply(total, scale / largest)
+            scale = largest
+        if largest > 0:
+            _accumulate(total, parts, lengths[task] if normalize else (scale,))
+        del parts  # before the next one is computed
+
+    combination: Parts = {}  # sum of s_i g_i / scale
+    plain: Parts = {} if normalize else total  # sum of g_i / scale
+    scores: list[float] = []
+    for task in range(num_tasks):
+        parts = form.parts(task, task_gradient(task))
+        _check_repeated(task, _length(task, parts), lengths[task])
+        scores.append(0.0)
+        if lengths[task][0] > 0:
+            scores[task] = _dot(parts, total, lengths[task] if normalize else (scale,))
+            _accumulate(combination, parts, (scale,), scores[task])
+            if normalize:
+                _accumulate(plain, parts, (scale,))
+        del parts
+
+    size = math.fsum(map(abs, scores))
+    bound = math.fsum(1.0 if normalize else a / scale * b for a, b in lengths if a > 0) ** 2
+    eps = min(torch.finfo(form.dtype).eps, torch.finfo(torch.float32).eps)
+    if num_tasks == 1 or size <= TOLERANCE * eps * bound:
+        combination, size, scores = plain, float(num_tasks), [1.0] * num_tasks
+    _multiply(combination, 1 / size)
+    _multiply(combination, scale)
+    return form.build(combination), form.weights([score / size for score in scores])
+
+
+class _Form(Generic[G]):
+    """What the gradients of all tasks have in common: structure, shapes, dtypes, devices."""
+
+    def __init__(self) -> None:
+        self._type: type | None = None
+        self._keys: list[object] = []
+        # For each part that some task has: its shape, and a zero of its dtype and device.
+        self._shape: dict[object, torch.Size] = {}
+        self._zero: Parts = {}
+
+    def parts(self, task: int, gradient: G) -> Parts:
+        """The parts of a task's gradient; an `InputError` if they do not fit those before."""
+        kind: type = list if isinstance(gradient, list) else tuple
+        found: dict[Any, Tensor | None]
+        if isinstance(gradient, Tensor):
+            kind, found = Tensor, {0: gradient}
+        elif isinstance(gradient, Mapping):
+            kind, found = dict, dict(gradient)
+        else:
+            found = dict(enumerate(gradient))
+        if self._type is None:
+            self._type, self._keys = kind, list(found)
+        if kind is not self._type or found.keys() != set(self._keys):
+            raise InputError(
+                f"stream_agreement: the gradient of task {task} is a {kind.__name__} of parts "
+                f"{list(found)[:6]}, that of task 0 a {self._type.__name__} of {self._keys[:6]}"
+            )
+        given = {key: part.detach() for key, part in found.items() if part is not None}
+        for key, part in given.items():
+            self._zero.setdefault(key, part.new_zeros(()))
+            shape = self._shape.setdefault(key, part.shape)
+            if shape != part.shape:
+                raise InputError(
+                    f"stream_agreement: part {key} is {tuple(part.shape)} in task {task}, "
+                    f"{tuple(shape)} before"
+                )
+        return given
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest of the parts."""
+        if not self._zero:
+            raise InputError("stream_agreement: every part of every task's gradient is None")
+        return reduce(torch.promote_types, (zero.dtype for zero in self._zero.values()))
+
+    def build(self, parts: Parts) -> G:
+        """``parts`` in the form of a task's gradient; zeros where every task has zeros."""
+        whole: dict[object, Tensor | None] = dict.fromkeys(self._keys)
+        for key, zero in self._zero.items():
+            part = parts.get(key)
+            zeros = zero.expand(self._shape[key]).clone()
+            whole[key] = zeros if part is None else part.to(zero.dtype)
+        built: Any = whole
+        if self._type is Tensor:
+            built = whole[0]
+        elif self._type in (list, tuple):
+            built = self._type(whole.values())
+        return built  # type: ignore[no-any-return]
+
+    def weights(self, values: list[float]) -> Tensor:
+        """``(T,)`` in the widest dtype of the parts."""
+        device = next(iter(self._zero.values())).device
+        return torch.tensor(values, dtype=self.dtype, device=device)
+
+
+def _wide(part: Tensor) -> Tensor:
+    return part.to(torch.float32 if part.device.type == "mps" else torch.float64)
+
+
+def _divided(part: Tensor, divisors: tuple[float, ...]) -> Tensor:
+    return reduce(torch.div, divisors, _wide(part))
+
+
+def _length(task: int, parts: Parts) -> tuple[float, float]:
+    """The largest absolute entry a, and b such that the gradient's length is a * b."""
+    largest = [float(part.abs().max()) for part in parts.values() if part.numel()]
+    for value in largest:
+        if not math.isfinite(value):
+            raise InputError(
+                f"gradient of task {task} is not finite ({value}); lower the inner learning rate, "
+                "or leave the task out"
+            )
+    scale = max(largest, default=0.0)
+    if scale == 0:
+        return 0.0, 0.0
+    squares = (float(_divided(part, (scale,)).square().sum()) for part in parts.values())
+    return scale, math.sqrt(math.fsum(squares))
+
+
+def _check_repeated(task: int, now: tuple[float, float], before: tuple[float, float]) -> None:
+    scale = max(now[0], before[0])
+    if scale > 0:
+        new, old = (a / scale * b for a, b in (now, before))
+        if abs(new - old) > REPEATED * old:
+            raise InputError(
+                f"stream_agreement: task_gradient({task}) gave another gradient in the second pass "
+                f"(length off by {abs(new - old) / max(new, old):.1%}); seed what is random in it "
+                "by the task"
+            )
+
+
+def _accumulate(
+    sums: Parts, parts: Parts, divisors: tuple[float, ...], factor: float = 1.0
+) -> None:
+    for key, part in parts.items():
+        term = _divided(part, divisors)
+        sums[key] = sums[key].add_(term, alpha=factor) if key in sums else term.mul(factor)
+
+
+def _multiply(sums: Parts, factor: float) -> None:
+    for part in sums.values():
+        part.mul_(factor)
+
+
+def _dot(parts: Parts, sums: Parts, divisors: tuple[float, ...]) -> float:
+    return math.fsum(
+        float((_divided(part, divisors) * sums[key]).sum()) for key, part in parts.items()
+    )

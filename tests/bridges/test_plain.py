@@ -1,0 +1,440 @@
+"""`GradientCollector` in ordinary loops, against weights and sums computed by hand."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gametalearn import (
+    GradientAgreement,
+    InputError,
+    NormControl,
+    TaskGradients,
+    Uniform,
+    Weights,
+    agreement_weights,
+)
+from gametalearn.bridges import GradientCollector
+
+TASKS = 4
+
+
+def make_model(dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).to(dtype)
+
+
+def make_tasks(dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(TASKS, 6, 3, generator=generator, dtype=torch.float64)
+    y = torch.randn(TASKS, 6, 2, generator=generator, dtype=torch.float64)
+    return list(zip(x.to(dtype), y.to(dtype), strict=True))
+
+
+def rows_of(model: nn.Module, tasks: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The oracle's rows: one `autograd.grad` a task."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    grads = [
+        torch.autograd.grad(nn.functional.mse_loss(model(x), y), params, allow_unused=True)
+        for x, y in tasks
+    ]
+    return torch.stack(
+        [
+            torch.cat(
+                [
+                    (torch.zeros_like(p) if g is None else g).flatten()
+                    for p, g in zip(params, task, strict=True)
+                ]
+            )
+            for task in grads
+        ]
+    )
+
+
+def flat_grad(model: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def collect_all(
+    collect: GradientCollector, model: nn.Module, tasks: list[tuple[Tensor, Tensor]]
+) -> None:
+    for x, y in tasks:
+        nn.functional.mse_loss(model(x), y).backward()
+        collect.add()
+
+
+def test_agreement_is_the_default():
+    model, tasks = make_model(), make_tasks()
+    rows = rows_of(model, tasks)
+    collect = GradientCollector(model.parameters())
+    collect_all(collect, model, tasks)
+    assert len(collect) == TASKS
+    assert all(p.grad is None for p in model.parameters())
+    weights = collect.combine()
+    assert len(collect) == 0
+    torch.testing.assert_close(weights.effective, agreement_weights(rows))
+    torch.testing.assert_close(flat_grad(model), agreement_weights(rows) @ rows)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Uniform(),
+        NormControl(),
+        GradientAgreement(normalize=True),
+        agreement_weights,
+        lambda rows: torch.arange(float(len(rows))),
+    ],
+    ids=["uniform", "norm-control", "cosine", "function", "lambda"],
+)
+def test_any_rule_or_function(rule: Callable[..., Weights]):
+    model, tasks = make_model(), make_tasks()
+    rows = rows_of(model, tasks)
+    collect = GradientCollector(model.parameters(), rule)
+    collect_all(collect, model, tasks)
+    weights = collect.combine()
+    torch.testing.assert_close(flat_grad(model), weights.effective.double() @ rows)
+    if isinstance(rule, Uniform):
+        torch.testing.assert_close(flat_grad(model), rows.mean(0))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.Adam(p, lr=0.01),
+        lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
+        lambda p: torch.optim.RMSprop(p, lr=0.01),
+    ],
+    ids=["sgd", "adam", "adamw", "rmsprop"],
+)
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_training_equals_gradients_written_by_hand(make, set_to_none):
+    """Several steps, with clipping: the same parameters as with `.grad` set from the oracle."""
+    model, tasks = make_model(), make_tasks()
+    twin = copy.deepcopy(model)
+    optimizer, twin_optimizer = make(model.parameters()), make(twin.parameters())
+    collect = GradientCollector(model.parameters())
+    for _ in range(3):
+        for x, y in tasks:
+            optimizer.zero_grad(set_to_none=set_to_none)
+            nn.functional.mse_loss(model(x), y).backward()
+            collect.add()
+        collect.combine()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=set_to_none)
+
+        rows = rows_of(twin, tasks)
+        vector = agreement_weights(rows) @ rows
+        vector = vector * min(1.0, 0.05 / (float(vector.norm()) + 1e-6))
+        for p, part in zip(
+            twin.parameters(),
+            vector.split([p.numel() for p in twin.parameters()]),
+            strict=True,
+        ):
+            p.grad = part.view_as(p)
+        twin_optimizer.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_several_backward_calls_are_one_task():
+    model, tasks = make_model(), make_tasks()
+    halves = [((x[:3], y[:3]), (x[3:], y[3:])) for x, y in tasks]
+    rows = torch.stack([rows_of(model, list(pair)).sum(0) for pair in halves])
+    collect = GradientCollector(model.parameters())
+    for pair in halves:
+        for x, y in pair:
+            nn.functional.mse_loss(model(x), y).backward()
+        collect.add()
+    collect.combine()
+    torch.testing.assert_close(flat_grad(model), agreement_weights(rows) @ rows)
+
+
+class Heads(nn.Module):
+    """A trunk, one head a task, a frozen layer and one that is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Linear(3, 4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.unused = nn.Linear(2, 2)
+        self.heads = nn.ModuleList(nn.Linear(4, 1) for _ in range(3))
+
+    def forward(self, x: Tensor, task: int) -> Tensor:
+        output: Tensor = self.heads[task](torch.tanh(self.frozen(self.trunk(x))))
+        return output
+
+
+def test_parameters_without_gradient():
+    model = Heads().double()
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    stale = torch.ones_like(model.frozen.weight)
+    model.frozen.weight.grad = stale
+    before = copy.deepcopy(model.state_dict())
+    params = [p for p in model.parameters() if p.requires_grad]
+    rows = torch.stack(
+        [
+            torch.cat(
+                [
+                    (torch.zeros_like(p) if g is None else g).flatten()
+                    for p, g in zip(
+                        params,
+                        torch.autograd.grad(model(x[i], i).sum(), params, allow_unused=True),
+                        strict=True,
+                    )
+                ]
+            )
+            for i in range(2)
+        ]
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    collect = GradientCollector(model.parameters())
+    for i in range(2):
+        model(x[i], i).sum().backward()
+        collect.add()
+    weights = collect.combine()
+    torch.testing.assert_close(weights.effective, agreement_weights(rows))
+    # in some tasks: a zero in the others; in none: None; frozen: untouched
+    assert model.heads[0].weight.grad is not None
+    assert model.heads[1].weight.grad is not None
+    assert model.heads[2].weight.grad is None
+    assert model.unused.weight.grad is None
+    assert model.frozen.weight.grad is stale
+    model.frozen.weight.grad = None
+    wanted = (weights.effective @ rows).split([p.numel() for p in params])
+    for p, part in zip(params, wanted, strict=True):
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, part.view_as(p))
+    optimizer.step()
+    after = model.state_dict()
+    for name in after:
+        still = name.startswith(("frozen", "unused", "heads.2"))
+        assert torch.equal(before[name], after[name]) == still
+
+
+def test_shared_parameters_count_once():
+    model, tasks = make_model(), make_tasks()
+    rows = rows_of(model, tasks)
+    collect = GradientCollector([*model.parameters(), *model.parameters()])
+    collect_all(collect, model, tasks)
+    torch.testing.assert_close(collect.combine().effective, agreement_weights(rows))
+
+
+def test_memory_format_and_mixed_dtypes():
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+            self.head = nn.Linear(3, 1, dtype=torch.bfloat16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.head(self.conv(x).mean((2, 3)).to(torch.bfloat16)).sum()
+            return output
+
+    torch.manual_seed(0)
+    model = Mixed()
+    collect = GradientCollector(model.parameters())
+    for _ in range(3):
+        model(torch.randn(4, 2, 5, 5)).backward()
+        collect.add()
+    assert collect.combine().effective.dtype == torch.float32
+    weight, head = model.conv.weight, model.head.weight
+    assert weight.grad is not None
+    assert head.grad is not None
+    assert weight.grad.is_contiguous(memory_format=torch.channels_last)
+    assert head.grad.dtype == torch.bfloat16
+    torch.optim.Adam(model.parameters()).step()
+
+
+# AMP
+
+
+@pytest.mark.parametrize("factor", [2.0**-40, 2.0**16])
+def test_scaled_gradients_have_the_same_weights(factor):
+    model, tasks = make_model(), make_tasks()
+    rows = rows_of(model, tasks)
+    collect = GradientCollector(model.parameters())
+    for x, y in tasks:
+        (factor * nn.functional.mse_loss(model(x), y)).backward()
+        collect.add()
+    weights = collect.combine().effective
+    torch.testing.assert_close(weights, agreement_weights(rows))
+    torch.testing.assert_close(flat_grad(model) / factor, weights @ rows)
+
+
+def test_grad_scaler():
+    """A finite step is unscaled and taken; one with an overflow is skipped, the scale halved."""
+    model, tasks = make_model(torch.float32), make_tasks(torch.float32)
+    rows = rows_of(model, tasks)
+    wanted = torch.cat([p.detach().flatten() for p in model.parameters()])
+    wanted = wanted - 0.1 * (agreement_weights(rows) @ rows)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    collect = GradientCollector(model.parameters())
+
+    def step(bad: float | None = None) -> None:
+        for i, (x, y) in enumerate(tasks):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", enabled=False):
+                loss = nn.functional.mse_loss(model(x), y)
+            if bad is not None and i == 2:
+                loss = loss * bad
+            scaler.scale(loss).backward()
+            collect.add()
+        weights = collect.combine().effective
+        assert torch.isfinite(weights).all()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1e6)
+        scaler.step(optimizer)
+        scaler.update()
+
+    step()
+    got = torch.cat([p.detach().flatten() for p in model.parameters()])
+    torch.testing.assert_close(got, wanted)
+    for i, bad in enumerate([float("inf"), float("nan")]):
+        step(bad)
+        assert torch.equal(torch.cat([p.detach().flatten() for p in model.parameters()]), got)
+        assert scaler.get_scale() == 1024 / 2 ** (i + 1)
+    step()
+    assert not torch.equal(torch.cat([p.detach().flatten() for p in model.parameters()]), got)
+
+
+class Counting(Uniform):
+    calls = 0
+
+    def forward(self, gradients: TaskGradients) -> Weights:
+        self.calls += 1
+        return super().forward(gradients)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
+def test_not_finite_passes_through_where_it_is(bad):
+    p, q = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+    rule = Counting()
+    collect = GradientCollector([p, q], rule)
+    for value in (1.0, bad):
+        (p.sum() * value + q.sum()).backward()
+        collect.add()
+    weights = collect.combine()
+    assert rule.calls == 0
+    assert weights.effective.tolist() == [0.5, 0.5]
+    assert p.grad is not None
+    assert q.grad is not None
+    assert not torch.isfinite(p.grad).any()
+    assert q.grad.tolist() == [1.0]
+
+
+# what rules need
+
+
+class NeedsAll(nn.Module):
+    """Remembers the record it was given."""
+
+    seen: TaskGradients
+
+    def forward(self, gradients: TaskGradients) -> Weights:
+        self.seen = gradients
+        weights = gradients.loss + gradients.score + gradients.group + gradients.updates.sum(1)
+        return Weights(raw=weights, effective=weights)
+
+
+def test_losses_scores_groups_and_updates_reach_the_rule():
+    p = nn.Parameter(torch.zeros(2))
+    rule = NeedsAll()
+    collect = GradientCollector([p], rule)
+    for i in range(3):
+        loss = (p * (i + 1)).sum()
+        loss.backward()
+        collect.add(loss=loss + i, score=0.5, group=7, update=[torch.ones(2) * i])
+    collect.combine()
+    assert isinstance(rule.seen, TaskGradients)
+    assert rule.seen.loss.tolist() == [0, 1, 2]
+    assert not rule.seen.loss.requires_grad
+    assert rule.seen.score.tolist() == [0.5] * 3
+    assert rule.seen.group.tolist() == [7] * 3
+    assert rule.seen.group.dtype == torch.int64
+    assert rule.seen.updates.tolist() == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_update_signal():
+    p = nn.Parameter(torch.zeros(2))
+    collect = GradientCollector([p], GradientAgreement(signal="update"))
+    updates = torch.tensor([[1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]])
+    for update in updates:
+        p.sum().backward()
+        collect.add(update=[update])
+    torch.testing.assert_close(collect.combine().effective, agreement_weights(updates))
+
+
+@pytest.mark.parametrize("missing", ["loss", "score", "update"])
+def test_missing_argument_is_named(missing):
+    p = nn.Parameter(torch.zeros(2))
+    collect = GradientCollector([p], NeedsAll())
+    for i in range(2):
+        given = {"loss": 1.0, "score": 1.0, "update": [None]}
+        if i:
+            del given[missing]
+        p.sum().backward()
+        collect.add(**given)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=rf"needs the {missing} of every task; .*{missing}="):
+        collect.combine()
+    assert len(collect) == 0
+
+
+# errors
+
+
+def test_bad_input():
+    model = make_model()
+    with pytest.raises(InputError, match=r"got a Sequential; pass model.parameters\(\)"):
+        GradientCollector(model)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="parameters is empty"):
+        GradientCollector([])
+    with pytest.raises(InputError, match="must be tensors, got a tuple"):
+        GradientCollector(model.named_parameters())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"got torch\.complex64"):
+        GradientCollector([torch.zeros(2, dtype=torch.complex64)])
+    with pytest.raises(InputError, match="computed from others"):
+        GradientCollector([torch.zeros(2, requires_grad=True) * 2])
+    with pytest.raises(InputError, match="one device, got cpu and meta"):
+        GradientCollector([torch.zeros(2), torch.zeros(2, device="meta")])
+
+    collect = GradientCollector(model.parameters())
+    with pytest.raises(InputError, match=r"combine\(\) found no task; call add\(\)"):
+        collect.combine()
+    with pytest.raises(InputError, match=r"add\(\) found no gradient on any parameter"):
+        collect.add()
+    model(torch.randn(4, 3, dtype=torch.float64)).sum().backward()
+    with pytest.raises(InputError, match="update has 1 tensors for 4 parameters"):
+        collect.add(update=[None])
+    with pytest.raises(InputError, match=r"update 0 is torch.strided \(1,\); expected .* \(5, 3\)"):
+        collect.add(update=[torch.zeros(1), None, None, None])
+    with pytest.raises(InputError, match=r"loss must be one number a task, got \(2,\)"):
+        collect.add(loss=torch.zeros(2))
+    collect.add()  # what was refused took no gradient away
+
+
+def test_sparse_gradient_is_refused():
+    embedding = nn.Embedding(5, 2, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(InputError, match=r"gradient 0 is torch\.sparse_coo"):
+        GradientCollector(embedding.parameters()).add()
+
+
+@pytest.mark.parametrize(
+    ("rule", "got"),
+    [(lambda rows: rows[0], r"\(2,\)"), (lambda rows: None, "NoneType"), (nn.Identity(), "_Coll")],
+)
+def test_rule_that_gives_no_weights(rule, got):
+    p = nn.Parameter(torch.zeros(2))
+    collect = GradientCollector([p], rule)
+    for _ in range(3):
+        p.sum().backward()
+        collect.add()
+    with pytest.raises(InputError, match=rf"expected weights of shape \(3,\), got {got}"):
+        collect.combine()
