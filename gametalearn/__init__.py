@@ -1,10 +1,18 @@
 """gametalearn: gradient-based few-shot meta-learning with gradient agreement."""
 
 from gametalearn.adaptation import ANIL, MAML, MetaSGD, Reptile
+from gametalearn.comparison import Comparison, compare
+from gametalearn.config import TrainConfig
+from gametalearn.data import load_dataset
+from gametalearn.data.sinusoid import Sinusoid
 from gametalearn.episodes import EpisodeSampler, TaskBatch
 from gametalearn.errors import InputError
+from gametalearn.evaluation import Evaluation, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.images import ClassImages
+from gametalearn.mixture import MixedSource
+from gametalearn.models import MLP, Conv4, ResNet12
+from gametalearn.training import Run, load_run, train
 from gametalearn.weighting import (
     RULES,
     GradientAgreement,
@@ -19,20 +27,34 @@ from gametalearn.weighting import (
 __all__ = [
     "ANIL",
     "MAML",
+    "MLP",
     "RULES",
     "ClassImages",
+    "Comparison",
+    "Conv4",
     "EpisodeSampler",
+    "Evaluation",
     "GradientAgreement",
     "InputError",
     "MetaSGD",
+    "MixedSource",
     "NormControl",
     "Reptile",
+    "ResNet12",
+    "Run",
+    "Sinusoid",
     "TaskBatch",
     "TaskGradients",
+    "TrainConfig",
     "Uniform",
     "Weights",
     "agreement_weights",
     "agreement_weights_from_gramian",
+    "compare",
+    "evaluate",
+    "load_dataset",
+    "load_run",
     "make_rule",
     "meta_gradients",
+    "train",
 ]

@@ -57,7 +57,11 @@ def _norm(norm: Norm, channels: int) -> nn.Module:
     if norm not in NORMS:
         raise InputError(f"norm must be one of {', '.join(NORMS)}; got '{norm}'")
     if norm == "group":
-        return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
+        # up to 8 groups of at least 4 channels: the last features may be a single pixel
+        groups = next(
+            g for g in (8, 4, 2, 1) if channels % g == 0 and channels // g >= min(4, channels)
+        )
+        return nn.GroupNorm(groups, channels)
     return nn.Identity() if norm == "none" else TaskNorm(channels)
 
 

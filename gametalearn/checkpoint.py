@@ -1,0 +1,88 @@
+"""Checkpoints: written atomically, checked before they are read, loaded without code."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from gametalearn.errors import InputError
+
+__all__ = ["FORMAT", "load_checkpoint", "replacing", "save_checkpoint"]
+
+FORMAT = "gametalearn.checkpoint/1"
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[IO[bytes]]:
+    """A stream that takes ``target``'s place when it has been written and synced, or never.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written; ``target`` is as it was.
+    """
+    temporary = None
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise InputError(
+            f"{target}: cannot be written ({error.strerror or error}); what was there is unchanged"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` (tensors and plain values) atomically."""
+    with replacing(path) as stream:
+        try:
+            torch.save({"format": FORMAT, **content}, stream)
+        except RuntimeError as error:  # torch's zip writer reports a full disk this way
+            raise OSError(f"torch.save: {str(error).splitlines()[0]}") from error
+
+
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, with ``weights_only=True``.
+
+    Every member's CRC is checked first, since a flipped bit otherwise loads silently.
+
+    Raises:
+        InputError: no such file, damaged, or of another version; the message names the file.
+    """
+    damaged = f"{path}: damaged or not a checkpoint; use another one (best.pt lies beside it)"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (member := archive.testzip()) is not None:
+                raise InputError(f"{damaged} (checksum of {member})")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except InputError:
+        raise
+    except Exception as error:  # zipfile raises whatever a damaged header leads to
+        raise InputError(f"{damaged} ({error})") from error
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # the unpickler likewise; nothing is executed
+        raise InputError(f"{damaged} ({str(error).splitlines()[0][:120]})") from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT:
+        raise InputError(f"{path}: checkpoint format {version!r}, this version reads '{FORMAT}'")
+    return content  # type: ignore[no-any-return]

@@ -1,0 +1,418 @@
+"""The command line: ``gametalearn data | episodes | train | evaluate | compare | bench``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gametalearn.config import CHOICES, DEFAULTS, TrainConfig, read_toml
+from gametalearn.errors import InputError
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line on stderr for bad usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code: 0, 2 for bad usage or input, 130 on Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    try:
+        args = parser.parse_args(_with_config(parser, words))
+        args.run(args)
+    except InputError as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        print(f"gametalearn: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gametalearn: interrupted; what was done is saved", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of stdout has gone, as in `gametalearn ... | head`
+        sys.stderr.close()
+        return 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    return 0
+
+
+def _with_config(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
+    """Put the options of a ``--config`` file before those of the command line, which win."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    file = finder.parse_known_args(words)[0].config
+    if file is None or not words or words[0].startswith("-"):
+        return words
+    command = _subparsers(parser).get(words[0])
+    if command is None:
+        return words
+    options = {s: a for a in command._actions for s in a.option_strings}
+    given: list[str] = []
+    for key, value in read_toml(file).items():
+        flag = "--" + key.replace("_", "-")
+        action = options.get(flag)
+        if action is None or flag == "--config":
+            known = ", ".join(sorted(s[2:] for s in options if s.startswith("--")))
+            raise InputError(f"{file}: '{key}' is no option of {words[0]}; options: {known}")
+        if isinstance(value, bool):
+            if action.nargs != 0:
+                raise InputError(f"{file}: {key} takes a value, got {str(value).lower()}")
+            given += [flag] if value else []
+        elif isinstance(value, list):
+            given.append(f"{flag}={('+' if key == 'dataset' else ',').join(map(str, value))}")
+        elif isinstance(value, (str, int, float)):
+            given.append(f"{flag}={value}")
+        else:
+            raise InputError(f"{file}: {key} must be a plain value or a list, got {value!r}")
+    return [words[0], *given, *words[1:]]
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="gametalearn",
+        formatter_class=_Help,
+        description="Few-shot meta-learning by gradients: MAML, gradient agreement and other ways "
+        "to weight tasks.",
+        epilog="examples:\n"
+        "  gametalearn compare --rules uniform,agreement,norm-control --out runs/first\n"
+        "  gametalearn data prepare omniglot\n"
+        "  gametalearn train --dataset omniglot --rule agreement --out runs/omniglot\n"
+        "  gametalearn evaluate runs/omniglot --episodes 1000",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=summary, description=summary, epilog=f"example:\n  gametalearn {example}",
+            formatter_class=_Help, allow_abbrev=False,
+        )  # fmt: skip
+        sub.set_defaults(run=run)
+        sub.add_argument(
+            "--config", type=Path, metavar="FILE", help="TOML file of options; flags win"
+        )
+        sub.add_argument("--debug", action="store_true", help="show a traceback for bad input")
+        return sub
+
+    data = command("data", _data, "prepare data sets, or list what is there",
+                   "data prepare omniglot --source ~/omniglot")  # fmt: skip
+    data.add_argument("action", choices=("prepare", "list"), help="what to do")
+    data.add_argument("name", nargs="?", help="omniglot, mini-imagenet or glyphs")
+    data.add_argument("--source", type=Path, metavar="PATH",
+                      help="folder or archives to read; without it, download where that exists")  # fmt: skip
+    data.add_argument("--skip-bad", action="store_true", help="leave out unreadable images")
+
+    episodes = command("episodes", _episodes, "sample episodes, and draw them as a PNG",
+                       "episodes --dataset glyphs --ways 5 --shots 2 --out episodes.png")  # fmt: skip
+    _add_data(episodes)
+    episodes.add_argument(
+        "--episodes", type=int, default=4, metavar="N", help="how many (default 4)"
+    )
+    episodes.add_argument("--on", choices=("train", "val", "test"), default="train",
+                          help="classes to draw from (default train)")  # fmt: skip
+    episodes.add_argument("--seed", type=int, help="of the stream of episodes (default 0)")
+    episodes.add_argument("--out", type=Path, default=Path("episodes.png"), metavar="PNG",
+                          help="the sheet (default episodes.png)")  # fmt: skip
+
+    train = command("train", _train, "meta-train one model",
+                    "train --dataset omniglot --rule agreement --iterations 2000 --out runs/a")  # fmt: skip
+    _add_data(train)
+    _add_training(train)
+    train.add_argument(
+        "--rule", metavar="NAME", help=f"weighting rule (default uniform): {_rules()}"
+    )
+    train.add_argument("--seed", type=int, help="of weights and episodes (default 0)")
+    train.add_argument("--out", type=Path, metavar="RUN", help="folder of the run")
+    train.add_argument("--resume", type=Path, metavar="RUN",
+                       help="go on with RUN; needs no other flag")  # fmt: skip
+    train.add_argument("--overwrite", action="store_true", help="start anew if RUN exists")
+
+    evaluate = command("evaluate", _evaluate, "test a trained run on unseen classes",
+                       "evaluate runs/a --episodes 1000 --protocol both")  # fmt: skip
+    evaluate.add_argument("folder", type=Path, metavar="RUN", help="what train --out wrote")
+    evaluate.add_argument("--episodes", type=int, default=1000, metavar="N",
+                          help="test episodes (default 1000)")  # fmt: skip
+    evaluate.add_argument("--protocol", choices=("auto", "transductive", "inductive", "both"),
+                          help="how queries are normalised (default: as in training)")  # fmt: skip
+    evaluate.add_argument("--checkpoint", choices=("best", "latest"), default="best",
+                          help="best on validation (default), or the latest")  # fmt: skip
+    evaluate.add_argument("--on", choices=("test", "val", "train"), default="test",
+                          help="classes to test on (default test)")  # fmt: skip
+    evaluate.add_argument(
+        "--inner-steps", type=int, metavar="N", help="inner steps (default: the run's)"
+    )
+    evaluate.add_argument("--seed", type=int, help="of the episodes (default: the run's)")
+    _add_machine(evaluate)
+
+    compare = command("compare", _compare, "train several rules on the same episodes, and compare them",
+                      "compare --dataset omniglot --rules uniform,agreement,norm-control --seeds 3 "
+                      "--out runs/cmp")  # fmt: skip
+    _add_data(compare)
+    _add_training(compare)
+    compare.add_argument("--rules", default="uniform,agreement,norm-control", metavar="A,B,...",
+                         help=f"weighting rules (default uniform,agreement,norm-control): {_rules()}")  # fmt: skip
+    compare.add_argument("--seeds", default="2", metavar="N|A,B,...",
+                         help="N: seeds 0 to N-1; or a list (default 2)")  # fmt: skip
+    compare.add_argument("--episodes", type=int, default=600, metavar="N",
+                         help="test episodes a seed (default 600)")  # fmt: skip
+    compare.add_argument("--out", type=Path, required=True, metavar="DIR",
+                         help="folder for results.json, plots and runs; finished runs are kept")  # fmt: skip
+    compare.add_argument("--overwrite", action="store_true", help="train everything anew")
+    return parser
+
+
+def _rules() -> str:
+    from gametalearn.weighting import RULES
+
+    return ", ".join(RULES)
+
+
+def _default(name: str) -> str:
+    """What an option is where it is not given, by data set."""
+    by_value: dict[Any, list[str]] = {}
+    for dataset, values in DEFAULTS.items():
+        if name in values:
+            by_value.setdefault(values[name], []).append(dataset)
+    if not by_value:
+        field = next(f for f in dataclasses.fields(TrainConfig) if f.name == name)
+        return f"default {field.default}" if field.default != "" else "default: the data set's"
+    if len(by_value) == 1:
+        return f"default {next(iter(by_value))}"
+    return "default " + "; ".join(
+        f"{value} for {', '.join(names)}" for value, names in by_value.items()
+    )
+
+
+def _add(parser: argparse._ArgumentGroup, name: str, kind: type, text: str, **more: Any) -> None:
+    choices = CHOICES.get(name)
+    shown = (
+        {"choices": choices} if choices else {"metavar": {int: "N", float: "X"}.get(kind, "NAME")}
+    )
+    flag = "--" + name.replace("_", "-")
+    parser.add_argument(flag, type=kind, help=f"{text} ({_default(name)})", **{**shown, **more})
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("episodes")
+    group.add_argument("--dataset", default="glyphs", metavar="NAME",
+                       help="glyphs (embedded, default), omniglot, mini-imagenet, sinusoid, "
+                       "folder:PATH, or several joined by +")  # fmt: skip
+    _add(group, "ways", int, "classes an episode")
+    _add(group, "shots", int, "support examples a class")
+    _add(group, "queries", int, "query examples a class")
+    _add(group, "split", str, "how classes are split: lake or maml for omniglot")
+    group.add_argument("--rotations", action="store_true", default=None,
+                       help="add training classes turned by 90, 180, 270 degrees")  # fmt: skip
+    _add(group, "objectives", str, "one objective a data set, or one an alphabet or script")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model and inner loop")
+    _add(group, "model", str, "network")
+    _add(group, "hidden", int, "filters or units a layer")
+    _add(group, "pool", str, "conv4: strided, or max-pooled")
+    _add(group, "norm", str, "how features are normalised: by the batch (transductive), by the "
+         "support set, by groups of channels, not at all")  # fmt: skip
+    _add(group, "protocol", str, "how queries are normalised in validation and test")
+    _add(group, "learner", str, "inner loop")
+    _add(group, "inner_lr", float, "inner rate; multiplies a mean loss")
+    _add(group, "inner_steps", int, "inner steps in training")
+    _add(group, "test_steps", int, "inner steps in validation and test")
+    group = parser.add_argument_group("outer loop")
+    _add(group, "iterations", int, "meta-updates")
+    _add(group, "meta_batch", int, "tasks in each")
+    _add(group, "share", str, "tasks of several data sets: equal numbers, or by their classes")
+    _add(group, "within", str, "how a loss-based rule combines an objective's tasks")
+    _add(group, "meta_lr", float, "outer rate")
+    _add(group, "meta_optimizer", str, "outer optimiser")
+    _add(group, "clip_value", float, "bound on the meta-gradient's entries; 0 is none")
+    _add(group, "clip_norm", float, "bound on its length; 0 is none")
+    _add(group, "nonfinite", str, "a task whose loss or gradient is NaN or inf")
+    _add(group, "validate_every", int, "iterations between validations", default=None)
+    _add(group, "validation_episodes", int, "episodes of a validation")
+    _add(group, "checkpoint_every", int, "iterations between checkpoints")
+    _add(group, "log_every", int, "iterations between lines of metrics.jsonl")
+    _add_machine(parser)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    _add(group, "device", str, "cpu, cuda, mps")
+    _add(group, "threads", int, "CPU threads; 0 is PyTorch's choice")
+    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _config(args: argparse.Namespace, **more: Any) -> TrainConfig:
+    names = {f.name for f in dataclasses.fields(TrainConfig)}
+    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    config = TrainConfig.of(**{**given, **more})
+    if config.threads == 0:
+        import torch
+
+        config = dataclasses.replace(config, threads=torch.get_num_threads())
+    return config
+
+
+def _use_threads(config: TrainConfig) -> None:
+    import torch
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"--device {config.device}: not usable here ({str(error).splitlines()[0]}); try cpu"
+        ) from error
+
+
+def _data(args: argparse.Namespace) -> None:
+    from gametalearn.data.catalog import describe, prepare
+    from gametalearn.data.packed import data_root
+
+    root = data_root()
+    if args.action == "list":
+        if args.name:
+            raise InputError(f"data list takes no name, got '{args.name}'")
+        for name, state in describe(root):
+            print(f"{name:14} {state}")
+        return
+    if not args.name:
+        raise InputError("data prepare: name a data set: omniglot, mini-imagenet or glyphs")
+    print(prepare(args.name, root, args.source, skip_bad=args.skip_bad))
+
+
+def _episodes(args: argparse.Namespace) -> None:
+    from gametalearn.build import build_source
+    from gametalearn.episodes import EpisodeSampler
+    from gametalearn.report import contact_sheet
+
+    config = _config(args)
+    if args.episodes < 1:
+        raise InputError(f"--episodes must be at least 1, got {args.episodes}")
+    source = build_source(config, args.on)
+    batch = source.sample(args.episodes)
+    print(
+        f"{len(batch)} episodes of {config.dataset} ({args.on}), seed {config.seed}: "
+        f"support {tuple(batch.support_x.shape[1:])}, query {tuple(batch.query_x.shape[1:])}"
+    )
+    if not isinstance(source, EpisodeSampler) or batch.classes is None:
+        if config.regression:
+            raise InputError(f"episodes draws images; {config.dataset} has none")
+        raise InputError("episodes draws one data set at a time; name one with --dataset")
+    data, names = source.dataset, []
+    for i, classes in enumerate(batch.classes.tolist()):
+        names.append([data.classes[c] for c in classes])
+        groups = sorted({data.groups[int(data.class_group[c])] for c in classes})
+        print(f"  {i + 1}: {', '.join(names[-1])}  [{', '.join(groups)}]")
+    print(f"wrote {contact_sheet(batch, args.out, config.ways, names)}")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from gametalearn.training import train
+
+    if args.resume is not None:
+        if args.out is not None and args.out != args.resume:
+            raise InputError(f"--resume {args.resume} goes on there; drop --out {args.out}")
+        file = args.resume / "config.toml"
+        if not file.exists():
+            raise InputError(f"--resume {args.resume}: no run there (config.toml is missing)")
+        config, out = TrainConfig.from_dict(read_toml(file), str(file)), args.resume
+    elif args.out is None:
+        raise InputError("train: give --out RUN, the folder that keeps the model, or --resume RUN")
+    else:
+        config, out = _config(args), args.out
+    _use_threads(config)
+    run = train(config, out, overwrite=args.overwrite, progress=not args.quiet)
+    value = abs(run.best["value"])
+    shown = f"{100 * value:.2f}%" if config.metric == "accuracy" else f"{value:.4g}"
+    print(
+        f"{run.iteration} iterations in {run.seconds:.0f} s; best validation {config.metric} "
+        f"{shown} at iteration {run.best['iteration']}; next: gametalearn evaluate {out}"
+    )
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from gametalearn.build import build_source, stream_seed
+    from gametalearn.comparison import write_evaluation
+    from gametalearn.evaluation import evaluate
+    from gametalearn.training import load_run
+
+    run = load_run(args.folder, args.checkpoint, args.device)
+    changes = {k: getattr(args, k) for k in ("threads", "seed") if getattr(args, k) is not None}
+    config = dataclasses.replace(run.config, **changes)
+    _use_threads(config)
+    learner = run.test_learner
+    if args.inner_steps is not None:
+        learner = run.learner.for_test(args.inner_steps)
+    wanted = args.protocol or config.protocol
+    protocols = ["transductive", "inductive"] if wanted == "both" else [wanted]
+    source, seed = build_source(config, args.on), stream_seed(config.seed, args.on)
+    for protocol in protocols:
+        from tqdm import tqdm
+
+        with tqdm(total=args.episodes, desc=f"evaluate {args.folder}", leave=False,
+                  disable=args.quiet or not sys.stderr.isatty()) as bar:  # fmt: skip
+            result = evaluate(
+                run.model, source, learner, args.episodes, seed,
+                meta=run.meta,
+                protocol=None if protocol == "auto" else protocol,  # type: ignore[arg-type]
+                progress=bar.update,
+            )  # fmt: skip
+        print(f"{args.folder} ({args.checkpoint}, iteration {run.iteration}): {result}")
+        name = "evaluation.json" if protocol == protocols[0] else f"evaluation-{protocol}.json"
+        write_evaluation(args.folder / name, result, run.iteration)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from gametalearn.comparison import compare
+    from gametalearn.report import plot_comparison
+
+    config = _config(args)
+    _use_threads(config)
+    rules = [name.strip() for name in args.rules.split(",") if name.strip()]
+    try:
+        seeds = [int(s) for s in args.seeds.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--seeds takes a number or a list such as 0,1,2; got '{args.seeds}'"
+        ) from None
+    comparison = compare(
+        config,
+        rules,
+        seeds if "," in args.seeds else seeds[0],
+        args.episodes,
+        args.out,
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+    )
+    plots = plot_comparison(comparison, args.out)
+    print(comparison.table())
+    print(f"\nwrote {', '.join(str(p) for p in [args.out / 'results.json', *plots])}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""The honest comparison: every rule from the same weights, on the same episodes, over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gametalearn.build import build_source, objective_names, stream_seed
+from gametalearn.checkpoint import replacing
+from gametalearn.config import TrainConfig
+from gametalearn.errors import InputError
+from gametalearn.evaluation import Evaluation, ci95, evaluate
+from gametalearn.training import Run, train
+from gametalearn.weighting import make_rule
+
+__all__ = ["Comparison", "compare", "paired_difference"]
+
+SCHEMA = "gametalearn.compare/1"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One rule on one seed: its test, and the seconds that its training took."""
+
+    evaluation: Evaluation
+    seconds: float
+    iteration: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found: for each rule, one `Result` a seed, in the order of ``seeds``."""
+
+    config: TrainConfig
+    seeds: tuple[int, ...]
+    episodes: int
+    objectives: tuple[str, ...]
+    results: dict[str, list[Result]]
+
+    @property
+    def baseline(self) -> str:
+        """The rule that the others are paired with: ``uniform``, or the first."""
+        return "uniform" if "uniform" in self.results else next(iter(self.results))
+
+    def pooled(self, rule: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The per-episode values of a rule, seed after seed."""
+        return np.concatenate([r.evaluation.values for r in self.results[rule]])
+
+    def mean(self, rule: str) -> float:
+        """The mean over seeds of a rule's mean over episodes."""
+        return float(np.mean([r.evaluation.mean for r in self.results[rule]]))
+
+    def over_seeds(self, rule: str) -> float | None:
+        """Half width of the 95% t interval over seeds, the unit of replication of training."""
+        from scipy import stats
+
+        means = np.array([r.evaluation.mean for r in self.results[rule]])
+        if len(means) < 3:
+            return None
+        quantile = float(stats.t.ppf(0.975, len(means) - 1))
+        return float(quantile * means.std(ddof=1) / len(means) ** 0.5)
+
+    def by_objective(self, rule: str) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        """The per-episode values of each objective, pooled over seeds."""
+        groups = np.concatenate([r.evaluation.group for r in self.results[rule]])
+        values = self.pooled(rule)
+        return {
+            name: values[groups == i]
+            for i, name in enumerate(self.objectives)
+            if (groups == i).any()
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``results.json``, schema ``gametalearn.compare/1``."""
+        metric, config = self.config.metric, self.config
+        rules = {}
+        for rule, results in self.results.items():
+            entry: dict[str, Any] = {
+                metric: self.mean(rule),
+                "ci95": ci95(self.pooled(rule)),
+                "seeds": [
+                    {
+                        "seed": seed,
+                        metric: r.evaluation.mean,
+                        "ci95": r.evaluation.ci95,
+                        "seconds": round(r.seconds, 3),
+                        "best_iteration": r.iteration,
+                    }
+                    for seed, r in zip(self.seeds, results, strict=True)
+                ],
+            }
+            if (over := self.over_seeds(rule)) is not None:
+                entry["ci95_over_seeds"] = over
+            if len(self.objectives) > 1:
+                entry["objectives"] = {
+                    name: {metric: float(v.mean()), "ci95": ci95(v)}
+                    for name, v in self.by_objective(rule).items()
+                }
+            rules[rule] = entry
+        return {
+            "schema": SCHEMA,
+            "dataset": config.dataset,
+            "ways": None if config.regression else config.ways,
+            "shots": config.shots,
+            "queries": config.queries,
+            "learner": config.learner,
+            "iterations": config.iterations,
+            "meta_batch": config.meta_batch,
+            "episodes": self.episodes,
+            "protocol": self.results[self.baseline][0].evaluation.protocol,
+            "rules": rules,
+            "paired": [
+                {"rule": rule, "baseline": self.baseline, **paired_difference(mine, theirs)}
+                for rule in self.results
+                if rule != self.baseline
+                for mine, theirs in [(self.pooled(rule), self.pooled(self.baseline))]
+            ],
+            "config": {k: v for k, v in config.as_dict().items() if k not in ("rule", "seed")},
+        }
+
+    def table(self) -> str:
+        """The final table: a line a rule, aligned, in percent for accuracies."""
+        scale, unit = (100.0, " %") if self.config.metric == "accuracy" else (1.0, "")
+        digits = 2 if self.config.metric == "accuracy" else 4
+
+        def show(value: float) -> str:
+            return f"{value * scale:.{digits}f}"
+
+        header = ["rule", f"test {self.config.metric}{unit}"]
+        several = len(self.objectives) > 1 and self.config.objectives == "dataset"
+        header += list(self.objectives) if several else []
+        seeds = self.over_seeds(self.baseline) is not None
+        header += ["over seeds"] if seeds else []
+        header += [f"minus {self.baseline} [95% interval]", "p", "s / run"]
+        lines = []
+        for rule, results in self.results.items():
+            line = [rule, f"{show(self.mean(rule))} ± {show(ci95(self.pooled(rule)))}"]
+            if several:
+                line += [
+                    f"{show(float(v.mean()))} ± {show(ci95(v))}"
+                    for v in self.by_objective(rule).values()
+                ]
+            if seeds:
+                line.append(f"± {show(self.over_seeds(rule) or 0.0)}")
+            if rule == self.baseline:
+                line += ["", ""]
+            else:
+                paired = paired_difference(self.pooled(rule), self.pooled(self.baseline))
+                low, high = paired["ci95"]
+                sign = f"{paired['difference'] * scale:+.{digits}f}"
+                line += [f"{sign} [{low * scale:+.{digits}f}, {high * scale:+.{digits}f}]"]
+                line += [f"{paired['p_value']:.2g}"]
+            line.append(f"{np.mean([r.seconds for r in results]):.0f}")
+            lines.append(line)
+        widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+        text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+                for line in [header, *lines]]  # fmt: skip
+        config, first = self.config, self.results[self.baseline][0].evaluation
+        what = "regression" if config.regression else f"{config.ways}-way"
+        title = (
+            f"{config.dataset}, {what} {config.shots}-shot, {config.learner}, "
+            f"{config.iterations} iterations, {len(self.seeds)} seeds x {self.episodes} test "
+            f"episodes, {first.protocol}; ± is a 95% interval over episodes"
+        )
+        return "\n".join([title, "", text[0], "-" * len(text[0]), *text[1:]])
+
+
+def paired_difference(
+    values: np.ndarray[Any, np.dtype[np.float64]], baseline: np.ndarray[Any, np.dtype[np.float64]]
+) -> dict[str, Any]:
+    """Mean difference of paired values, its 95% t interval and two-sided p-value.
+
+    Equal values give 0, [0, 0] and 1; a constant difference has a p-value of 0; never NaN.
+    """
+    from scipy import stats
+
+    difference = values - baseline
+    mean, n = float(difference.mean()), len(difference)
+    spread = float(difference.std(ddof=1)) if n > 1 else 0.0
+    if spread == 0.0:
+        return {"difference": mean, "ci95": [mean, mean], "p_value": float(mean == 0.0)}
+    error = spread / n**0.5
+    half = float(stats.t.ppf(0.975, n - 1)) * error
+    p_value = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
+    return {"difference": mean, "ci95": [mean - half, mean + half], "p_value": p_value}
+
+
+def compare(
+    config: TrainConfig,
+    rules: Sequence[str],
+    seeds: int | Sequence[int] = 2,
+    episodes: int = 600,
+    out: Path | str | None = None,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Comparison:
+    """Train every rule on every seed and test each run's best validated weights, once.
+
+    For a seed, every rule starts from the same initial weights and sees the same training,
+    validation and test episodes; the rules differ in nothing else.
+
+    Args:
+        config: the settings; ``rule`` and ``seed`` are replaced.
+        rules: names, such as ``["uniform", "agreement", "norm-control"]``.
+        seeds: their numbers; an int N means 0 to N - 1.
+        episodes: test episodes a seed, at least 2.
+        out: folder for ``results.json``, plots and ``RULE/seedN`` runs; what is finished there is
+            not trained again, what was interrupted goes on. None keeps all in memory.
+        overwrite: train everything anew.
+        progress: show progress on stderr.
+
+    Raises:
+        InputError: unknown or repeated rules, settings that do not fit, or a folder that holds
+            runs of other settings.
+    """
+    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not rules or len(set(rules)) < len(rules):
+        raise InputError(f"--rules: one or more different rules are needed, got {list(rules)}")
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise InputError(f"--seeds: one or more different seeds are needed, got {list(numbers)}")
+    if episodes < 2:
+        raise InputError(f"--episodes must be at least 2, got {episodes}")
+    folder = None if out is None else Path(out)
+    build_source(config, "test")  # bad settings are found before the first run, not after it
+    for rule in rules:
+        make_rule(rule, objectives=max(2, len(config.datasets)), regression=config.regression)
+    results: dict[str, list[Result]] = {rule: [] for rule in rules}
+    for seed in numbers:
+        for rule in rules:
+            own = dataclasses.replace(config, rule=rule, seed=seed)
+            place = None if folder is None else folder / _safe(rule) / f"seed{seed}"
+            label = f"{rule}, seed {seed}"
+            results[rule].append(_run(own, place, episodes, overwrite, progress, label))
+    comparison = Comparison(config, numbers, episodes, objective_names(config, "test"), results)
+    if folder is not None:
+        with replacing(folder / "results.json") as stream:
+            stream.write(
+                json.dumps(comparison.as_dict(), indent=2, allow_nan=False).encode() + b"\n"
+            )
+    return comparison
+
+
+def _safe(rule: str) -> str:
+    return rule.replace(":", "-")
+
+
+def _run(
+    config: TrainConfig,
+    place: Path | None,
+    episodes: int,
+    overwrite: bool,
+    progress: bool,
+    label: str,
+) -> Result:
+    """Train one rule on one seed, and test it unless this very test was done."""
+    run = train(config, place, overwrite=overwrite, progress=progress, label=label)
+    file = None if place is None else place / "evaluation.json"
+    seed = stream_seed(config.seed, "test")
+    if file is not None and file.exists():
+        stored = json.loads(file.read_text())
+        if (stored["seed"], len(stored["values"])) == (seed, episodes):
+            return Result(_evaluation(stored), run.seconds, stored["iteration"])
+    evaluation = run_test(run, episodes)
+    if file is not None:
+        write_evaluation(file, evaluation, run.best["iteration"])
+    return Result(evaluation, run.seconds, run.best["iteration"])
+
+
+def run_test(run: Run, episodes: int) -> Evaluation:
+    """Test a finished run's best validated weights on the test episodes of its seed."""
+    run.load_best()
+    protocol = run.config.protocol
+    return evaluate(
+        run.model,
+        build_source(run.config, "test"),
+        run.test_learner,
+        episodes,
+        stream_seed(run.config.seed, "test"),
+        meta=run.meta,
+        protocol=None if protocol == "auto" else protocol,  # type: ignore[arg-type]
+    )
+
+
+def write_evaluation(file: Path, evaluation: Evaluation, iteration: int) -> None:
+    """Write ``evaluation.json``, schema ``gametalearn.evaluation/1``."""
+    content = {
+        "schema": "gametalearn.evaluation/1",
+        "metric": evaluation.metric,
+        evaluation.metric: evaluation.mean,
+        "ci95": evaluation.ci95,
+        "protocol": evaluation.protocol,
+        "episodes": len(evaluation.values),
+        "seed": evaluation.seed,
+        "iteration": iteration,
+        "values": evaluation.values.tolist(),
+        "group": evaluation.group.tolist(),
+    }
+    with replacing(file) as stream:
+        stream.write(json.dumps(content, allow_nan=False).encode() + b"\n")
+
+
+def _evaluation(stored: dict[str, Any]) -> Evaluation:
+    return Evaluation(
+        values=np.array(stored["values"], dtype=np.float64),
+        group=np.array(stored["group"], dtype=np.int64),
+        metric=stored["metric"],
+        protocol=stored["protocol"],
+        seed=stored["seed"],
+    )

@@ -1,0 +1,212 @@
+"""The settings of a training run: one frozen dataclass, with each data set's defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from gametalearn.errors import InputError
+
+__all__ = ["DEFAULTS", "LEARNERS", "TrainConfig", "read_toml"]
+
+LEARNERS = ("maml", "fomaml", "anil", "metasgd", "reptile")
+MODELS = ("conv4", "resnet12", "mlp")
+
+_SMALL = {
+    "model": "conv4", "hidden": 64, "pool": "stride",
+    "ways": 5, "shots": 1, "queries": 5,
+    "inner_lr": 0.4, "inner_steps": 1, "test_steps": 3,
+    "meta_lr": 1e-3, "meta_optimizer": "adam", "meta_batch": 16,
+}  # fmt: skip
+_LARGE = {
+    "model": "conv4", "hidden": 32, "pool": "max",
+    "ways": 5, "shots": 1, "queries": 15,
+    "inner_lr": 0.05, "inner_steps": 5, "test_steps": 10,
+    "meta_lr": 1e-3, "meta_optimizer": "adam", "meta_batch": 4,
+}  # fmt: skip
+_SINUSOID = {
+    "model": "mlp", "hidden": 40, "pool": "stride",
+    "ways": 1, "shots": 10, "queries": 10,
+    "inner_lr": 0.01, "inner_steps": 1, "test_steps": 10,
+    "meta_lr": 1e-3, "meta_optimizer": "adam", "meta_batch": 25,
+}  # fmt: skip
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "glyphs": {**_SMALL, "iterations": 1000},
+    "omniglot": {**_SMALL, "iterations": 5000},
+    "mini-imagenet": {**_LARGE, "iterations": 5000},
+    "folder": {**_LARGE, "iterations": 5000},
+    "sinusoid": {**_SINUSOID, "iterations": 20000},
+}
+"""What a setting is where it is not given, by data set (for several, by the first)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a run's result depends on; `TrainConfig.of` fills in a data set's defaults.
+
+    Attributes:
+        dataset: ``glyphs``, ``omniglot``, ``mini-imagenet``, ``sinusoid``, ``folder:PATH``, or
+            several joined by ``+``, each an objective.
+        ways, shots, queries: classes an episode, support and query examples a class.
+        split: how classes are split: ``lake`` or ``maml`` for Omniglot.
+        rotations: add each training class turned by 90, 180 and 270 degrees.
+        objectives: ``dataset``: each data set is one objective; ``group``: each alphabet or script
+            is one, and an episode's classes come from one of them.
+        share: tasks of several data sets: ``fixed``, or ``proportional`` to their classes.
+        learner: ``maml``, ``fomaml``, ``anil``, ``metasgd`` or ``reptile``.
+        rule: the weighting rule's name; see `gametalearn.weighting.RULES`.
+        within: how a loss-based rule combines an objective's tasks: ``uniform`` or ``agreement``.
+        model: ``conv4``, ``resnet12`` or ``mlp``.
+        hidden: filters (conv4) or units (mlp) a layer.
+        pool: conv4's ``stride`` or ``max``.
+        norm: ``batch``, ``support``, ``group`` or ``none``; see `gametalearn.models`.
+        protocol: how queries are normalised in validation and test: ``transductive``,
+            ``inductive``, or ``auto``, what the model's norm says.
+        inner_lr: multiplies the mean support loss.
+        inner_steps, test_steps: inner steps in training; in validation and test.
+        iterations, meta_batch: meta-updates, and tasks in each.
+        meta_lr, meta_optimizer: the outer rate; ``adam`` or ``sgd``.
+        clip_value, clip_norm: bounds on the meta-gradient's entries and on its length; 0 is none.
+        nonfinite: a task whose loss or gradient is NaN or inf: ``error``, or ``skip`` and count it.
+        seed: of initial weights, episodes and evaluation.
+        log_every, validate_every, checkpoint_every: in iterations.
+        validation_episodes: episodes of one validation.
+        device: ``cpu``, ``cuda``, ...
+        threads: CPU threads; results are bit-identical only for equal numbers. 0: PyTorch's choice.
+    """
+
+    dataset: str = "glyphs"
+    ways: int = 5
+    shots: int = 1
+    queries: int = 5
+    split: str = ""
+    rotations: bool = False
+    objectives: str = "dataset"
+    share: str = "fixed"
+    learner: str = "maml"
+    rule: str = "uniform"
+    within: str = "uniform"
+    model: str = "conv4"
+    hidden: int = 64
+    pool: str = "stride"
+    norm: str = "batch"
+    protocol: str = "auto"
+    inner_lr: float = 0.4
+    inner_steps: int = 1
+    test_steps: int = 3
+    iterations: int = 1000
+    meta_batch: int = 16
+    meta_lr: float = 1e-3
+    meta_optimizer: str = "adam"
+    clip_value: float = 0.0
+    clip_norm: float = 0.0
+    nonfinite: str = "error"
+    seed: int = 0
+    log_every: int = 10
+    validate_every: int = 100
+    validation_episodes: int = 200
+    checkpoint_every: int = 100
+    device: str = "cpu"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"{_flag(name)} must be at least {least}, got {getattr(self, name)}"
+                )
+        for name in ("inner_lr", "meta_lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{_flag(name)} must be positive, got {getattr(self, name)}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"{_flag(name)} must be one of {', '.join(choices)}; got '{getattr(self, name)}'"
+                )
+        if self.regression != (self.model == "mlp" and self.ways == 1):
+            wanted = "model='mlp', ways=1" if self.regression else "another model or ways >= 2"
+            raise InputError(
+                f"TrainConfig: dataset '{self.dataset}' needs {wanted}; got model='{self.model}', "
+                f"ways={self.ways} (TrainConfig.of('{self.dataset}') fills in its defaults)"
+            )
+
+    @classmethod
+    def of(cls, dataset: str = "glyphs", **given: Any) -> Self:
+        """A configuration with the data set's defaults (`DEFAULTS`) where ``given`` has no value."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := given.keys() - known:
+            raise InputError(f"TrainConfig: unknown settings {', '.join(sorted(unknown))}")
+        defaults = DEFAULTS.get(dataset.split("+")[0].split(":")[0], DEFAULTS["folder"])
+        values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
+        values.setdefault("validate_every", max(1, min(500, values["iterations"] // 10)))
+        return cls(dataset=dataset, **values)
+
+    @property
+    def datasets(self) -> list[str]:
+        """The names joined by ``+``."""
+        return self.dataset.split("+")
+
+    @property
+    def regression(self) -> bool:
+        """Whether targets are real numbers: sinusoid."""
+        return "sinusoid" in self.datasets
+
+    @property
+    def metric(self) -> str:
+        """``accuracy``, or ``mse`` for regression."""
+        return "mse" if self.regression else "accuracy"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for TOML and checkpoints."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str) -> Self:
+        """What `as_dict` gave; ``where`` names its file in errors."""
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"{where}: settings of another version ({error})") from error
+
+
+_LEAST = {
+    "ways": 1, "shots": 1, "queries": 1, "hidden": 1, "inner_steps": 0, "test_steps": 0,
+    "iterations": 1, "meta_batch": 1, "clip_value": 0, "clip_norm": 0, "log_every": 1,
+    "validate_every": 1, "validation_episodes": 2, "checkpoint_every": 1, "threads": 0,
+}  # fmt: skip
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "objectives": ("dataset", "group"),
+    "share": ("fixed", "proportional"),
+    "learner": LEARNERS,
+    "within": ("uniform", "agreement"),
+    "model": MODELS,
+    "pool": ("stride", "max"),
+    "norm": ("batch", "support", "group", "none"),
+    "protocol": ("auto", "transductive", "inductive"),
+    "meta_optimizer": ("adam", "sgd"),
+    "nonfinite": ("error", "skip"),
+}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file's table.
+
+    Raises:
+        InputError: no such file, or not TOML; the message names the file and the line.
+    """
+    try:
+        with path.open("rb") as stream:
+            return tomllib.load(stream)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file ({error})") from error

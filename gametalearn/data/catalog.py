@@ -1,0 +1,65 @@
+"""What ``gametalearn data`` does: prepare a data set by name, and say which are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gametalearn.data.packed import read_packed
+from gametalearn.errors import InputError
+
+__all__ = ["describe", "prepare"]
+
+PREPARED = ("omniglot", "mini-imagenet", "glyphs")
+
+
+def prepare(name: str, root: Path, source: Path | None = None, *, skip_bad: bool = False) -> str:
+    """Write a packed data set below ``root``; a line that says what is there now.
+
+    Raises:
+        InputError: an unknown name, or a source that is missing or damaged.
+    """
+    if name == "omniglot":
+        from gametalearn.data.omniglot import prepare_omniglot
+
+        prepare_omniglot(root, source)
+    elif name == "mini-imagenet":
+        from gametalearn.data.mini_imagenet import prepare_mini_imagenet
+
+        prepare_mini_imagenet(root, source, skip_bad=skip_bad)
+    elif name == "glyphs":
+        from gametalearn.data.glyphs import load_glyphs
+
+        load_glyphs("all", root=root)
+    else:
+        raise InputError(
+            f"data prepare: '{name}' is unknown; use one of {', '.join(PREPARED)} "
+            "(folder:PATH and sinusoid need no preparation)"
+        )
+    return f"{name}: {_state(root, name)}"
+
+
+def describe(root: Path) -> list[tuple[str, str]]:
+    """Each data set's name and state."""
+    ready = [(name, _state(root, name)) for name in PREPARED]
+    return [
+        *ready,
+        ("sinusoid", "generated; nothing to prepare"),
+        ("folder:PATH", "your own images, PATH/CLASS/*.png; packed on first use"),
+    ]
+
+
+def _state(root: Path, name: str) -> str:
+    folder = root / name
+    try:
+        images, _ = read_packed(folder, name)
+    except FileNotFoundError:
+        if name == "glyphs":
+            return "embedded; built on first use"
+        return f"not prepared; run `gametalearn data prepare {name}`"
+    except InputError as error:
+        return f"damaged: {error}"
+    channels, height, width = images.shape
+    return (
+        f"{images.num_classes} classes, {int(images.count.sum())} images of "
+        f"{channels} x {height} x {width}, in {folder}"
+    )

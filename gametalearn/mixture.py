@@ -1,0 +1,85 @@
+"""Several sources as one: each is an objective of multi-objective meta-training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from gametalearn.episodes import Source, TaskBatch
+from gametalearn.errors import InputError
+
+__all__ = ["MixedSource"]
+
+
+class MixedSource:
+    """A meta-batch drawn from K sources; the number of a task's source is its ``group``.
+
+    Args:
+        sources: K sources whose episodes have equal shapes.
+        share: ``"fixed"``, equal numbers of tasks a source (the first ones get the remainder), or a
+            sequence of K positive weights, by which each task's source is drawn at random.
+        seed: of that draw.
+
+    Raises:
+        InputError: the sources' episodes differ in shape (ways, shots, queries or input size).
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        share: Literal["fixed"] | Sequence[float] = "fixed",
+        seed: int = 0,
+    ) -> None:
+        if not sources:
+            raise InputError("MixedSource: at least one source is needed")
+        self.sources, self.share = list(sources), share
+        self._generator = torch.Generator().manual_seed(seed)
+        shapes = []
+        for source in self.sources:
+            probe = source.with_seed(0).sample(1)
+            shapes.append((tuple(probe.support_x.shape[1:]), tuple(probe.query_x.shape[1:])))
+        if len(set(shapes)) > 1:
+            raise InputError(
+                "MixedSource: objectives need episodes of one shape (ways x shots, input); got "
+                + " and ".join(f"support {s}, query {q}" for s, q in shapes)
+            )
+        if share != "fixed" and (len(share) != len(sources) or min(share) <= 0):
+            raise InputError(
+                f"MixedSource: share needs {len(sources)} positive weights, got {share}"
+            )
+
+    def sample(self, num_tasks: int) -> TaskBatch:
+        """Draw ``num_tasks`` episodes, source after source."""
+        k = len(self.sources)
+        if self.share == "fixed":
+            counts = [num_tasks // k + (i < num_tasks % k) for i in range(k)]
+        else:
+            weights = torch.tensor(self.share, dtype=torch.float64)
+            drawn = torch.multinomial(weights, num_tasks, True, generator=self._generator)
+            counts = torch.bincount(drawn, minlength=k).tolist()
+        batches = []
+        for i, (source, count) in enumerate(zip(self.sources, counts, strict=True)):
+            if count:
+                batch = source.sample(count)
+                batch.group.fill_(i)
+                batches.append(batch)
+        return TaskBatch.cat(batches)
+
+    def with_seed(self, seed: int) -> MixedSource:
+        """Independent sources over the same data that start from ``seed``."""
+        return MixedSource([s.with_seed(seed) for s in self.sources], self.share, seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The random states of the draw and of every source."""
+        return {
+            "generator": self._generator.get_state(),
+            "sources": [s.state_dict() for s in self.sources],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self._generator.set_state(state["generator"])
+        for source, inner in zip(self.sources, state["sources"], strict=True):
+            source.load_state_dict(inner)

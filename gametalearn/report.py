@@ -1,0 +1,206 @@
+"""Pictures: a comparison's learning curves, accuracies and weights, and sheets of episodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gametalearn.comparison import Comparison
+from gametalearn.episodes import TaskBatch
+from gametalearn.errors import InputError
+from gametalearn.evaluation import ci95
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["contact_sheet", "plot_comparison"]
+
+COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB", "#000000")
+"""Paul Tol's bright scheme, distinct for colour-blind readers."""
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _tidy(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+
+
+def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Draw a comparison from its runs' ``metrics.jsonl`` below ``folder``; the files written.
+
+    ``learning_curves.png`` (validation, the mean over seeds and their range),
+    ``accuracy.png`` (or ``mse.png``: test, 95% intervals), and for each rule whose weights vary
+    over tasks ``weights-RULE.png``.
+    """
+    metric = comparison.config.metric
+    records = {
+        rule: [
+            _records(folder / rule.replace(":", "-") / f"seed{seed}") for seed in comparison.seeds
+        ]
+        for rule in comparison.results
+    }
+    written = [
+        _learning_curves(records, metric, folder / "learning_curves.png"),
+        _bars(comparison, folder / f"{metric}.png"),
+    ]
+    for rule, runs in records.items():
+        effective = [np.array(r["effective"]) for r in runs[0]]
+        if any(np.ptp(e) > 1e-9 for e in effective):
+            written.append(_weights(rule, runs, folder / f"weights-{rule.replace(':', '-')}.png"))
+    return written
+
+
+def _records(place: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{place / 'metrics.jsonl'}: cannot be read ({error})") from error
+
+
+def _learning_curves(
+    records: dict[str, list[list[dict[str, Any]]]], metric: str, file: Path
+) -> Path:
+    figure = _figure(7, 4.2)
+    axes = figure.subplots()
+    scale = 100 if metric == "accuracy" else 1
+    for (rule, runs), colour in zip(records.items(), _colours(len(records)), strict=True):
+        curves = [
+            {r["iteration"]: r["validation"][metric] * scale for r in run if "validation" in r}
+            for run in runs
+        ]
+        iterations = sorted(set.intersection(*(set(c) for c in curves)))
+        values = np.array([[c[i] for i in iterations] for c in curves])
+        axes.plot(iterations, values.mean(0), color=colour, label=rule, marker="o", markersize=3)
+        if len(values) > 1:
+            axes.fill_between(
+                iterations, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0
+            )
+    axes.set_xlabel("meta-iteration")
+    axes.set_ylabel("validation accuracy (%)" if metric == "accuracy" else "validation MSE")
+    axes.set_title("Mean over seeds; the band is their range", fontsize=10)
+    axes.legend(frameon=False)
+    _tidy(axes)
+    figure.savefig(file, dpi=140)
+    return file
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _bars(comparison: Comparison, file: Path) -> Path:
+    figure = _figure(2.2 + 1.1 * len(comparison.results), 4.2)
+    axes = figure.subplots()
+    accuracy = comparison.config.metric == "accuracy"
+    scale = 100 if accuracy else 1
+    rules = list(comparison.results)
+    means = [comparison.mean(r) * scale for r in rules]
+    halves = [ci95(comparison.pooled(r)) * scale for r in rules]
+    for i, (rule, colour) in enumerate(zip(rules, _colours(len(rules)), strict=True)):
+        axes.errorbar(i, means[i], yerr=halves[i], color=colour, fmt="s", capsize=5, markersize=7)
+        seeds = [r.evaluation.mean * scale for r in comparison.results[rule]]
+        axes.plot([i + 0.12] * len(seeds), seeds, ".", color=colour, alpha=0.6)
+        axes.annotate(
+            f"{means[i]:.{2 if accuracy else 3}f}", (i, means[i]), (-10, 0),
+            textcoords="offset points", ha="right", va="center", fontsize=9,
+        )  # fmt: skip
+    axes.set_xticks(range(len(rules)), rules, rotation=20 if len(rules) > 4 else 0)
+    axes.set_xlim(-0.7, len(rules) - 0.5)
+    axes.set_ylabel("test accuracy (%)" if accuracy else "test MSE")
+    axes.set_title("95% interval over episodes; dots: seeds", fontsize=10)
+    _tidy(axes)
+    figure.savefig(file, dpi=140)
+    return file
+
+
+def _weights(rule: str, runs: list[list[dict[str, Any]]], file: Path) -> Path:
+    figure = _figure(8, 5.4)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
+    iterations = [r["iteration"] for r in runs[0]]
+    for record in runs[0]:
+        weights = np.array(record["effective"])
+        upper.scatter(
+            np.full(len(weights), record["iteration"]), weights,
+            s=5, c=np.where(weights < 0, COLOURS[1], COLOURS[0]), alpha=0.5, linewidths=0,
+        )  # fmt: skip
+    tasks = len(runs[0][0]["effective"])
+    upper.axhline(
+        1 / tasks, color="black", linewidth=0.8, linestyle="--", label=f"uniform, 1/{tasks}"
+    )
+    upper.axhline(0, color="black", linewidth=0.8)
+    upper.set_ylabel("weight of each task")
+    upper.set_title(f"{rule}: effective weights of the first seed; red: negative", fontsize=10)
+    upper.legend(frameon=False)
+    for run in runs:
+        share = [100 * float(np.mean(np.array(r["effective"]) < 0)) for r in run]
+        lower.plot([r["iteration"] for r in run], _smooth(share), color=COLOURS[1], alpha=0.8)
+    lower.set_ylabel("negative weights (%)")
+    lower.set_xlabel("meta-iteration")
+    lower.set_ylim(0, max(5.0, lower.get_ylim()[1]))
+    lower.set_xlim(0, iterations[-1])
+    _tidy(upper)
+    _tidy(lower)
+    figure.savefig(file, dpi=140)
+    return file
+
+
+def _smooth(values: list[float]) -> np.ndarray[Any, Any]:
+    """A running mean over a twentieth of the run."""
+    window = max(1, len(values) // 20)
+    padded = np.pad(np.array(values), (window // 2, window - 1 - window // 2), mode="edge")
+    return np.convolve(padded, np.ones(window) / window, mode="valid")
+
+
+def contact_sheet(
+    batch: TaskBatch, file: Path, ways: int, names: list[list[str]] | None = None, most: int = 8
+) -> Path:
+    """Draw episodes as a PNG: a block each, a row a class, support left and queries right.
+
+    Args:
+        batch: image episodes, support and queries ordered by label.
+        file: the PNG to write.
+        ways: classes an episode.
+        names: the classes' names, by episode and label.
+        most: query columns at the most.
+    """
+    shots, queries = batch.support_x.shape[1] // ways, batch.query_x.shape[1] // ways
+    shown = min(queries, most)
+    tasks = len(batch)
+    across = min(tasks, 2)
+    down = -(-tasks // across)
+    figure = _figure(across * (1.5 + 0.55 * (shots + shown)), down * (0.6 + 0.55 * ways))
+    for task, place in enumerate(figure.subfigures(down, across, squeeze=False).flat):
+        if task >= tasks:
+            break
+        place.suptitle(f"episode {task + 1}: support | queries", fontsize=9)
+        grid = place.subplots(
+            ways, shots + shown + 1, squeeze=False, width_ratios=[1] * shots + [0.3] + [1] * shown
+        )
+        for label in range(ways):
+            support = batch.support_x[task, label * shots : (label + 1) * shots]
+            query = batch.query_x[task, label * queries : label * queries + shown]
+            for column, axes in enumerate(grid[label]):
+                axes.set_axis_off()
+                if column == shots:
+                    continue
+                image = support[column] if column < shots else query[column - shots - 1]
+                axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+            if names is not None:
+                grid[label][0].text(
+                    -0.1, 0.5, names[task][label], fontsize=6, ha="right", va="center",
+                    transform=grid[label][0].transAxes,
+                )  # fmt: skip
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=130)
+    return file

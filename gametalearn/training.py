@@ -1,0 +1,426 @@
+"""The outer loop: sample, adapt, weight, update; validate, log and checkpoint. Top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from gametalearn.adaptation import Learner, Params, model_parameters
+from gametalearn.build import build_learner, build_model, build_source, objective_names, stream_seed
+from gametalearn.checkpoint import load_checkpoint, replacing, save_checkpoint
+from gametalearn.config import TrainConfig, read_toml
+from gametalearn.episodes import Source, TaskBatch
+from gametalearn.errors import InputError
+from gametalearn.evaluation import Evaluation, evaluate
+from gametalearn.gradients import TaskGradients, meta_gradients
+from gametalearn.update import apply_update, clip, combine, make_optimizer
+from gametalearn.weighting import Rule, make_rule
+
+__all__ = ["Run", "load_run", "train"]
+
+
+@dataclass
+class Run:
+    """A training run and its state.
+
+    Attributes:
+        config: its settings.
+        model: the model; after `train`, with its latest weights.
+        meta: the meta-parameters by name: the model's own, then learned inner rates.
+        learner: the inner loop of training.
+        rule, optimizer, source: the parts with state that a checkpoint restores.
+        objectives: what the numbers in ``group`` stand for.
+        iteration: meta-updates done.
+        seconds: time spent training, over all sessions.
+        skipped: tasks left out as not finite.
+        best: ``iteration`` and ``value`` of the best validation, and its ``meta`` tensors.
+        out: the folder with metrics and checkpoints, or None.
+    """
+
+    config: TrainConfig
+    model: nn.Module
+    meta: Params
+    learner: Learner
+    rule: Rule
+    optimizer: torch.optim.Optimizer
+    source: Source
+    objectives: tuple[str, ...]
+    iteration: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+
+    @property
+    def test_learner(self) -> Learner:
+        """The inner loop of validation and test."""
+        return self.learner.for_test(self.config.test_steps)
+
+    def load_best(self) -> None:
+        """Put the best validated meta-parameters into ``meta`` and the model."""
+        _copy_into(self.meta, self.best.get("meta", {}))
+
+
+def _copy_into(meta: Params, values: Params) -> None:
+    with torch.no_grad():
+        for name, value in values.items():
+            meta[name].copy_(value)
+
+
+def _start(config: TrainConfig, out: Path | None) -> Run:
+    source = build_source(config, "train")
+    model = build_model(config, source)
+    learner = build_learner(config)
+    own = model_parameters(model)
+    meta = {
+        name: own[name] if name in own else nn.Parameter(value.detach().clone())
+        for name, value in learner.meta_parameters(own).items()
+    }
+    objectives = objective_names(config)
+    rule = make_rule(
+        config.rule,
+        objectives=len(objectives),
+        regression=config.regression,
+        within=config.within,  # type: ignore[arg-type]
+        columns=None,
+    )
+    optimizer = make_optimizer(config.meta_optimizer, list(meta.values()), config.meta_lr)
+    return Run(config, model, meta, learner, rule, optimizer, source, objectives, out=out)
+
+
+def train(
+    config: TrainConfig,
+    out: Path | str | None = None,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    label: str = "train",
+) -> Run:
+    """Meta-train a model; continue where an interrupted run of the same settings stopped.
+
+    Args:
+        config: the settings; see `TrainConfig.of`.
+        out: folder for ``config.toml``, ``metrics.jsonl``, ``checkpoint.pt`` and ``best.pt``; None
+            writes nothing.
+        overwrite: start anew, whatever run ``out`` holds.
+        progress: show progress on stderr.
+        label: what the progress bar says.
+
+    Returns:
+        The finished `Run`, its model with the latest weights; `Run.load_best` takes the weights
+        that were best on validation.
+
+    Raises:
+        InputError: settings or data do not fit, or ``out`` holds another run.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the checkpoint was written.
+    """
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        _claim(folder, config, overwrite)
+    run = _start(config, folder)
+    if folder is not None and (folder / "checkpoint.pt").exists():
+        _restore(run, folder)
+    if run.iteration >= config.iterations:
+        return run
+    validation = build_source(config, "val")
+    parameters = list(run.meta.values())
+    resumed, clock = run.seconds, time.perf_counter()
+    with (
+        _Metrics(run) as metrics,
+        _interruptible() as interrupted,
+        _bar(run, progress, label) as bar,
+    ):
+        while run.iteration < config.iterations:
+            batch = run.source.sample(config.meta_batch).to(config.device)
+            sampled = time.perf_counter()
+            gradients = meta_gradients(run.model, batch, run.learner, meta=run.meta)
+            gradients = _finite(run, batch, gradients)
+            differentiated = time.perf_counter()
+            weights = run.rule(gradients)
+            update = combine(gradients.rows, weights.effective)
+            update = clip(update, config.clip_value or None, config.clip_norm or None)
+            apply_update(run.optimizer, parameters, update)
+            run.iteration += 1
+            updated = time.perf_counter()
+            run.seconds = resumed + updated - clock
+
+            last = run.iteration == config.iterations
+            validate = last or run.iteration % config.validate_every == 0
+            if validate or run.iteration == 1 or run.iteration % config.log_every == 0:
+                record: dict[str, Any] = {
+                    "iteration": run.iteration,
+                    "loss": float(gradients.loss.mean()),
+                    config.metric: float(gradients.score.mean()),
+                    "losses": gradients.loss.tolist(),
+                    "scores": gradients.score.tolist(),
+                    "group": gradients.group.tolist(),
+                    "raw": weights.raw.tolist(),
+                    "effective": weights.effective.tolist(),
+                    "skipped": run.skipped,
+                    "seconds": {
+                        "total": run.seconds,
+                        "gradients": differentiated - sampled,
+                        "update": updated - differentiated,
+                    },
+                }
+                if validate:
+                    result = _validate(run, validation)
+                    record["validation"] = {config.metric: result.mean, "ci95": result.ci95}
+                metrics.write(record)
+                bar.show(record)
+            bar.advance()
+            if interrupted() or last or run.iteration % config.checkpoint_every == 0:
+                _save(run, metrics)
+            if interrupted() and not last:
+                raise KeyboardInterrupt
+            resumed, clock = run.seconds, time.perf_counter()
+    return run
+
+
+def _finite(run: Run, batch: TaskBatch, gradients: TaskGradients) -> TaskGradients:
+    """All tasks if they are finite; otherwise an error, or those that are."""
+    good = torch.isfinite(gradients.rows.sum(1)) & torch.isfinite(gradients.loss)
+    if bool(good.all()):
+        return gradients
+    bad = (~good).nonzero().flatten().tolist()
+    if run.config.nonfinite == "error" or len(bad) == len(good):
+        classes = "" if batch.classes is None else f", classes {batch.classes[bad[0]].tolist()}"
+        raise InputError(
+            f"iteration {run.iteration + 1}: loss or gradient of task {bad[0]} is not finite "
+            f"(loss {float(gradients.loss[bad[0]]):g}{classes}); lower --inner-lr or --meta-lr, "
+            "clip with --clip-value, or leave such tasks out with --nonfinite skip"
+        )
+    run.skipped += len(bad)
+    return TaskGradients(
+        *(t[good] for t in (gradients.rows, gradients.updates, gradients.loss)),
+        *(t[good] for t in (gradients.score, gradients.group)),
+    )
+
+
+def _validate(run: Run, source: Source) -> Evaluation:
+    """Validate the latest weights, and keep them if no earlier ones were better."""
+    config = run.config
+    result = evaluate(
+        run.model,
+        source,
+        run.test_learner,
+        config.validation_episodes,
+        stream_seed(config.seed, "val"),
+        meta=run.meta,
+        protocol=None if config.protocol == "auto" else config.protocol,  # type: ignore[arg-type]
+    )
+    value = result.mean if result.metric == "accuracy" else -result.mean
+    if not run.best or value > run.best["value"]:
+        meta = {name: p.detach().clone() for name, p in run.meta.items()}
+        run.best = {"iteration": run.iteration, "value": value, "meta": meta}
+        if run.out is not None:
+            save_checkpoint(
+                run.out / "best.pt",
+                {"config": config.as_dict(), "model": run.model.state_dict(), **run.best},
+            )
+    return result
+
+
+def _save(run: Run, metrics: _Metrics) -> None:
+    if run.out is None:
+        return
+    content = {
+        "config": run.config.as_dict(),
+        "iteration": run.iteration,
+        "model": run.model.state_dict(),
+        "meta": {name: p.detach() for name, p in run.meta.items()},
+        "optimizer": run.optimizer.state_dict(),
+        "rule": run.rule.state_dict() if isinstance(run.rule, nn.Module) else {},
+        "source": run.source.state_dict(),
+        "best": run.best,
+        "seconds": run.seconds,
+        "skipped": run.skipped,
+        "metrics_bytes": metrics.sync(),
+    }
+    save_checkpoint(run.out / "checkpoint.pt", content)
+
+
+def _restore(run: Run, folder: Path) -> None:
+    content = load_checkpoint(folder / "checkpoint.pt", run.config.device)
+    if content["config"] != run.config.as_dict():
+        raise InputError(f"{folder}: checkpoint.pt is of other settings than config.toml")
+    _copy_into(run.meta, content["meta"])
+    run.model.load_state_dict(content["model"])
+    run.optimizer.load_state_dict(content["optimizer"])
+    if isinstance(run.rule, nn.Module):
+        run.rule.load_state_dict(content["rule"])
+    run.source.load_state_dict(content["source"])
+    run.iteration, run.seconds = content["iteration"], content["seconds"]
+    run.best, run.skipped = content["best"], content["skipped"]
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists():  # lines after the checkpoint will be written again
+        os.truncate(metrics, min(content["metrics_bytes"], metrics.stat().st_size))
+
+
+def _claim(folder: Path, config: TrainConfig, overwrite: bool) -> None:
+    """Make ``folder`` this run's, or refuse if it is another's."""
+    file = folder / "config.toml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            there = read_toml(file)
+            if there == config.as_dict() and not overwrite:
+                return
+            if not overwrite:
+                differ = [k for k, v in config.as_dict().items() if there.get(k) != v]
+                raise InputError(
+                    f"{folder} holds a run with other settings ({', '.join(differ[:4])}); "
+                    "choose another --out, or --overwrite it"
+                )
+        elif any(folder.iterdir()) and not overwrite:
+            raise InputError(f"{folder} is not empty and holds no run; choose another --out")
+        for name in ("config.toml", "metrics.jsonl", "checkpoint.pt", "best.pt", "evaluation.json"):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
+    with replacing(file) as stream:
+        tomli_w.dump(config.as_dict(), stream)
+
+
+def load_run(folder: Path | str, which: str = "best", device: str | None = None) -> Run:
+    """A saved run, its model with the ``best`` validated or the ``latest`` weights.
+
+    >>> run = load_run("runs/demo/uniform/seed0")  # doctest: +SKIP
+    >>> result = evaluate(run.model, source, run.test_learner, meta=run.meta)  # doctest: +SKIP
+
+    Raises:
+        InputError: no run there, or its checkpoint is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "config.toml").exists():
+        raise InputError(
+            f"{folder}: no run there (config.toml is missing); give a RUN of train --out"
+        )
+    values = read_toml(folder / "config.toml")
+    if device is not None:
+        values["device"] = device
+    run = _start(TrainConfig.from_dict(values, str(folder / "config.toml")), folder)
+    file = folder / ("best.pt" if which == "best" else "checkpoint.pt")
+    if not file.exists():
+        raise InputError(f"{file}: no checkpoint yet; run `gametalearn train --resume {folder}`")
+    content = load_checkpoint(file, run.config.device)
+    run.model.load_state_dict(content["model"])
+    _copy_into(run.meta, content["meta"])
+    run.iteration = content["iteration"]
+    return run
+
+
+class _Metrics:
+    """``metrics.jsonl``, a line a log step; nothing without an output folder."""
+
+    def __init__(self, run: Run) -> None:
+        self._stream = None if run.out is None else (run.out / "metrics.jsonl").open("ab")
+
+    def __enter__(self) -> _Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self._stream is not None:
+            self._stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            self._stream.flush()
+
+    def sync(self) -> int:
+        """Bring the lines to the disk; the file's length."""
+        if self._stream is None:
+            return 0
+        os.fsync(self._stream.fileno())
+        return self._stream.tell()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Any]:
+    """A function that says whether SIGINT or SIGTERM came; a second one interrupts at once."""
+    came: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = [signal.signal(n, note) for n in numbers]
+    except ValueError:  # not the main thread
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class _Bar:
+    """tqdm on a terminal; elsewhere a line every 10 seconds or at each validation."""
+
+    def __init__(self, run: Run, label: str) -> None:
+        self.run, self.label, self.metric = run, label, run.config.metric
+        self.terminal = sys.stderr.isatty()
+        total, done = run.config.iterations, run.iteration
+        self.bar = tqdm(
+            total=total, initial=done, desc=label, disable=not self.terminal, leave=False
+        )
+        self.started, self.spoke, self.first = time.monotonic(), time.monotonic(), done
+        self.validation = ""
+
+    def advance(self) -> None:
+        self.bar.update()
+
+    def show(self, record: dict[str, Any]) -> None:
+        if "validation" in record:
+            self.validation = f"{record['validation'][self.metric]:.3f}"
+        told = {self.metric: f"{record[self.metric]:.3f}"}
+        if self.validation:
+            told["validation"] = self.validation
+        self.bar.set_postfix(told, refresh=False)
+        now = time.monotonic()
+        if not self.terminal and (
+            now - self.spoke > 10 or record["iteration"] == self.run.config.iterations
+        ):
+            self.spoke = now
+            rate = (record["iteration"] - self.first) / max(now - self.started, 1e-9)
+            values = ", ".join(f"{k} {v}" for k, v in told.items())
+            done = f"{record['iteration']}/{self.run.config.iterations}"
+            print(f"{self.label}: {done}, {values}, {rate:.1f} it/s", file=sys.stderr, flush=True)
+
+
+class _Silent:
+    def advance(self) -> None: ...
+
+    def show(self, record: dict[str, Any]) -> None: ...
+
+
+@contextlib.contextmanager
+def _bar(run: Run, progress: bool, label: str) -> Iterator[_Bar | _Silent]:
+    if not progress:
+        yield _Silent()
+        return
+    bar = _Bar(run, label)
+    try:
+        yield bar
+    finally:
+        bar.bar.close()

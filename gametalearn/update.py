@@ -1,0 +1,45 @@
+"""The meta-update: combine rows by weights, clip, and hand the result to an optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gametalearn.errors import InputError
+
+__all__ = ["apply_update", "clip", "combine", "make_optimizer"]
+
+
+def combine(rows: Tensor, weights: Tensor) -> Tensor:
+    """``sum_i weights_i * rows_i``: rows ``(T, P)``, effective weights ``(T,)``, result ``(P,)``."""
+    return weights @ rows
+
+
+def clip(vector: Tensor, value: float | None = None, norm: float | None = None) -> Tensor:
+    """Clip entries to ``[-value, value]``, then the length to ``norm``; None leaves as is."""
+    if value is not None:
+        vector = vector.clamp(-value, value)
+    if norm is not None:
+        vector = vector * (norm / vector.norm().clamp(min=1e-30)).clamp(max=1.0)
+    return vector
+
+
+def make_optimizer(name: str, parameters: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
+    """The meta-optimiser: ``adam`` or plain ``sgd``."""
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=lr)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=lr)
+    raise InputError(f"meta_optimizer must be 'adam' or 'sgd', got '{name}'")
+
+
+def apply_update(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], vector: Tensor
+) -> None:
+    """Write ``vector (P,)`` into the parameters' ``.grad``, in their order, and step."""
+    parts = torch.split(vector, [p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+    optimizer.step()

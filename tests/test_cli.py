@@ -1,0 +1,105 @@
+import json
+
+import pytest
+
+from gametalearn.cli import main
+
+TINY = "--dataset sinusoid --iterations 4 --meta-batch 2 --hidden 8 --validation-episodes 3 --quiet"
+
+
+def run(capsys, command, *more):
+    code = main([*command.split(), *map(str, more)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_train_evaluate_and_resume(capsys, tmp_path):
+    code, out, _ = run(capsys, f"train {TINY} --rule agreement --out", tmp_path / "a")
+    assert code == 0
+    assert "best validation mse" in out
+    code, out, _ = run(capsys, "train --quiet --resume", tmp_path / "a")
+    assert (code, out.split()[0]) == (0, "4")
+    code, out, _ = run(capsys, "evaluate --episodes 7 --quiet", tmp_path / "a")
+    assert code == 0
+    stored = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert (stored["episodes"], len(stored["values"])) == (7, 7)
+
+
+def test_compare_prints_a_table_and_writes_results(capsys, tmp_path):
+    code, out, _ = run(capsys, f"compare {TINY} --seeds 2 --episodes 5 --out", tmp_path)
+    assert code == 0
+    assert "minus uniform" in out
+    assert "norm-control" in out
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert list(found["rules"]) == ["uniform", "agreement", "norm-control"]
+    assert (tmp_path / "learning_curves.png").exists()
+
+
+def test_options_come_from_a_file_and_flags_win(capsys, tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text(
+        'dataset = "sinusoid"\nrules = ["uniform", "agreement"]\nseeds = 1\niterations = 3\n'
+        "meta-batch = 2\nhidden = 8\nvalidation_episodes = 3\nquiet = true\nepisodes = 4\n"
+    )
+    code, *_ = run(capsys, f"compare --config {file} --iterations 2 --out", tmp_path / "a")
+    assert code == 0
+    found = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert (found["iterations"], found["meta_batch"], found["episodes"]) == (2, 2, 4)
+    assert list(found["rules"]) == ["uniform", "agreement"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "COMMAND"),
+        ("trian", "trian"),
+        ("train --ways five", "invalid int value: 'five'"),
+        ("train --dataset sinusoid", "--out RUN"),
+        ("train --learner maml++ --out {t}/a", "maml++"),
+        ("train --dataset nonesuch --out {t}/a", "'nonesuch' is unknown"),
+        ("train --dataset omniglot --out {t}/a", "gametalearn data prepare omniglot"),
+        ("train --dataset sinusoid --rule agreemnt --out {t}/a", "agreement"),
+        ("train --dataset sinusoid --device nonesuch --out {t}/a", "--device nonesuch"),
+        ("train --dataset sinusoid --meta-batch 0 --out {t}/a", "--meta-batch must be at least 1"),
+        ("train --config {t}/none.toml --out {t}/a", "none.toml"),
+        ("train --config {t}/bad.toml --out {t}/a", "not a TOML file"),
+        ("train --config {t}/odd.toml --out {t}/a", "'metabatch' is no option of train"),
+        ("train --resume {t}/none", "no run there"),
+        ("train --dataset sinusoid --out {t}/file", "file"),
+        ("evaluate {t}/none", "no run there"),
+        ("compare --seeds one --out {t}/a", "got 'one'"),
+        ("compare --rules uniform,unifrom --dataset sinusoid --out {t}/a", "unifrom"),
+        ("data prepare", "name a data set"),
+        ("data prepare imagenet", "'imagenet' is unknown"),
+        ("data prepare omniglot --source {t}/none", "none"),
+        ("episodes --dataset sinusoid --out {t}/a.png", "draws images"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(capsys, tmp_path, command, message):
+    (tmp_path / "bad.toml").write_text("ways = = 5")
+    (tmp_path / "odd.toml").write_text("metabatch = 5")
+    (tmp_path / "file").write_text("")
+    code, _, err = run(capsys, command.format(t=tmp_path))
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(capsys, tmp_path):
+    code, _, err = run(capsys, "evaluate --debug", tmp_path)
+    assert code == 2
+    assert "Traceback" in err
+
+
+def test_help_teaches(capsys):
+    for command in ("", "train", "compare", "evaluate", "episodes", "data"):
+        code, out, _ = run(capsys, f"{command} --help")
+        assert code == 0
+        assert "example" in out
+
+
+def test_data_list(capsys):
+    code, out, _ = run(capsys, "data list")
+    assert code == 0
+    assert "gametalearn data prepare omniglot" in out

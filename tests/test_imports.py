@@ -1,0 +1,75 @@
+"""Imports follow the flow of data: DESIGN section 1's picture, checked on the code itself."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gametalearn
+
+ROOT = Path(gametalearn.__file__).parent
+
+ORDER = [
+    {"errors"},
+    {"images"},
+    {"episodes", "models"},
+    {"adaptation", "data", "mixture"},
+    {"gradients", "engine"},
+    {"weighting", "evaluation", "diagnostics", "update", "checkpoint", "config", "bridges"},
+    {"build"},
+    {"training"},
+    {"comparison"},
+    {"report", "benchmark"},
+    {"cli"},
+]
+"""A module imports from its own line or from lines above it."""
+
+LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}
+
+
+def modules():
+    return [p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py"]
+
+
+@pytest.mark.parametrize("file", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_upstream(file):
+    own = file.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert own in LEVEL, f"{own}: say in ORDER where it stands in the flow"
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        for name in names:
+            if name.startswith("gametalearn."):
+                other = name.split(".")[1]
+                assert LEVEL[other] <= LEVEL[own], f"{own} imports {other}, which is downstream"
+
+
+def test_a_rule_sees_no_model_data_or_optimiser():
+    for file in (ROOT / "weighting").glob("*.py"):
+        text = file.read_text()
+        for name in ("models", "data", "training", "update", "episodes"):
+            assert f"gametalearn.{name}" not in text, f"{file.name} imports {name}"
+
+
+def test_the_import_is_light():
+    program = (
+        "import sys, gametalearn; "
+        "print([m for m in ('matplotlib', 'torchvision', 'learn2learn', 'torchjd', 'scipy', 'PIL', "
+        "'tensorboard') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists():
+    assert all(hasattr(gametalearn, name) for name in gametalearn.__all__)
+    fixed = """TaskBatch EpisodeSampler MAML ANIL MetaSGD Reptile meta_gradients TaskGradients evaluate
+    train compare agreement_weights agreement_weights_from_gramian Uniform GradientAgreement"""
+    assert set(fixed.split()) <= set(gametalearn.__all__)

@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from gametalearn.episodes import EpisodeSampler
+from gametalearn.errors import InputError
+from gametalearn.images import ClassImages
+from gametalearn.mixture import MixedSource
+
+
+def sampler(ways=3, value=0, classes=6, seed=0):
+    images = torch.full((classes * 5, 1, 4, 4), value, dtype=torch.uint8)
+    data = ClassImages.from_tensors(images, torch.arange(classes * 5) // 5)
+    return EpisodeSampler(data, ways=ways, shots=1, queries=2, seed=seed)
+
+
+def test_group_is_the_source_and_fixed_shares_are_equal():
+    mixed = MixedSource([sampler(value=0), sampler(value=255)])
+    batch = mixed.sample(5)
+    assert batch.group.tolist() == [0, 0, 0, 1, 1]
+    assert batch.support_x[:3].max() == 0
+    assert batch.support_x[3:].min() == 1
+
+
+def test_proportional_shares_follow_their_weights():
+    mixed = MixedSource([sampler(), sampler()], share=[1, 3])
+    groups = torch.cat([mixed.sample(8).group for _ in range(100)])
+    assert groups.float().mean() == pytest.approx(0.75, abs=0.05)
+
+
+def test_state_is_restored_exactly():
+    mixed = MixedSource([sampler(), sampler(seed=1)], share=[1, 1])
+    mixed.sample(3)
+    state = mixed.state_dict()
+    wanted = [mixed.sample(4) for _ in range(3)]
+    other = mixed.with_seed(9)
+    other.load_state_dict(state)
+    for batch in wanted:
+        again = other.sample(4)
+        assert torch.equal(again.group, batch.group)
+        assert torch.equal(again.classes, batch.classes)
+
+
+def test_objectives_of_different_ways_are_refused():
+    with pytest.raises(InputError, match="one shape"):
+        MixedSource([sampler(ways=3), sampler(ways=4)])

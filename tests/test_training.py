@@ -1,0 +1,184 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from gametalearn.checkpoint import load_checkpoint
+from gametalearn.config import TrainConfig
+from gametalearn.errors import InputError
+from gametalearn.gradients import meta_gradients
+from gametalearn.training import load_run, train
+
+
+def tiny(**given):
+    settings = {"iterations": 12, "meta_batch": 3, "hidden": 8, "validation_episodes": 5}
+    settings |= {"log_every": 1, "validate_every": 4, "checkpoint_every": 5}
+    return TrainConfig.of("sinusoid", **{**settings, **given})
+
+
+def lines(folder):
+    """metrics.jsonl without timings."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["seconds"]
+    return records
+
+
+def weights(folder, file="checkpoint.pt"):
+    return load_checkpoint(folder / file)["meta"]
+
+
+def assert_same_run(a, b):
+    assert lines(a) == lines(b)
+    for file in ("checkpoint.pt", "best.pt"):
+        first, second = weights(a, file), weights(b, file)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_one_iteration_of_uniform_sgd_is_a_step_along_the_mean_row():
+    config = tiny(iterations=1, meta_optimizer="sgd", meta_lr=0.1)
+    run = train(config, progress=False)
+    start = train_start(config)
+    gradients = meta_gradients(start.model, start.source.sample(3), start.learner)
+    wanted = torch.cat([p.detach().flatten() for p in start.model.parameters()])
+    wanted = wanted - 0.1 * gradients.rows.mean(0)
+    found = torch.cat([p.detach().flatten() for p in run.model.parameters()])
+    torch.testing.assert_close(found, wanted)
+
+
+def train_start(config):
+    from gametalearn.training import _start
+
+    return _start(config, None)
+
+
+@pytest.mark.parametrize("learner", ["maml", "fomaml", "anil", "metasgd", "reptile"])
+def test_every_learner_trains_and_lowers_the_validation_error(learner):
+    run = train(
+        tiny(learner=learner, iterations=60, validate_every=60, meta_lr=3e-3, inner_steps=2),
+        progress=False,
+    )
+    start = tiny(learner=learner, iterations=1, meta_lr=1e-12)
+    assert -run.best["value"] < -train(start, progress=False).best["value"]
+    if learner == "metasgd":
+        rates = [p for name, p in run.meta.items() if name.startswith("inner_lr.")]
+        assert any((rate != 0.01).any() for rate in rates)
+
+
+def test_the_global_random_state_is_not_touched():
+    before = torch.get_rng_state()
+    train(tiny(iterations=2), progress=False)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_same_seed_same_run_and_another_seed_another(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tiny(seed=seed, rule="agreement"), tmp_path / name, progress=False)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert lines(tmp_path / "a") != lines(tmp_path / "c")
+
+
+def test_metrics_say_what_the_run_did(tmp_path):
+    train(tiny(rule="agreement"), tmp_path / "a", progress=False)
+    records = lines(tmp_path / "a")
+    assert [r["iteration"] for r in records] == list(range(1, 13))
+    assert sum(abs(w) for w in records[3]["effective"]) == pytest.approx(1, abs=1e-6)
+    assert [r["iteration"] for r in records if "validation" in r] == [4, 8, 12]
+    best = load_checkpoint(tmp_path / "a" / "best.pt")
+    found = {r["iteration"]: r["validation"]["mse"] for r in records if "validation" in r}
+    assert found[best["iteration"]] == min(found.values())
+
+
+def test_an_interrupted_run_is_saved_and_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    config = tiny(rule="agreement", learner="metasgd")
+    train(config, tmp_path / "whole", progress=False)
+    calls = []
+
+    def interrupting(*args, **kwargs):
+        calls.append(1)
+        if len(calls) in (3, 10):
+            os.kill(os.getpid(), signal.SIGINT)
+        return meta_gradients(*args, **kwargs)
+
+    monkeypatch.setattr("gametalearn.training.meta_gradients", interrupting)
+    for done in (3, 10):
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "parts", progress=False)
+        assert load_checkpoint(tmp_path / "parts" / "checkpoint.pt")["iteration"] == done
+    train(config, tmp_path / "parts", progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert len(calls) == 12
+
+
+@pytest.mark.parametrize("wanted", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_as_if_never_killed(tmp_path, wanted):
+    # the kills come at any point, in a save or a validation too
+    flags = "--dataset sinusoid --hidden 8 --meta-batch 3 --rule agreement --log-every 1 --quiet"
+    flags += " --validate-every 7 --validation-episodes 5 --checkpoint-every 3 --threads 1"
+    command = [sys.executable, "-c", PROGRAM, "train", *flags.split(), "--iterations"]
+    subprocess.run([*command, "400", "--out", tmp_path / "whole"], check=True)
+    moments, kills = random.Random(0), 0
+    while kills < wanted:
+        process = subprocess.Popen([*command, "400", "--out", tmp_path / "killed"])
+        file = tmp_path / "killed" / "checkpoint.pt"
+        before, waited = file.stat().st_mtime_ns if file.exists() else 0, time.monotonic()
+        while (file.stat().st_mtime_ns if file.exists() else 0) == before:
+            time.sleep(0.002)  # let it make some way, so that the kills fall all over the run
+            if process.poll() is not None or time.monotonic() - waited > 60:
+                break
+        time.sleep(moments.uniform(0, 0.12))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        if process.returncode == 0:
+            break
+    assert kills == wanted, f"the run ended after {kills} kills; make it longer"
+    subprocess.run([*command, "400", "--out", tmp_path / "killed"], check=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+PROGRAM = "import sys; from gametalearn.cli import main; sys.exit(main())"
+
+
+def test_another_run_is_refused_without_overwrite(tmp_path):
+    train(tiny(iterations=2), tmp_path / "a", progress=False)
+    with pytest.raises(InputError, match=r"other settings \(meta_lr\)"):
+        train(tiny(iterations=2, meta_lr=0.5), tmp_path / "a", progress=False)
+    train(tiny(iterations=2, meta_lr=0.5), tmp_path / "a", overwrite=True, progress=False)
+    assert len(lines(tmp_path / "a")) == 2
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        train(tiny(), tmp_path / "b", progress=False)
+
+
+def test_tasks_that_are_not_finite_stop_the_run_or_are_left_out(monkeypatch):
+    def spoiled(*args, **kwargs):
+        gradients = meta_gradients(*args, **kwargs)
+        gradients.rows[1, 5] = float("nan")
+        return gradients
+
+    monkeypatch.setattr("gametalearn.training.meta_gradients", spoiled)
+    with pytest.raises(InputError, match=r"iteration 1: .* task 1 is not finite"):
+        train(tiny(), progress=False)
+    run = train(tiny(nonfinite="skip"), progress=False)
+    assert run.skipped == 12
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+
+
+def test_a_saved_run_is_loaded_with_its_best_or_latest_weights(tmp_path):
+    run = train(tiny(learner="metasgd"), tmp_path / "a", progress=False)
+    latest = load_run(tmp_path / "a", "latest")
+    assert all(torch.equal(p, run.meta[name]) for name, p in latest.meta.items())
+    best = load_run(tmp_path / "a")
+    assert all(torch.equal(p, run.best["meta"][name]) for name, p in best.meta.items())
+    state = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["model"]
+    assert all(torch.equal(v, run.model.state_dict()[k]) for k, v in state.items())
+    with pytest.raises(InputError, match="no run there"):
+        load_run(tmp_path)
