@@ -65,8 +65,8 @@ def test_resnet12_and_mlp_shapes():
 
 def test_bad_arguments_are_named():
     with pytest.raises(InputError, match="got 'layer'"):
-        Conv4(5, norm="layer")
+        Conv4(5, norm="layer")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="got 'mean'"):
-        Conv4(5, pool="mean")
+        Conv4(5, pool="mean")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="got 8"):
         Conv4(5, image_size=8)
