@@ -180,6 +180,8 @@ def _parser() -> argparse.ArgumentParser:
                          help="test episodes a seed (default 600)")  # fmt: skip
     compare.add_argument("--out", type=Path, required=True, metavar="DIR",
                          help="folder for results.json, plots and runs; finished runs are kept")  # fmt: skip
+    compare.add_argument("--jobs", type=int, default=1, metavar="N",
+                         help="runs trained at once, each with --threads threads (default 1)")  # fmt: skip
     compare.add_argument("--overwrite", action="store_true", help="train everything anew")
     return parser
 
@@ -251,7 +253,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     _add(group, "clip_value", float, "bound on the meta-gradient's entries; 0 is none")
     _add(group, "clip_norm", float, "bound on its length; 0 is none")
     _add(group, "nonfinite", str, "a task whose loss or gradient is NaN or inf")
-    _add(group, "validate_every", int, "iterations between validations", default=None)
+    group.add_argument("--validate-every", type=int, metavar="N", help="iterations between "
+                       "validations (default: a tenth of the run, at most 500)")  # fmt: skip
     _add(group, "validation_episodes", int, "episodes of a validation")
     _add(group, "checkpoint_every", int, "iterations between checkpoints")
     _add(group, "log_every", int, "iterations between lines of metrics.jsonl")
@@ -408,6 +411,7 @@ def _compare(args: argparse.Namespace) -> None:
         args.out,
         overwrite=args.overwrite,
         progress=not args.quiet,
+        jobs=args.jobs,
     )
     plots = plot_comparison(comparison, args.out)
     print(comparison.table())

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import multiprocessing.connection
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gametalearn.build import build_source, objective_names, stream_seed
 from gametalearn.checkpoint import replacing
@@ -200,6 +204,7 @@ def compare(
     *,
     overwrite: bool = False,
     progress: bool = True,
+    jobs: int = 1,
 ) -> Comparison:
     """Train every rule on every seed and test each run's best validated weights, once.
 
@@ -215,6 +220,8 @@ def compare(
             not trained again, what was interrupted goes on. None keeps all in memory.
         overwrite: train everything anew.
         progress: show progress on stderr.
+        jobs: runs trained at once, each in a process of its own with ``config.threads`` threads;
+            above 1 it needs ``out``. The results do not depend on it.
 
     Raises:
         InputError: unknown or repeated rules, settings that do not fit, or a folder that holds
@@ -231,13 +238,23 @@ def compare(
     build_source(config, "test")  # bad settings are found before the first run, not after it
     for rule in rules:
         make_rule(rule, objectives=max(2, len(config.datasets)), regression=config.regression)
+    plan = [
+        (
+            dataclasses.replace(config, rule=rule, seed=seed),
+            None if folder is None else folder / rule.replace(":", "-") / f"seed{seed}",
+            f"{rule}, seed {seed}",
+        )
+        for seed in numbers
+        for rule in rules
+    ]
+    if jobs > 1:
+        if folder is None:
+            raise InputError(f"--jobs {jobs} keeps its runs in files: give an output folder")
+        _in_processes([(*run, episodes, overwrite, progress) for run in plan], jobs)
+        overwrite = False  # what follows reads the finished runs
     results: dict[str, list[Result]] = {rule: [] for rule in rules}
-    for seed in numbers:
-        for rule in rules:
-            own = dataclasses.replace(config, rule=rule, seed=seed)
-            place = None if folder is None else folder / _safe(rule) / f"seed{seed}"
-            label = f"{rule}, seed {seed}"
-            results[rule].append(_run(own, place, episodes, overwrite, progress, label))
+    for own, place, label in plan:
+        results[own.rule].append(_run(own, place, label, episodes, overwrite, progress))
     comparison = Comparison(config, numbers, episodes, objective_names(config, "test"), results)
     if folder is not None:
         with replacing(folder / "results.json") as stream:
@@ -247,17 +264,50 @@ def compare(
     return comparison
 
 
-def _safe(rule: str) -> str:
-    return rule.replace(":", "-")
+def _in_processes(plan: list[tuple[Any, ...]], jobs: int) -> None:
+    """Carry out `_run` for each entry, ``jobs`` at a time; on Ctrl-C all stop after a checkpoint."""
+    context = multiprocessing.get_context("spawn")
+    waiting, running = list(plan), list[Any]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                process = context.Process(target=_run_quietly, args=waiting.pop(0))
+                process.start()
+                running.append(process)
+            multiprocessing.connection.wait([p.sentinel for p in running])
+            for process in [p for p in running if not p.is_alive()]:
+                running.remove(process)
+                if process.exitcode:
+                    raise InputError(
+                        "a run failed; its message stands above. What was done is kept"
+                    )
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join()
+
+
+def _run_quietly(config: TrainConfig, *rest: Any) -> None:
+    """`_run` in a process of its own: one line for an error, the threads that it may use."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        _run(config, *rest)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except InputError as error:
+        print(f"gametalearn: {rest[1]}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run(
     config: TrainConfig,
     place: Path | None,
+    label: str,
     episodes: int,
     overwrite: bool,
     progress: bool,
-    label: str,
 ) -> Result:
     """Train one rule on one seed, and test it unless this very test was done."""
     run = train(config, place, overwrite=overwrite, progress=progress, label=label)

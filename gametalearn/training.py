@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -379,7 +380,8 @@ class _Bar:
 
     def __init__(self, run: Run, label: str) -> None:
         self.run, self.label, self.metric = run, label, run.config.metric
-        self.terminal = sys.stderr.isatty()
+        # several processes would fight over one terminal line
+        self.terminal = sys.stderr.isatty() and multiprocessing.parent_process() is None
         total, done = run.config.iterations, run.iteration
         self.bar = tqdm(
             total=total, initial=done, desc=label, disable=not self.terminal, leave=False

@@ -67,6 +67,15 @@ def test_twice_the_same_is_bit_identical_and_another_seed_is_not(tmp_path):
     assert untimed(tmp_path / "a") != untimed(tmp_path / "c")
 
 
+def test_two_processes_find_what_one_does(tmp_path):
+    for name, jobs in (("a", 1), ("b", 2)):
+        config = tiny(threads=1)
+        compare(config, ["uniform", "agreement"], 2, 5, tmp_path / name, jobs=jobs, progress=False)
+    assert untimed(tmp_path / "a") == untimed(tmp_path / "b")
+    with pytest.raises(InputError, match="--jobs 2"):
+        compare(tiny(), ["uniform"], jobs=2)
+
+
 def test_what_is_finished_is_not_trained_again(tmp_path, monkeypatch):
     compare(tiny(), ["uniform"], 1, 5, tmp_path, progress=False)
     before = load_run(tmp_path / "uniform" / "seed0", "latest").meta
