@@ -15,13 +15,18 @@ from gametalearn.models import MLP, Conv4, ResNet12
 from gametalearn.training import Run, load_run, train
 from gametalearn.weighting import (
     RULES,
+    DynamicTaskPrioritization,
+    DynamicWeightAverage,
     GradientAgreement,
+    GradNorm,
     NormControl,
+    UncertaintyWeighting,
     Uniform,
     Weights,
     agreement_weights,
     agreement_weights_from_gramian,
     make_rule,
+    shared_columns,
 )
 
 __all__ = [
@@ -32,8 +37,11 @@ __all__ = [
     "ClassImages",
     "Comparison",
     "Conv4",
+    "DynamicTaskPrioritization",
+    "DynamicWeightAverage",
     "EpisodeSampler",
     "Evaluation",
+    "GradNorm",
     "GradientAgreement",
     "InputError",
     "MetaSGD",
@@ -46,6 +54,7 @@ __all__ = [
     "TaskBatch",
     "TaskGradients",
     "TrainConfig",
+    "UncertaintyWeighting",
     "Uniform",
     "Weights",
     "agreement_weights",
@@ -56,5 +65,6 @@ __all__ = [
     "load_run",
     "make_rule",
     "meta_gradients",
+    "shared_columns",
     "train",
 ]

@@ -6,20 +6,29 @@ from gametalearn.weighting.agreement import (
     agreement_weights_from_gramian,
     gramian,
 )
+from gametalearn.weighting.dtp import DynamicTaskPrioritization
+from gametalearn.weighting.dwa import DynamicWeightAverage
+from gametalearn.weighting.gradnorm import GradNorm, shared_columns
 from gametalearn.weighting.make import RULES, make_rule
+from gametalearn.weighting.uncertainty import UncertaintyWeighting
 from gametalearn.weighting.uniform import NormControl, Uniform
 from gametalearn.weighting.weights import Gradients, Rule, Weights
 
 __all__ = [
     "RULES",
+    "DynamicTaskPrioritization",
+    "DynamicWeightAverage",
+    "GradNorm",
     "GradientAgreement",
     "Gradients",
     "NormControl",
     "Rule",
+    "UncertaintyWeighting",
     "Uniform",
     "Weights",
     "agreement_weights",
     "agreement_weights_from_gramian",
     "gramian",
     "make_rule",
+    "shared_columns",
 ]

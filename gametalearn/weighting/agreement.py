@@ -54,18 +54,23 @@ def gramian(gradients: Gradients) -> Tensor:
     return products / longest if longest > 0 else products
 
 
-def update_length(gradients: Gradients, weights: Tensor) -> float:
+def update_length(gradients: Gradients, weights: Tensor) -> Tensor:
     """||sum_i w_i g_i||, accumulated in float64 (in float32 on devices that lack it).
 
     Args:
         gradients: as in `agreement_weights`.
-        weights: ``(T,)``.
+        weights: ``(T,)``, or ``(K, T)`` for K such combinations.
+
+    Returns:
+        A scalar, or ``(K,)``.
     """
     rows = as_rows(gradients).detach()
     scale = _scale(rows)
-    w = weights.to(scale)
-    square = sum(float((w @ part).square().sum()) for part in _slices(rows, scale))
-    return float(scale.max()) * math.sqrt(square)
+    w = weights.detach().to(scale)
+    square = w.new_zeros(w.shape[:-1])
+    for part in _slices(rows, scale):
+        square += (w @ part).square().sum(-1)
+    return scale.max() * square.sqrt()
 
 
 def _wide(rows: Tensor) -> torch.dtype:

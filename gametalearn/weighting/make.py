@@ -12,6 +12,10 @@ from torch import Tensor
 
 from gametalearn.errors import InputError
 from gametalearn.weighting.agreement import GradientAgreement
+from gametalearn.weighting.dtp import DynamicTaskPrioritization
+from gametalearn.weighting.dwa import DynamicWeightAverage
+from gametalearn.weighting.gradnorm import GradNorm
+from gametalearn.weighting.uncertainty import UncertaintyWeighting
 from gametalearn.weighting.uniform import NormControl, Uniform
 from gametalearn.weighting.weights import Rule
 
@@ -26,7 +30,16 @@ TASK_RULES: dict[str, tuple[Callable[..., Rule], dict[str, Any]]] = {
 }
 """Rules over tasks: class, and the options that the name stands for."""
 
-RULES: tuple[str, ...] = (*TASK_RULES,)
+OBJECTIVE_RULES: dict[str, tuple[Callable[..., Rule], dict[str, Any]]] = {
+    "gradnorm": (GradNorm, {}),
+    "uncertainty": (UncertaintyWeighting, {}),
+    "uncertainty-positive": (UncertaintyWeighting, {"form": "positive"}),
+    "dwa": (DynamicWeightAverage, {}),
+    "dtp": (DynamicTaskPrioritization, {}),
+}
+"""Rules over objectives."""
+
+RULES: tuple[str, ...] = (*TASK_RULES, *OBJECTIVE_RULES)
 """The names that `make_rule` knows, beside ``torchjd:NAME``."""
 
 
@@ -63,6 +76,17 @@ def make_rule(
         return _torchjd_rule(name, options)
     if name in TASK_RULES:
         cls, fixed = TASK_RULES[name]
+        return cls(**_checked(name, cls, fixed, options))
+    if name in OBJECTIVE_RULES:
+        if name == "dtp" and regression:
+            raise InputError(
+                "rule 'dtp' weighs objectives by their accuracy, and regression has none; "
+                "use gradnorm, uncertainty, uncertainty-positive or dwa"
+            )
+        cls, fixed = OBJECTIVE_RULES[name]
+        fixed = {**fixed, "objectives": objectives, "within": within}
+        if cls is GradNorm:
+            fixed["columns"] = columns
         return cls(**_checked(name, cls, fixed, options))
     near = difflib.get_close_matches(name, RULES, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""

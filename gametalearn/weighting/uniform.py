@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from gametalearn.gradients import TaskGradients
@@ -44,7 +45,6 @@ class NormControl(nn.Module):
         rows = gradients.rows
         agreement = agreement_weights(rows)
         uniform = rows.new_full((len(rows),), 1 / len(rows))
-        length = update_length(rows, uniform)
-        scale = update_length(rows, agreement) / length if length > 0 else 1.0
-        weights = uniform * scale
+        wanted, own = update_length(rows, torch.stack([agreement, uniform])).tolist()
+        weights = uniform * (wanted / own if own > 0 else 1.0)
         return Weights(raw=weights, effective=weights)

@@ -23,11 +23,11 @@ Gradients = Tensor | Sequence[TaskGradient]
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of one meta-batch.
+    """The weights of one meta-batch, in the dtype and on the device of the rows.
 
     Attributes:
-        raw: the weights as the paper defines them: ``(T,)`` for a rule over tasks, ``(K,)`` for a
-            rule over objectives.
+        raw: the weights as the paper defines them: ``(T,)`` for a rule over tasks; ``(K,)`` for a
+            rule over objectives, in the order that the rule was given them in, absent ones too.
         effective: ``(T,)``, those for which the meta-update is ``sum_i effective_i * rows_i``.
     """
 
@@ -36,7 +36,10 @@ class Weights:
 
 
 class Rule(Protocol):
-    """A weighting rule: an `nn.Module` that maps `TaskGradients` to `Weights`."""
+    """A weighting rule: an `nn.Module` that maps `TaskGradients` to `Weights`.
+
+    State is what ``state_dict()`` holds; ``eval()`` freezes it.
+    """
 
     def __call__(self, gradients: TaskGradients) -> Weights:
         """The weights of one meta-batch; learnable and running state may advance."""

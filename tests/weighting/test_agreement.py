@@ -278,7 +278,7 @@ def test_columns_are_taken_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = agreement_weights(g)
     monkeypatch.setattr(agreement_module, "SLICE", 64)
     torch.testing.assert_close(agreement_weights(g), whole)
-    assert update_length(g, whole) == pytest.approx(float((whole @ g).norm()), rel=1e-5)
+    assert float(update_length(g, whole)) == pytest.approx(float((whole @ g).norm()), rel=1e-5)
 
 
 def test_forms_of_gradients_give_the_same_weights() -> None:
@@ -351,7 +351,9 @@ def test_gramian_is_relative_to_the_longest_gradient() -> None:
 @pytest.mark.parametrize("scale", [1e-200, 1e-30, 1.0, 1e30, 1e200])
 def test_update_length(scale: float) -> None:
     g, w = rows(4, 25, dtype=torch.float64), torch.tensor([0.5, -0.25, 0.125, 0.0])
-    assert update_length(g * scale, w) / scale == pytest.approx(float((w.double() @ g).norm()))
+    assert float(update_length(g * scale, w)) / scale == pytest.approx(
+        float((w.double() @ g).norm())
+    )
 
 
 # The rules.

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from gametalearn import RULES, GradientAgreement, InputError, NormControl, Uniform, make_rule
+from gametalearn import (
+    RULES,
+    DynamicTaskPrioritization,
+    DynamicWeightAverage,
+    GradientAgreement,
+    GradNorm,
+    InputError,
+    NormControl,
+    UncertaintyWeighting,
+    Uniform,
+    make_rule,
+)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -24,6 +35,29 @@ def test_names_stand_for_options() -> None:
         rule = make_rule(name)
         assert isinstance(rule, GradientAgreement)
         assert (rule.signal, rule.normalize) == (signal, normalize)
+
+
+def test_rules_over_objectives_get_their_settings() -> None:
+    columns = slice(3, 7)
+    rule = make_rule("gradnorm", objectives=[4, 9], columns=columns, within="agreement", alpha=0.5)
+    assert isinstance(rule, GradNorm)
+    assert (rule.span, rule.alpha) == (columns, 0.5)
+    assert rule.objectives.identities.tolist() == [4, 9]
+    assert rule.objectives.within == "agreement"
+    for name, form in (("uncertainty", "kendall"), ("uncertainty-positive", "positive")):
+        rule = make_rule(name, objectives=2, columns=columns, lr=0.1)
+        assert isinstance(rule, UncertaintyWeighting)
+        assert (rule.form, rule.descent.lr) == (form, 0.1)
+    rule = make_rule("dwa", objectives=2, period=7, regression=True)
+    assert isinstance(rule, DynamicWeightAverage)
+    assert rule.period == 7
+    assert isinstance(make_rule("dtp", gamma=2), DynamicTaskPrioritization)
+
+
+@pytest.mark.parametrize("objectives", [0, -1, [], [1, 1]])
+def test_objectives_are_checked(objectives: int | list[int]) -> None:
+    with pytest.raises(InputError, match="objectives: expected a positive number or distinct"):
+        make_rule("dwa", objectives=objectives)
 
 
 @pytest.mark.parametrize(
@@ -45,3 +79,7 @@ def test_unknown_options_are_refused() -> None:
         make_rule("uniform", alpha=1)
     with pytest.raises(InputError, match="rule 'agreement-update': no option 'signal'; it takes n"):
         make_rule("agreement-update", signal="meta_gradient")
+    with pytest.raises(InputError, match="rule 'dwa': no option 'alpha'; it takes period, t"):
+        make_rule("dwa", alpha=1)
+    with pytest.raises(InputError, match="no option 'form'"):
+        make_rule("uncertainty-positive", form="kendall")

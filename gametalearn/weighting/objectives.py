@@ -1,0 +1,151 @@
+"""From tasks to objectives and back: what the loss-based rules share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gametalearn.errors import InputError
+from gametalearn.gradients import TaskGradients
+from gametalearn.weighting.agreement import agreement_weights
+from gametalearn.weighting.weights import Weights, largest_entries
+
+__all__ = ["ObjectiveBatch", "Objectives", "loss_ratio"]
+
+
+@dataclass(frozen=True)
+class ObjectiveBatch:
+    """One meta-batch as a rule over K objectives sees it; float64, on the rule's device.
+
+    Attributes:
+        gradients: the record itself.
+        slot: ``(T,)`` int64, the index in 0..K-1 of each task's objective.
+        present: ``(K,)`` bool, the objectives that have a task in the batch.
+        within: ``(T,)`` weights a_i of the tasks inside their objective: the gradient of objective
+            k is gbar_k = sum over its tasks of a_i * rows_i.
+        loss: ``(K,)`` mean query loss; 0 for an absent objective.
+        score: ``(K,)`` mean score; 0 for an absent objective.
+    """
+
+    gradients: TaskGradients
+    slot: Tensor
+    present: Tensor
+    within: Tensor
+    loss: Tensor
+    score: Tensor
+
+    def weights(self, raw: Tensor) -> Weights:
+        """Effective weights e_i = w_k a_i / K of raw ones ``(K,)``, K the objectives present.
+
+        The update is sum_i e_i rows_i = (1/K) sum_k w_k gbar_k. Dividing by those present, not by
+        all, keeps w = 1 the plain mean over objectives when some are absent.
+        """
+        effective = raw[self.slot] * self.within / self.present.sum()
+        rows = self.gradients.rows
+        return Weights(raw=raw.to(rows), effective=effective.to(rows))
+
+    def mixture(self) -> Tensor:
+        """``(K, T)``: row k holds the a_i of objective k's tasks, so gbar = mixture @ rows."""
+        mixture = self.within.new_zeros(len(self.present), len(self.slot))
+        mixture[self.slot, torch.arange(len(self.slot), device=self.slot.device)] = self.within
+        return mixture
+
+
+class Objectives(nn.Module):
+    """The objectives of a rule, and how the tasks of one objective are combined.
+
+    Args:
+        objectives: the number K, for groups 0 to K - 1, or the groups' identities. The order is
+            that of the raw weights.
+        within: ``"uniform"``, a_i = 1 / (tasks of the objective), or ``"agreement"``, the weights
+            of `agreement_weights` among the objective's own tasks.
+    """
+
+    identities: Tensor
+
+    def __init__(
+        self,
+        objectives: int | Sequence[int],
+        within: Literal["uniform", "agreement"] = "uniform",
+    ) -> None:
+        super().__init__()
+        identities = list(range(objectives)) if isinstance(objectives, int) else list(objectives)
+        if not identities or len(set(identities)) < len(identities):
+            raise InputError(
+                "objectives: expected a positive number or distinct group identities, "
+                f"got {objectives}"
+            )
+        if within not in ("uniform", "agreement"):
+            raise InputError(f"within must be 'uniform' or 'agreement', got '{within}'")
+        self.within = within
+        self.register_buffer("identities", torch.tensor(identities))
+
+    def __len__(self) -> int:
+        """The number K."""
+        return len(self.identities)
+
+    def read(self, gradients: TaskGradients, *, nonnegative_loss: bool = False) -> ObjectiveBatch:
+        """Sort the tasks of a meta-batch by objective, and check them.
+
+        Raises:
+            InputError: a loss or a row is not finite, or a loss is negative under
+                ``nonnegative_loss`` (the message names task and objective), or a task belongs to
+                none of the objectives.
+        """
+        rows, device = gradients.rows.detach(), self.identities.device
+        slot = self._slots(gradients.group.to(device))
+        loss = gradients.loss.detach().to(device, torch.float64)
+        score = gradients.score.detach().to(device, torch.float64)
+        self._require(torch.isfinite(loss), slot, "loss", loss, "is not finite")
+        largest = largest_entries(rows).to(device)
+        self._require(torch.isfinite(largest), slot, "gradient", largest, "is not finite")
+        if nonnegative_loss:
+            self._require(loss >= 0, slot, "loss", loss, "is negative, its ratios mean nothing")
+        count = torch.bincount(slot, minlength=len(self)).to(loss)
+        per_task = 1 / count[slot]
+        zeros = torch.zeros_like(count)
+        return ObjectiveBatch(
+            gradients=gradients,
+            slot=slot,
+            present=count > 0,
+            within=per_task if self.within == "uniform" else self._agreement(rows, slot),
+            loss=zeros.index_add(0, slot, loss * per_task),
+            score=zeros.index_add(0, slot, score * per_task),
+        )
+
+    def _slots(self, group: Tensor) -> Tensor:
+        match = group.unsqueeze(1) == self.identities
+        unknown = (~match.any(1)).nonzero().flatten().tolist()
+        if unknown:
+            known = self.identities.tolist()
+            shown = ", ".join(map(str, known[:8])) + (", ..." if len(known) > 8 else "")
+            raise InputError(
+                f"task {unknown[0]} belongs to group {int(group[unknown[0]])}, the rule's "
+                f"objectives are {shown}; make the rule with objectives= every group's identity"
+            )
+        return match.to(torch.int64).argmax(1)
+
+    def _require(self, good: Tensor, slot: Tensor, what: str, value: Tensor, problem: str) -> None:
+        bad = (~good).nonzero().flatten().tolist()
+        if bad:
+            raise InputError(
+                f"{what} of task {bad[0]} (objective {int(self.identities[slot[bad[0]]])}) {problem} "
+                f"({float(value[bad[0]])}); lower the inner learning rate, or leave the task out"
+            )
+
+    def _agreement(self, rows: Tensor, slot: Tensor) -> Tensor:
+        weights = torch.empty(len(rows), dtype=torch.float64, device=slot.device)
+        for k in sorted(set(slot.tolist())):
+            tasks = (slot == k).nonzero().flatten()
+            weights[tasks] = agreement_weights(rows[tasks.to(rows.device)]).to(weights)
+        return weights
+
+
+def loss_ratio(new: Tensor, old: Tensor) -> Tensor:
+    """``new / old`` of losses >= 0; 1 where both vanish, a million where only ``old`` does."""
+    quotient = (new / torch.where(old > 0, old, 1.0)).clamp(max=1e6)
+    return torch.where(old > 0, quotient, torch.where(new > 0, 1e6, 1.0))

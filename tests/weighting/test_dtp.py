@@ -1,0 +1,62 @@
+"""Dynamic task prioritization: the formula, its clamp, and the refusal of regression."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from gametalearn import DynamicTaskPrioritization, InputError, TaskGradients, make_rule
+
+
+def record(score: list[float], group: list[int] | None = None) -> TaskGradients:
+    tasks = len(score)
+    rows = torch.ones(tasks, 3, dtype=torch.float64)
+    groups = torch.arange(tasks) if group is None else torch.tensor(group)
+    return TaskGradients(rows, rows, torch.ones(tasks), torch.tensor(score).double(), groups)
+
+
+def test_equals_the_formula_over_a_moving_average() -> None:
+    rule = DynamicTaskPrioritization(2, gamma=[0.5, 2.0], decay=0.8)
+    generator = torch.Generator().manual_seed(0)
+    kappa: list[float] = []
+    for _ in range(30):
+        score = torch.rand(4, generator=generator, dtype=torch.float64)
+        means = [float(score[0] + score[2]) / 2, float(score[1] + score[3]) / 2]
+        pairs = zip(kappa or means, means, strict=True)
+        kappa = [0.8 * old + 0.2 * new for old, new in pairs]
+        expected = [-((1 - k) ** g) * math.log(k) for k, g in zip(kappa, (0.5, 2.0), strict=True)]
+        weights = rule(record(score.tolist(), [0, 1, 0, 1]))
+        assert weights.raw.tolist() == pytest.approx(expected)
+        halves = [w / 4 for w in expected]  # 1/K for two objectives, 1/2 for two tasks
+        assert weights.effective.tolist() == pytest.approx(halves * 2)
+
+
+def test_the_first_value_starts_the_average() -> None:
+    raw = DynamicTaskPrioritization(2)(record([0.5, 0.25])).raw
+    assert raw.tolist() == pytest.approx([0.5 * math.log(2), 0.75 * math.log(4)])
+
+
+def test_the_weight_neither_diverges_nor_vanishes() -> None:
+    rule = DynamicTaskPrioritization(2)
+    raw = rule(record([0.0, 1.0])).raw
+    assert raw.tolist() == pytest.approx([-0.99 * math.log(0.01), -0.01 * math.log(0.99)])
+
+
+def test_an_objective_never_seen_has_weight_one() -> None:
+    assert DynamicTaskPrioritization(3)(record([0.5], [1])).raw[[0, 2]].tolist() == [1.0, 1.0]
+
+
+def test_regression_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"rule 'dtp' .* regression has none; use gradnorm"):
+        make_rule("dtp", objectives=2, regression=True)
+    for score in (1.5, -0.1, math.nan):
+        with pytest.raises(InputError, match=r"dtp needs accuracies in \[0, 1\].* task 1 is"):
+            DynamicTaskPrioritization(2)(record([0.5, score]))
+
+
+@pytest.mark.parametrize("options", [{"gamma": -1.0}, {"gamma": [1.0]}, {"decay": 1.0}])
+def test_options_are_checked(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=r"DynamicTaskPrioritization: (gamma|decay) must be"):
+        DynamicTaskPrioritization(2, **options)  # type: ignore[arg-type]
