@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Protocol, Self
 
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
 
 __all__ = ["FolderFiles", "SourceFiles", "ZipFiles", "is_image_name"]
 
@@ -100,7 +100,7 @@ def read_file(path: Path) -> bytes:
     except InputError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        raise InputError(f"{path}: cannot be read: {error}") from error
+        raise InputError(f"{path}: cannot be read: {summary(error)}") from error
 
 
 class ZipFiles:
@@ -117,7 +117,7 @@ class ZipFiles:
             size = path.stat().st_size
             self._zip = zipfile.ZipFile(path)
         except Exception as error:  # a damaged directory raises anything from struct.error on
-            raise InputError(f"{path}: not a readable zip archive: {_say(error)}") from error
+            raise InputError(f"{path}: not a readable zip archive: {summary(error)}") from error
         try:
             self._check(self._zip.infolist(), size)
         except InputError:
@@ -164,8 +164,4 @@ class ZipFiles:
         try:
             return self._zip.read(self._members[name])
         except Exception as error:  # zlib, lzma, encryption, CRC, ...: each has its own
-            raise InputError(f"{self.where}: {name}: cannot be read: {_say(error)}") from error
-
-
-def _say(error: Exception) -> str:
-    return str(error) or type(error).__name__
+            raise InputError(f"{self.where}: {name}: cannot be read: {summary(error)}") from error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,6 +19,8 @@ __all__ = ["decode", "resized"]
 MAX_PIXELS = 2**26  # ImageNet's largest image has 2**24
 # No format that runs a program (EPS) or that hides a document (PDF, PSD).
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+_SILENT = logging.NullHandler()
 
 
 def decode(data: bytes, what: str) -> Image:
@@ -33,8 +36,9 @@ def decode(data: bytes, what: str) -> Image:
     Raises:
         InputError: not an image, truncated, of more than 2**26 pixels, or of an unknown kind.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
+    logging.getLogger("PIL").addHandler(_SILENT)  # what it logs, it also raises
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on metadata
@@ -48,9 +52,10 @@ def decode(data: bytes, what: str) -> Image:
                 return _plain(image)
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{what}: not a readable image: none of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise anything on damaged input
-        reason = str(error) or type(error).__name__
-        raise InputError(f"{what}: not a readable image: {reason}") from error
+        raise InputError(f"{what}: not a readable image: {summary(error)}") from error
 
 
 def _plain(image: Image) -> Image:

@@ -61,7 +61,7 @@ def check_disjoint(tree: Mapping[str, Iterable[str]], where: str) -> None:
         for name in classes:
             if name in seen:
                 raise InputError(
-                    f"{where}: class {name!r} is in {seen[name]} and in {split}; few-shot splits "
+                    f"{where}: class {name[:200]!r} is in {seen[name]} and in {split}; few-shot splits "
                     "have different classes"
                 )
             seen[name] = split

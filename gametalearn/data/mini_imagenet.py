@@ -19,7 +19,7 @@ from gametalearn.data.decode import decode, resized
 from gametalearn.data.folder import SPLITS, check_disjoint, class_folders
 from gametalearn.data.packed import Array, packing, read_packed
 from gametalearn.data.pickles import load_arrays
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
 from gametalearn.images import ClassImages
 
 __all__ = ["load_mini_imagenet", "prepare_mini_imagenet"]
@@ -77,7 +77,7 @@ def prepare_mini_imagenet(root: Path, source: Path | None = None, skip_bad: bool
         splits: dict[str, list[str]] = {split: [] for split in SPLITS}
         for split, name, images in _read(source, unreadable):
             if not len(images):
-                raise InputError(f"mini-imagenet: no image of class {name!r} is readable")
+                raise InputError(f"mini-imagenet: no image of class {name[:200]!r} is readable")
             splits[split].append(name)
             out.add(name, "mini-imagenet", images, split)
             progress.update(len(images))
@@ -165,15 +165,15 @@ def _read_table(
             found = members.get(name, [])
             if len(found) != 1:
                 raise InputError(
-                    f"{line}: names {name!r}, which the images have {len(found)} times; "
+                    f"{line}: names {name[:200]!r}, which the images have {len(found)} times; "
                     "complete the images, or correct the line"
                 )
             if name in used:
-                raise InputError(f"{line}: names {name!r} a second time")
+                raise InputError(f"{line}: names {name[:200]!r} a second time")
             used.add(name)
             classes[label].append(found[0])
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{table}: not a readable CSV file: {error}") from error
+        raise InputError(f"{table}: not a readable CSV file: {summary(error)}") from error
     return classes
 
 
@@ -221,7 +221,7 @@ def _pickled(file: Path, content: Any, split: str) -> tuple[Array, dict[str, lis
                 classes[_class_name(label, split)].append(number)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"{file}: 'class_dict' {{label: [numbers]}} or 'labels' [label, ...] is expected: {error!r}"
+            f"{file}: 'class_dict' {{label: [numbers]}} or 'labels' [label, ...] is expected: {summary(error)}"
         ) from error
     numbers = sorted(number for index in classes.values() for number in index)
     if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(len(images))):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gametalearn.data.archives import FolderFiles, SourceFiles, ZipFiles
 from gametalearn.data.decode import decode, resized
 from gametalearn.data.packed import PackedClass, PackedWriter, packing, read_packed
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
 from gametalearn.images import ClassImages
 
 __all__ = ["CLASS_SPLITS", "load_omniglot", "prepare_omniglot"]
@@ -135,7 +135,7 @@ def _download(folder: Path) -> Path:
             shutil.rmtree(folder / "omniglot-py" / f"images_{part}", ignore_errors=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"omniglot: the download failed ({error}); fetch images_background.zip and "
+            f"omniglot: the download failed ({summary(error)}); fetch images_background.zip and "
             "images_evaluation.zip otherwise and run "
             "`gametalearn data prepare omniglot --source FOLDER`"
         ) from error

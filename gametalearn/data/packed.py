@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
 from gametalearn.images import ClassImages
 
 try:
@@ -132,8 +132,9 @@ def _packing(
     folder: Path, shape: tuple[int, int, int], info: dict[str, Any]
 ) -> Iterator[PackedWriter]:
     with _temporary(folder) as array, _temporary(folder) as text:
-        with array.open("wb") as stream:
-            writer = PackedWriter(folder, stream, shape)
+        with _closing(array.open("wb")) as stream:
+            with _writable(folder):
+                writer = PackedWriter(folder, stream, shape)
             yield writer
             with _writable(folder):
                 writer.finish()
@@ -238,7 +239,7 @@ def _read(
             index = json.loads(text)
             if index["format"] != FORMAT:
                 raise InputError(
-                    f"{folder}: format {index['format']!r}, this version reads {FORMAT!r}; {remedy}"
+                    f"{folder}: format {str(index['format'])[:40]!r}, this version reads {FORMAT!r}; {remedy}"
                 )
             if _index_digest(index) != index["checksum"]:
                 raise ValueError("the checksum of index.json does not match")
@@ -250,7 +251,7 @@ def _read(
             if attempt == 7 or (folder / "index.json").read_bytes() == text:
                 raise InputError(f"{folder}: {index['images']} is missing; {remedy}") from error
         except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-            raise InputError(f"{folder}: damaged ({error}); {remedy}") from error
+            raise InputError(f"{folder}: damaged ({summary(error)}); {remedy}") from error
         else:
             break
     records = [PackedClass(**record) for record in index["classes"]]
@@ -292,6 +293,16 @@ def _file_digest(file: Path) -> str:
 def _index_digest(index: dict[str, Any]) -> str:
     signed = {key: value for key, value in index.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _closing(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """Close, without the error of a buffer that could not be written, which came up before."""
+    try:
+        yield stream
+    finally:
+        with contextlib.suppress(OSError):
+            stream.close()
 
 
 def _sync(stream: BinaryIO) -> None:

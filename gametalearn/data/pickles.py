@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
 
 __all__ = ["load_arrays"]
 
@@ -37,9 +37,8 @@ def load_arrays(path: Path) -> Any:
         ):
             return _unwrap(_Unpickler(data, encoding="bytes").load())
     except Exception as error:  # a damaged pickle raises anything, MemoryError included
-        reason = str(error) or type(error).__name__
         raise InputError(
-            f"{path}: not a readable pickle of arrays and plain containers: {reason}"
+            f"{path}: not a readable pickle of arrays and plain containers: {summary(error)}"
         ) from error
 
 

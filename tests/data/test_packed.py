@@ -1,13 +1,11 @@
 import json
-import multiprocessing
 import os
+import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from gametalearn.data import packed
 from gametalearn.data.packed import (
@@ -172,35 +170,74 @@ def test_an_unwritable_folder_is_said(tmp_path: Path) -> None:
         write_packed(tmp_path / "file" / "d", pixels(), CLASSES)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
-    with Path("/dev/full").open("wb", buffering=0) as full:
-        writer = PackedWriter.__new__(PackedWriter)
-        writer._folder, writer._stream, writer._shape = tmp_path, full, (1, 2, 2)
-        writer.classes = []
-        with pytest.raises(InputError, match="No space left"):
-            writer.add("a", "a", np.zeros((1, 1, 2, 2), np.uint8))
+@pytest.mark.parametrize("count", [1, 100000])
+def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path: Path, count: int) -> None:
+    resource = pytest.importorskip("resource")
+    write_packed(tmp_path, pixels(), CLASSES)
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (120, limits[1]))  # a file header has 128 bytes
+    try:
+        with pytest.raises(InputError, match=r"cannot write to .*File too large"):
+            write_packed(
+                tmp_path, np.zeros((count, 1, 2, 2), np.uint8), [PackedClass("a", "a", count)]
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
 
 
-def _write_and_read(folder: str, seed: int) -> None:
-    torch.set_num_threads(1)
-    for turn in range(15):
-        value = 10 * seed + turn % 3
-        images = np.full((20, 1, 28, 28), value, np.uint8)
-        write_packed(Path(folder), images, [PackedClass(str(value), "g", 20)])
-        found, records = read_packed(Path(folder), "d")
-        if not (found.images == int(records[0].name)).all():
-            os._exit(1)
+PROCESS = """
+import sys, time
+from pathlib import Path
+import numpy as np, torch
+from gametalearn.data.packed import PackedClass, read_or_build, read_packed, write_packed
+
+torch.set_num_threads(1)
+folder, seed = Path(sys.argv[1]), int(sys.argv[2])
+(folder / f"ready{seed}").touch()
+while len(list(folder.glob("ready*"))) < 3:
+    time.sleep(0.001)
+"""
+WRITES_AND_READS = """
+for turn in range(30):
+    value = 10 * seed + turn % 3
+    images = np.full((20, 1, 28, 28), value, np.uint8)
+    write_packed(folder / "d", images, [PackedClass(str(value), "g", 20)])
+    found, records = read_packed(folder / "d", "d")
+    assert (found.images == int(records[0].name)).all()
+"""
+BUILDS = """
+def build(out):
+    with (folder / "builds").open("a") as stream:
+        stream.write("x")
+    time.sleep(0.2)  # long enough for the others to come
+    out.add("a", "g", np.full((4, 1, 2, 2), 7, np.uint8))
+
+images, _ = read_or_build(folder / "d", "d", (1, 2, 2), build, value=7)
+assert (images.images == 7).all()
+"""
+
+
+def _at_once(folder: Path, code: str) -> None:
+    """Three processes side by side, which start together and all end well."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", PROCESS + code, str(folder)]
+    processes = [
+        subprocess.Popen([*command, str(seed)], env=environment, stderr=subprocess.PIPE, text=True)
+        for seed in range(3)
+    ]
+    assert [process.communicate(timeout=120)[1] for process in processes] == [""] * 3
+    assert [process.returncode for process in processes] == [0] * 3
 
 
 def test_processes_that_write_and_read_at_once(tmp_path: Path) -> None:
-    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    workers = [context.Process(target=_write_and_read, args=(str(tmp_path), s)) for s in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    names = sorted(f.name for f in tmp_path.iterdir())
+    _at_once(tmp_path, WRITES_AND_READS)
+    names = sorted(f.name for f in (tmp_path / "d").iterdir())
     assert len(names) == 3  # .lock, the images, the index
-    assert json.loads((tmp_path / "index.json").read_text())["images"] in names
+    assert json.loads((tmp_path / "d" / "index.json").read_text())["images"] in names
+
+
+def test_one_of_several_processes_builds(tmp_path: Path) -> None:
+    _at_once(tmp_path, BUILDS)
+    assert (tmp_path / "builds").read_text() == "x"
