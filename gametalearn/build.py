@@ -36,8 +36,8 @@ def load_images(config: TrainConfig, split: str) -> list[ClassImages]:
             split,
             class_split=config.split or None,
             rotations=rotations and name == "omniglot",
-            image_size=28 if several else None,
-            channels=1 if several else None,
+            image_size=config.image_size or (28 if several else None),
+            channels=config.channels or (1 if several else None),
         )
         for name in names
     ]

@@ -228,6 +228,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     _add(group, "split", str, "how classes are split: lake or maml for omniglot")
     group.add_argument("--rotations", action="store_true", default=None,
                        help="add training classes turned by 90, 180, 270 degrees")  # fmt: skip
+    _add(group, "image_size", int, "resize images; 0 keeps them, or 28 for several data sets")
+    _add(group, "channels", int, "1 grayscale, 3 RGB; 0 keeps them, or 1 for several data sets")
     _add(group, "objectives", str, "one objective a data set, or one an alphabet or script")
 
 

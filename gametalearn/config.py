@@ -54,6 +54,8 @@ class TrainConfig:
         ways, shots, queries: classes an episode, support and query examples a class.
         split: how classes are split: ``lake`` or ``maml`` for Omniglot.
         rotations: add each training class turned by 90, 180 and 270 degrees.
+        image_size, channels: resize to a square of this side, convert to 1 (grayscale) or 3 (RGB)
+            channels; 0 keeps the data set's own, and stands for 28 and 1 where there are several.
         objectives: ``dataset``: each data set is one objective; ``group``: each alphabet or script
             is one, and an episode's classes come from one of them.
         share: tasks of several data sets: ``fixed``, or ``proportional`` to their classes.
@@ -85,6 +87,8 @@ class TrainConfig:
     queries: int = 5
     split: str = ""
     rotations: bool = False
+    image_size: int = 0
+    channels: int = 0
     objectives: str = "dataset"
     share: str = "fixed"
     learner: str = "maml"
@@ -176,7 +180,7 @@ class TrainConfig:
 _LEAST = {
     "ways": 1, "shots": 1, "queries": 1, "hidden": 1, "inner_steps": 0, "test_steps": 0,
     "iterations": 1, "meta_batch": 1, "clip_value": 0, "clip_norm": 0, "log_every": 1,
-    "validate_every": 1, "validation_episodes": 2, "checkpoint_every": 1, "threads": 0,
+    "image_size": 0, "channels": 0, "validate_every": 1, "validation_episodes": 2, "checkpoint_every": 1, "threads": 0,
 }  # fmt: skip
 
 CHOICES: dict[str, tuple[str, ...]] = {

@@ -22,7 +22,7 @@ ORDER = [
     {"training"},
     {"comparison"},
     {"report", "benchmark"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 """A module imports from its own line or from lines above it."""
 
