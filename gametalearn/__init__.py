@@ -5,6 +5,7 @@ from gametalearn.comparison import Comparison, compare
 from gametalearn.config import TrainConfig
 from gametalearn.data import load_dataset
 from gametalearn.data.sinusoid import Sinusoid
+from gametalearn.diagnostics import Diagnostics, diagnose
 from gametalearn.episodes import EpisodeSampler, TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, evaluate
@@ -37,6 +38,7 @@ __all__ = [
     "ClassImages",
     "Comparison",
     "Conv4",
+    "Diagnostics",
     "DynamicTaskPrioritization",
     "DynamicWeightAverage",
     "EpisodeSampler",
@@ -60,6 +62,7 @@ __all__ = [
     "agreement_weights",
     "agreement_weights_from_gramian",
     "compare",
+    "diagnose",
     "evaluate",
     "load_dataset",
     "load_run",

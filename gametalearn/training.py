@@ -23,12 +23,13 @@ from gametalearn.adaptation import Learner, Params, model_parameters
 from gametalearn.build import build_learner, build_model, build_source, objective_names, stream_seed
 from gametalearn.checkpoint import load_checkpoint, replacing, save_checkpoint
 from gametalearn.config import TrainConfig, read_toml
+from gametalearn.diagnostics import diagnose
 from gametalearn.episodes import Source, TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.update import apply_update, clip, combine, make_optimizer
-from gametalearn.weighting import Rule, make_rule
+from gametalearn.weighting import Rule, make_rule, shared_columns
 
 __all__ = ["Run", "load_run", "train"]
 
@@ -96,7 +97,7 @@ def _start(config: TrainConfig, out: Path | None) -> Run:
         objectives=len(objectives),
         regression=config.regression,
         within=config.within,  # type: ignore[arg-type]
-        columns=None,
+        columns=shared_columns({name: p.shape for name, p in meta.items()}),
     )
     optimizer = make_optimizer(config.meta_optimizer, list(meta.values()), config.meta_lr)
     return Run(config, model, meta, learner, rule, optimizer, source, objectives, out=out)
@@ -170,6 +171,7 @@ def train(
                     "group": gradients.group.tolist(),
                     "raw": weights.raw.tolist(),
                     "effective": weights.effective.tolist(),
+                    "diagnostics": diagnose(gradients, weights).as_record(),
                     "skipped": run.skipped,
                     "seconds": {
                         "total": run.seconds,
