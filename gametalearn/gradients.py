@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from gametalearn.adaptation import (
-    Gradient,
-    Learner,
-    LossFn,
-    Params,
-    default_loss,
-    default_score,
-    model_parameters,
-)
+from gametalearn.adaptation import Learner, Params, default_loss, model_parameters
+from gametalearn.engine.loop import loop_gradients, loop_scores
+from gametalearn.engine.plan import Method, choose
+from gametalearn.engine.replay import replay_gradients, replay_scores
+from gametalearn.engine.task import Loss, data_of, predict
 from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError
 
-__all__ = ["TaskGradients", "adapt_and_score", "meta_gradients"]
+__all__ = ["TaskGradients", "adapt_and_score", "meta_gradients", "predict"]
 
 
 @dataclass(frozen=True)
@@ -62,43 +56,16 @@ class TaskGradients:
         return TaskGradients(**{n: torch.cat([getattr(p, n) for p in parts]) for n in names})
 
 
-def predict(model: nn.Module, params: Params, x: Tensor, support_x: Tensor | None) -> Tensor:
-    """The model's output under ``params``; it is neither changed nor are its buffers."""
-    args = (
-        (x,) if support_x is None or not getattr(model, "uses_support", False) else (x, support_x)
-    )
-    buffers = {n: b.clone() for n, b in model.named_buffers()}
-    return functional_call(model, {**params, **buffers}, args)  # type: ignore[no-any-return]
-
-
-def _autograd(create_graph: bool) -> Gradient:
-    """Gradients by `torch.autograd.grad`, with zeros for parameters that the loss does not use."""
-
-    def gradient(loss: LossFn, params: Params) -> Params:
-        with torch.enable_grad():
-            leaves = {n: p if p.requires_grad else p.requires_grad_() for n, p in params.items()}
-            grads = torch.autograd.grad(
-                loss(leaves), list(leaves.values()), create_graph=create_graph, allow_unused=True
-            )
-        return {
-            n: torch.zeros_like(p) if g is None else g
-            for (n, p), g in zip(params.items(), grads, strict=True)
-        }
-
-    return gradient
-
-
-def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.cat([t.flatten() for t in tensors])
-
-
 def meta_gradients(
     model: nn.Module,
     batch: TaskBatch,
     learner: Learner,
     *,
     meta: Params | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] = default_loss,
+    loss: Loss = default_loss,
+    method: Method = "auto",
+    chunk: int | None = None,
+    threads: int | None = None,
 ) -> TaskGradients:
     """Exact per-task meta-gradients of one meta-batch.
 
@@ -111,7 +78,13 @@ def meta_gradients(
         learner: `MAML`, `ANIL`, `MetaSGD`, `Reptile`, or your own `Learner`.
         meta: the meta-parameters to differentiate at; by default the model's own (with freshly
             started rates for a learner that has some).
-        loss: ``loss(prediction, target)``, a mean; cross-entropy or squared error by default.
+        loss: ``loss(prediction, target)``, a mean; cross-entropy or squared error by default. Pass
+            the same function object from call to call: what is traced is kept for it.
+        method: ``"replay"`` (traced once for these shapes, then fast), ``"loop"`` (plain autograd),
+            or ``"auto"``: replay on CPU and CUDA without autocast. A module that cannot be
+            replayed falls to the loop with one warning.
+        chunk: tasks computed by one replay; chosen from the shapes by default.
+        threads: threads to share the tasks out to; by default `torch.get_num_threads`.
 
     Returns:
         `TaskGradients` with ``rows (T, P)`` and ``updates (T, P)``, detached.
@@ -122,46 +95,13 @@ def meta_gradients(
         raise InputError(
             f"meta_gradients: no parameter of {type(model).__name__} requires gradients"
         )
-    parts = [_task_loop(model, batch[i : i + 1], learner, meta, loss) for i in range(len(batch))]
-    return TaskGradients.cat(parts)
-
-
-def _task_loop(
-    model: nn.Module,
-    task: TaskBatch,
-    learner: Learner,
-    meta: Params,
-    loss_fn: Callable[[Tensor, Tensor], Tensor],
-) -> TaskGradients:
-    """The reference method: one task, plain autograd."""
-    support_x, support_y = task.support_x[0], task.support_y[0]
-    leaves = {n: p.detach().clone().requires_grad_() for n, p in meta.items()}
-
-    def support_loss(params: Params) -> Tensor:
-        return loss_fn(predict(model, params, support_x, None), support_y)
-
-    with torch.enable_grad():
-        adapted = learner.adapt(leaves, support_loss, _autograd(not learner.first_order))
-        prediction = predict(model, adapted, task.query_x[0], support_x)
-        query_loss = loss_fn(prediction, task.query_y[0])
-    update = _flat(
-        (p - adapted[n] if n in adapted else torch.zeros_like(p)) for n, p in leaves.items()
-    )
-    if learner.update_is_row:
-        row = update
+    data = data_of(batch)
+    plan = choose(meta, data, method=method, chunk=chunk, threads=threads)
+    if plan.method == "loop":
+        result = loop_gradients(model, learner, loss, meta, data)
     else:
-        grads = torch.autograd.grad(query_loss, list(leaves.values()), allow_unused=True)
-        row = _flat(
-            torch.zeros_like(p) if g is None else g
-            for p, g in zip(leaves.values(), grads, strict=True)
-        )
-    return TaskGradients(
-        rows=row.detach().unsqueeze(0),
-        updates=update.detach().unsqueeze(0),
-        loss=query_loss.detach().unsqueeze(0),
-        score=default_score(prediction.detach(), task.query_y[0]).unsqueeze(0),
-        group=task.group,
-    )
+        result = replay_gradients(model, learner, loss, meta, data, plan)
+    return TaskGradients(*result, group=batch.group)
 
 
 def adapt_and_score(
@@ -170,33 +110,23 @@ def adapt_and_score(
     learner: Learner,
     *,
     meta: Params | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] = default_loss,
+    loss: Loss = default_loss,
+    method: Method = "auto",
+    chunk: int | None = None,
+    threads: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Adapt to each task and measure it on its queries, without a meta-gradient.
+
+    Args:
+        model, batch, learner, meta, loss, method, chunk, threads: as in `meta_gradients`.
 
     Returns:
         ``loss (T,)`` and ``score (T,)``, as in `TaskGradients`.
     """
     if meta is None:
         meta = learner.meta_parameters(model_parameters(model))
-    measured = []
-    for i in range(len(batch)):
-        x, y = batch.support_x[i], batch.support_y[i]
-        params = {n: p.detach() for n, p in meta.items()}
-        adapted = learner.adapt(
-            params,
-            lambda p, x=x, y=y: loss(predict(model, p, x, None), y),  # type: ignore[misc]
-            _first_order,
-        )
-        with torch.no_grad():
-            prediction = predict(model, adapted, batch.query_x[i], x)
-            measured.append(
-                (loss(prediction, batch.query_y[i]), default_score(prediction, batch.query_y[i]))
-            )
-    losses, scores = zip(*measured, strict=True)
-    return torch.stack(losses), torch.stack(scores)
-
-
-def _first_order(loss: LossFn, params: Params) -> Params:
-    leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
-    return {n: g.detach() for n, g in _autograd(False)(loss, leaves).items()}
+    data = data_of(batch)
+    plan = choose(meta, data, method=method, chunk=chunk, threads=threads, fixed_chunk=True)
+    if plan.method == "loop":
+        return loop_scores(model, learner, loss, meta, data)
+    return replay_scores(model, learner, loss, meta, data, plan)

@@ -1,0 +1,103 @@
+"""Replace a module's convolutions, batch norms and poolings by the engine's own while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gametalearn.engine import layers
+
+__all__ = ["Capture"]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (tuple(value) * 2)[:2]
+
+
+class Capture(TorchFunctionMode):
+    """Within this context, plain 2-d layers of any module are computed by `gametalearn.engine.layers`.
+
+    A ReLU (in place or not) that follows a batch norm is fused with it; the unfused norm has then no reader, and the
+    traced program drops it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed: dict[int, tuple[Tensor, tuple[Tensor, Tensor, Tensor, float]]] = {}
+        self.overwritten: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.overwritten:
+            args = tuple(self.overwritten.get(id(a), a) for a in args)
+        rule = _RULES.get(func)
+        result = None if rule is None else rule(self, *args, **kwargs)
+        return func(*args, **kwargs) if result is None else result
+
+    def conv2d(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor | None:
+        if x.ndim != 4 or isinstance(padding, str):
+            return None
+        return layers.conv2d(
+            x, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups
+        )
+
+    def batch_norm(
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor | None:
+        if x.ndim != 4 or not training or x.numel() // x.shape[1] < 2:
+            return None
+        weight = x.new_ones(x.shape[1]) if weight is None else weight
+        bias = x.new_zeros(x.shape[1]) if bias is None else bias
+        z = layers.norm_relu(x, weight, bias, eps, False)
+        self.normed[id(z)] = (z, (x, weight, bias, eps))
+        return z
+
+    def relu(self, x: Tensor, inplace: bool = False) -> Tensor | None:
+        if id(x) not in self.normed:
+            return None
+        z = layers.norm_relu(*self.normed[id(x)][1], True)
+        if inplace:  # whoever reads x from now on shall see z
+            self.overwritten[id(x)] = z
+        return z
+
+    def relu_(self, x: Tensor) -> Tensor | None:
+        return self.relu(x, True)
+
+
+_RULES: dict[Any, Callable[..., Tensor | None]] = {
+    F.conv2d: Capture.conv2d,
+    F.batch_norm: Capture.batch_norm,
+    F.relu: Capture.relu,
+    torch.relu: Capture.relu,
+    torch.relu_: Capture.relu_,
+    Tensor.relu: Capture.relu,
+    Tensor.relu_: Capture.relu_,
+}

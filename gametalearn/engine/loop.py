@@ -1,0 +1,91 @@
+"""The reference method: plain autograd, one task after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from gametalearn.adaptation import Gradient, Learner, LossFn, Params
+from gametalearn.engine.task import (
+    Data,
+    Loss,
+    Measured,
+    Result,
+    fixed_tensors,
+    query_loss,
+    updates_of,
+)
+
+__all__ = ["loop_gradients", "loop_scores"]
+
+
+def _autograd(create_graph: bool) -> Gradient:
+    """Gradients by `torch.autograd.grad`, with zeros for parameters that the loss does not use."""
+
+    def gradient(loss: LossFn, params: Params) -> Params:
+        with torch.enable_grad():
+            leaves = {n: p if p.requires_grad else p.requires_grad_() for n, p in params.items()}
+            grads = torch.autograd.grad(
+                loss(leaves), list(leaves.values()), create_graph=create_graph, allow_unused=True
+            )
+        return {
+            n: torch.zeros_like(p) if g is None else g
+            for (n, p), g in zip(params.items(), grads, strict=True)
+        }
+
+    return gradient
+
+
+def _first_order(loss: LossFn, params: Params) -> Params:
+    leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
+    return {n: g.detach() for n, g in _autograd(False)(loss, leaves).items()}
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])
+
+
+def _task(
+    model: nn.Module, learner: Learner, loss: Loss, meta: Params, fixed: Params, data: Data
+) -> Result:
+    leaves = {n: p.detach().clone().requires_grad_() for n, p in meta.items()}
+    gradient = _autograd(not learner.first_order)
+    with torch.enable_grad():
+        value, (adapted, score) = query_loss(model, learner, loss, gradient, leaves, fixed, data)
+    update = _flat(updates_of(leaves, adapted))
+    if learner.update_is_row:
+        row = update
+    else:
+        grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        row = _flat(
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip(leaves.values(), grads, strict=True)
+        )
+    return row.detach(), update.detach(), value.detach(), score
+
+
+def loop_gradients(
+    model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data
+) -> Result:
+    """Rows, updates, loss and score of every task."""
+    fixed = fixed_tensors(model)
+    tasks = [_task(model, learner, loss, meta, fixed, task) for task in zip(*data, strict=True)]
+    rows, updates, losses, scores = (torch.stack(column) for column in zip(*tasks, strict=True))
+    return rows, updates, losses, scores
+
+
+def loop_scores(
+    model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data
+) -> Measured:
+    """Loss and score of every task after adaptation, without a meta-gradient."""
+    fixed = fixed_tensors(model)
+    meta = {n: p.detach() for n, p in meta.items()}
+    measured = []
+    with torch.no_grad():
+        for task in zip(*data, strict=True):
+            value, (_, score) = query_loss(model, learner, loss, _first_order, meta, fixed, task)
+            measured.append((value, score))
+    losses, scores = zip(*measured, strict=True)
+    return torch.stack(losses), torch.stack(scores)

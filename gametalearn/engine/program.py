@@ -1,0 +1,136 @@
+"""Trace the computation for a chunk of tasks into a flat program, and tidy it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, grad_and_value, vmap
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from gametalearn.adaptation import Gradient, Learner, LossFn, Params
+from gametalearn.engine.capture import Capture
+from gametalearn.engine.task import Data, Loss, query_loss, updates_of
+
+__all__ = ["Program", "UntraceableError", "trace_gradients", "trace_scores"]
+
+Program = Callable[..., tuple[Tensor, ...]]
+"""``program(*meta, *fixed, support_x, support_y, query_x, query_y)``, contiguous tensors; a chunk."""
+
+aten = torch.ops.aten
+
+
+class UntraceableError(Exception):
+    """The module cannot be replayed; the message says why."""
+
+
+def _functional(first_order: bool) -> Gradient:
+    def gradient(loss: LossFn, params: Params) -> Params:
+        grads: Params = grad(loss)(params)
+        return {n: g.detach() for n, g in grads.items()} if first_order else grads
+
+    return gradient
+
+
+def trace_gradients(
+    model: nn.Module, learner: Learner, loss: Loss, meta: Params, fixed: Params, data: Data
+) -> Program:
+    """A program that returns ``*rows, *updates, loss, score`` for tasks shaped as in ``data``.
+
+    Rows and updates come one meta-parameter at a time, ``(T, *shape)``; rows are left out for a
+    learner whose rows are its updates.
+    """
+    gradient = _functional(learner.first_order)
+
+    def task(meta: Params, fixed: Params, *data: Tensor) -> tuple[Tensor, ...]:
+        def objective(meta: Params) -> tuple[Tensor, tuple[Params, Tensor]]:
+            return query_loss(model, learner, loss, gradient, meta, fixed, data)  # type: ignore[arg-type]
+
+        if learner.update_is_row:
+            value, (adapted, score) = objective(meta)
+            return (*updates_of(meta, adapted), value, score)
+        grads, (value, (adapted, score)) = grad_and_value(objective, has_aux=True)(meta)
+        return (*grads.values(), *updates_of(meta, adapted), value, score)
+
+    return _trace(task, meta, fixed, data)
+
+
+def trace_scores(
+    model: nn.Module, learner: Learner, loss: Loss, meta: Params, fixed: Params, data: Data
+) -> Program:
+    """A program that returns ``loss, score`` for tasks shaped as in ``data``."""
+    gradient = _functional(True)
+
+    def task(meta: Params, fixed: Params, *data: Tensor) -> tuple[Tensor, ...]:
+        value, (_, score) = query_loss(model, learner, loss, gradient, meta, fixed, data)  # type: ignore[arg-type]
+        return value, score
+
+    return _trace(task, meta, fixed, data)
+
+
+def _trace(
+    task: Callable[..., tuple[Tensor, ...]], meta: Params, fixed: Params, data: Data
+) -> Program:
+    names, others = list(meta), list(fixed)
+
+    def chunk(*tensors: Tensor) -> tuple[Tensor, ...]:
+        # Weights of convolutions lie as the folded convolutions want them.
+        values = [
+            p.contiguous(memory_format=torch.channels_last) if p.ndim == 4 else p
+            for p in tensors[: len(names)]
+        ]
+        rest = tensors[len(names) : -4]
+        with Capture():
+            result: tuple[Tensor, ...] = vmap(task, in_dims=(None, None, 0, 0, 0, 0))(
+                dict(zip(names, values, strict=True)),
+                dict(zip(others, rest, strict=True)),
+                *tensors[-4:],
+            )
+        return result
+
+    tensors = [t.detach() for t in (*meta.values(), *fixed.values(), *data)]
+    module = make_fx(chunk)(*tensors)
+    for node in module.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise UntraceableError("its forward draws random numbers")
+    return tidy(module)
+
+
+def tidy(module: GraphModule) -> GraphModule:
+    """Drop what is computed twice or not used."""
+    graph = module.graph
+    _merge(graph)
+    graph.eliminate_dead_code()
+    graph.lint()
+    module.recompile()
+    return module
+
+
+def _functional_op(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and not schema.is_mutable
+
+
+def _merge(graph: Graph) -> None:
+    """Replace a node by an earlier one of the same operator and arguments; drop aliases."""
+    if not all(
+        _functional_op(n) or n.op != "call_function" or n.target.__name__ == "getitem"
+        for n in graph.nodes
+    ):
+        return  # something is written in place: order matters
+    seen: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in (aten.detach.default, aten.alias.default):
+            node.replace_all_uses_with(node.args[0])
+        else:
+            key = (node.target, repr(node.args), repr(node.kwargs))
+            twin = seen.setdefault(key, node)
+            if twin is node:
+                continue
+            node.replace_all_uses_with(twin)
+        graph.erase_node(node)

@@ -1,0 +1,159 @@
+"""Run a traced program over the chunks of a batch, on worker threads."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from gametalearn.adaptation import Learner, Params
+from gametalearn.engine.cache import Store, settings_key
+from gametalearn.engine.loop import loop_gradients, loop_scores
+from gametalearn.engine.plan import Plan
+from gametalearn.engine.program import Program, UntraceableError, trace_gradients, trace_scores
+from gametalearn.engine.task import Data, Loss, Measured, Result, fixed_tensors
+from gametalearn.engine.workers import run_all
+from gametalearn.errors import InputError
+
+__all__ = ["replay_gradients", "replay_scores"]
+
+_programs: Store[Program | UntraceableError] = Store()
+_warned: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+Trace = Callable[[nn.Module, Learner, Loss, Params, Params, Data], Program]
+
+
+def _chunks(data: Data, size: int) -> list[Data]:
+    """Chunks of ``size`` tasks, the last filled up with copies of its last task."""
+    chunks = []
+    for start in range(0, len(data[0]), size):
+        parts = [t[start : start + size].contiguous() for t in data]
+        short = size - len(parts[0])
+        if short:
+            parts = [torch.cat([t, t[-1:].expand(short, *t.shape[1:])]) for t in parts]
+        chunks.append(tuple(parts))
+    return chunks  # type: ignore[return-value]
+
+
+def _program(
+    trace: Trace, model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data
+) -> Program | UntraceableError:
+    """The program for a chunk like ``data``, traced at its first use."""
+    fixed = fixed_tensors(model)
+    settings = settings_key(learner), settings_key(loss)
+    if None in settings:
+        which = "learner" if settings[0] is None else "loss"
+        return UntraceableError(
+            f"the {which} is neither a frozen dataclass of plain values nor a function"
+        )
+    key = (
+        trace,
+        *settings,
+        tuple((n, tuple(t.shape), t.dtype, t.device) for n, t in meta.items()),
+        tuple((n, tuple(t.shape), t.dtype, t.device) for n, t in fixed.items()),
+        tuple((tuple(t.shape), t.dtype, t.device) for t in data),
+    )
+
+    def make() -> Program | UntraceableError:
+        try:
+            return trace(model, learner, loss, meta, fixed, data)
+        except InputError:
+            raise
+        except UntraceableError as reason:
+            return reason
+        except Exception as error:  # any module may come: what fails here, the loop tries again
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return UntraceableError(lines[0])
+
+    return _programs.get(model, key, make)
+
+
+def _warn(model: nn.Module, reason: UntraceableError) -> None:
+    if model not in _warned:
+        _warned[model] = True
+        warnings.warn(
+            f"gametalearn: {type(model).__name__} is computed task by task in plain autograd, "
+            f"exact but slower, because it cannot be replayed: {reason}",
+            stacklevel=4,
+        )
+
+
+def _inputs(model: nn.Module, meta: Params) -> list[Tensor]:
+    tensors = (*meta.values(), *fixed_tensors(model).values())
+    return [t.detach().contiguous() for t in tensors]
+
+
+def replay_gradients(
+    model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data, plan: Plan
+) -> Result:
+    """Rows, updates, loss and score of every task; by the loop where the module needs it."""
+    chunks = _chunks(data, plan.chunk)
+    program = _program(trace_gradients, model, learner, loss, meta, chunks[0])
+    if isinstance(program, UntraceableError):
+        _warn(model, program)
+        return loop_gradients(model, learner, loss, meta, data)
+    inputs = _inputs(model, meta)
+    tasks, first = len(data[0]), inputs[0]
+    sizes = [p.numel() for p in meta.values()]
+    updates = first.new_empty(tasks, sum(sizes))
+    rows = updates.clone() if learner.update_is_row else torch.empty_like(updates)
+    measured = torch.empty(2, tasks, dtype=first.dtype, device=first.device)
+
+    def run(start: int, chunk: Data) -> None:
+        with torch.inference_mode():
+            *grads, value, score = program(*inputs, *chunk)
+            stop = min(start + plan.chunk, tasks)
+            _write(updates[start:stop], grads[-len(sizes) :])
+            _write(rows[start:stop], grads[: len(sizes)])
+            measured[0, start:stop] = value[: stop - start]
+            measured[1, start:stop] = score[: stop - start]
+
+    _run_chunks(run, chunks, plan)
+    return rows, updates, measured[0], measured[1]
+
+
+def _write(rows: Tensor, parts: list[Tensor]) -> None:
+    """Lay ``(T, *shape)`` tensors side by side in ``(T, P)``."""
+    column = 0
+    for part in parts:
+        part = part[: len(rows)]
+        width = part[0].numel()
+        rows[:, column : column + width].view(part.shape).copy_(part)
+        column += width
+
+
+def replay_scores(
+    model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data, plan: Plan
+) -> Measured:
+    """Loss and score of every task after adaptation; by the loop where the module needs it."""
+    if len(data[0]) * 4 <= plan.chunk:  # a handful: the loop costs less than a filled-up chunk
+        return loop_scores(model, learner, loss, meta, data)
+    chunks = _chunks(data, plan.chunk)
+    program = _program(trace_scores, model, learner, loss, meta, chunks[0])
+    if isinstance(program, UntraceableError):
+        _warn(model, program)
+        return loop_scores(model, learner, loss, meta, data)
+    inputs = _inputs(model, meta)
+    tasks, first = len(data[0]), inputs[0]
+    measured = torch.empty(2, tasks, dtype=first.dtype, device=first.device)
+
+    def run(start: int, chunk: Data) -> None:
+        with torch.inference_mode():
+            value, score = program(*inputs, *chunk)
+            stop = min(start + plan.chunk, tasks)
+            measured[0, start:stop] = value[: stop - start]
+            measured[1, start:stop] = score[: stop - start]
+
+    _run_chunks(run, chunks, plan)
+    return measured[0], measured[1]
+
+
+def _run_chunks(run: Callable[[int, Data], None], chunks: list[Data], plan: Plan) -> None:
+    def call(i: int, chunk: Data) -> Callable[[], Any]:
+        return lambda: run(i * plan.chunk, chunk)
+
+    run_all([call(i, chunk) for i, chunk in enumerate(chunks)], plan.workers)

@@ -1,0 +1,84 @@
+"""What is computed for one task, whichever method runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gametalearn.adaptation import Gradient, Learner, Params, default_score
+from gametalearn.episodes import TaskBatch
+
+__all__ = ["Loss", "Measured", "Result", "fixed_tensors", "predict", "query_loss"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Data = tuple[Tensor, Tensor, Tensor, Tensor]
+"""``support_x, support_y, query_x, query_y``."""
+Result = tuple[Tensor, Tensor, Tensor, Tensor]
+"""``rows (T, P), updates (T, P), loss (T,), score (T,)``."""
+Measured = tuple[Tensor, Tensor]
+"""``loss (T,), score (T,)``."""
+
+
+def data_of(batch: TaskBatch) -> Data:
+    """The four tensors of a batch."""
+    return batch.support_x, batch.support_y, batch.query_x, batch.query_y
+
+
+def fixed_tensors(model: nn.Module) -> Params:
+    """Frozen parameters and buffers: what a forward reads besides the meta-parameters."""
+    frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+    return {**frozen, **{n: b.detach() for n, b in model.named_buffers()}}
+
+
+def predict(
+    model: nn.Module,
+    params: Params,
+    x: Tensor,
+    support_x: Tensor | None,
+    fixed: Params | None = None,
+) -> Tensor:
+    """The model's output under ``params``; it is neither changed nor are its buffers.
+
+    Args:
+        model: called as ``model(x, support_x)`` if its ``uses_support`` is true and ``support_x``
+            is given, else as ``model(x)``.
+        params: the parameters that require gradients, by name.
+        x: ``(B, *x)`` inputs.
+        support_x: the support inputs, when ``x`` are queries.
+        fixed: frozen parameters and buffers; by default the model's own.
+    """
+    args = (x,)
+    if support_x is not None and getattr(model, "uses_support", False):
+        args = (x, support_x)  # type: ignore[assignment]
+    fixed = fixed_tensors(model) if fixed is None else fixed
+    # A forward may write into its buffers (running statistics): it gets copies.
+    fixed = {n: t.clone() for n, t in fixed.items()}
+    output: Tensor = functional_call(model, {**fixed, **params}, args)
+    return output
+
+
+def query_loss(
+    model: nn.Module,
+    learner: Learner,
+    loss: Loss,
+    gradient: Gradient,
+    meta: Params,
+    fixed: Params,
+    data: Data,
+) -> tuple[Tensor, tuple[Params, Tensor]]:
+    """Adapt to one task's support set; the query loss, and the adapted parameters and the score."""
+    support_x, support_y, query_x, query_y = data
+    adapted = learner.adapt(
+        meta, lambda p: loss(predict(model, p, support_x, None, fixed), support_y), gradient
+    )
+    prediction = predict(model, adapted, query_x, support_x, fixed)
+    score = default_score(prediction.detach(), query_y)
+    return loss(prediction, query_y), (adapted, score)
+
+
+def updates_of(meta: Params, adapted: Params) -> list[Tensor]:
+    """theta - theta_i for each meta-parameter, zero for learned rates."""
+    return [p - adapted[n] if n in adapted else torch.zeros_like(p) for n, p in meta.items()]

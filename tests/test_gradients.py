@@ -1,0 +1,296 @@
+"""Rows of `meta_gradients` against plain autograd, closed forms and learn2learn; every method."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gametalearn import ANIL, MAML, InputError, MetaSGD, Reptile, TaskBatch, meta_gradients
+from gametalearn.adaptation import Learner, model_parameters
+from gametalearn.gradients import adapt_and_score
+from gametalearn.models import MLP, Conv4
+
+CPU_DTYPES = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+class SmoothConv(nn.Module):
+    """A convolutional network without kinks, of layers as a user would write them."""
+
+    def __init__(self, ways: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.BatchNorm2d(6, track_running_stats=False),
+            nn.Softplus(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(6, 4, 3, stride=2, groups=2, bias=False),
+            nn.BatchNorm2d(4),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(16, ways),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.net(x)
+        return output
+
+
+class SmoothMLP(nn.Module):
+    def __init__(self, ways: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(100, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, ways)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.net(x)
+        return output
+
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "conv": SmoothConv,
+    "mlp": SmoothMLP,
+    "relu": lambda ways: MLP(100, ways, (7,)),
+}
+
+
+def episodes(
+    tasks: int, ways: int, shots: int, queries: int, shape: tuple[int, ...], seed: int = 0
+) -> TaskBatch:
+    g = torch.Generator().manual_seed(seed)
+
+    def part(n: int) -> tuple[Tensor, Tensor]:
+        y = torch.stack(
+            [torch.arange(ways).repeat(n)[torch.randperm(n * ways, generator=g)]] * tasks
+        )
+        return torch.rand(tasks, n * ways, *shape, generator=g, dtype=torch.float64), y
+
+    (sx, sy), (qx, qy) = part(shots), part(queries)
+    return TaskBatch(sx, sy, qx, qy, torch.arange(tasks) % 3)
+
+
+def oracle(
+    model: nn.Module, batch: TaskBatch, lr: float, steps: int, first_order: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, updates and losses by the definition: a loop of autograd in float64."""
+    model = model.double()
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    rows, updates, losses = [], [], []
+    for i in range(len(batch)):
+        theta = [model.get_parameter(n).detach().clone().requires_grad_() for n in names]
+
+        def predict(params: list[Tensor], x: Tensor) -> Tensor:
+            state = {**{n: b.clone() for n, b in model.named_buffers()}}
+            output: Tensor = functional_call(
+                model, {**dict(zip(names, params, strict=True)), **state}, x
+            )
+            return output
+
+        phi = theta
+        for _ in range(steps):
+            loss = F.cross_entropy(
+                predict(phi, batch.support_x[i].to(torch.float64)), batch.support_y[i]
+            )
+            grads = torch.autograd.grad(loss, phi, create_graph=True)
+            if first_order:
+                grads = tuple(g.detach() for g in grads)
+            phi = [p - lr * g for p, g in zip(phi, grads, strict=True)]
+        loss = F.cross_entropy(predict(phi, batch.query_x[i].to(torch.float64)), batch.query_y[i])
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, theta)]))
+        updates.append(
+            torch.cat([(p - q).flatten() for p, q in zip(theta, phi, strict=True)]).detach()
+        )
+        losses.append(loss.detach())
+    return torch.stack(rows), torch.stack(updates), torch.stack(losses)
+
+
+def distance(got: Tensor, expected: Tensor) -> float:
+    """The largest relative error of a task's vector."""
+    got, expected = got.double(), expected.double()
+    scale = expected.norm(dim=-1) if expected.ndim > 1 else expected.abs()
+    error = (got - expected).norm(dim=-1) if expected.ndim > 1 else (got - expected).abs()
+    return (error / scale.clamp_min(1e-12)).max().item()
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(sorted(MODELS)),
+    tasks=st.integers(1, 4),
+    ways=st.integers(2, 4),
+    shots=st.integers(1, 3),
+    queries=st.integers(1, 3),
+    steps=st.integers(0, 3),
+    first_order=st.booleans(),
+    chunk=st.integers(1, 3),
+    threads=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_rows_equal_plain_autograd(
+    kind: str,
+    tasks: int,
+    ways: int,
+    shots: int,
+    queries: int,
+    steps: int,
+    first_order: bool,
+    chunk: int,
+    threads: int,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    model = MODELS[kind](ways)
+    batch = episodes(tasks, ways, shots, queries, (1, 10, 10), seed)
+    learner = MAML(0.3, steps, first_order)
+    rows, updates, losses = oracle(model, batch, 0.3, steps, first_order)
+    for dtype, bound in CPU_DTYPES.items():
+        if dtype == torch.float32 and kind == "relu":
+            continue  # a kink: no bound in float32
+        model, cast = model.to(dtype), batch.to(dtype=dtype)
+        for options in ({"method": "loop"}, {"chunk": chunk, "threads": threads}):
+            got = meta_gradients(model, cast, learner, **options)
+            assert got.rows.dtype == dtype
+            assert distance(got.rows, rows) < bound
+            assert distance(got.updates, updates) < bound
+            assert distance(got.loss, losses) < bound
+            assert torch.equal(got.group, batch.group)
+
+
+@pytest.mark.parametrize("pool", ["stride", "max"])
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_conv4_equals_plain_autograd(pool: Any, norm: Any) -> None:
+    torch.manual_seed(1)
+    model = Conv4(3, image_size=16, hidden=5, pool=pool, norm=norm).double()
+    batch = episodes(3, 3, 1, 2, (1, 16, 16))
+    rows, updates, _ = oracle(model, batch, 0.3, 2, False)
+    got = meta_gradients(model, batch, MAML(0.3, 2))
+    assert distance(got.rows, rows) < 1e-9
+    assert distance(got.updates, updates) < 1e-9
+
+
+@pytest.mark.parametrize("method", ["loop", "replay"])
+def test_quadratic_loss_has_the_closed_form(method: Any) -> None:
+    """Support loss (theta - a)^2, query loss (theta - b)^2: each row is known by hand."""
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, 0.7)
+    one = torch.ones(2, 1, 1, dtype=torch.float64)
+    a, b = torch.tensor([0.2, -1.0]).double(), torch.tensor([1.5, 3.0]).double()
+    batch = TaskBatch(one, a.view(2, 1, 1), one, b.view(2, 1, 1), torch.zeros(2, dtype=torch.int64))
+    lr, steps = 0.1, 3
+    shrink = (1 - 2 * lr) ** steps
+    adapted = a + shrink * (0.7 - a)
+    for first_order in (False, True):
+        got = meta_gradients(model, batch, MAML(lr, steps, first_order), method=method)
+        expected = 2 * (adapted - b) * (1.0 if first_order else shrink)
+        torch.testing.assert_close(got.rows[:, 0], expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(got.updates[:, 0], 0.7 - adapted, rtol=1e-12, atol=0)
+        torch.testing.assert_close(got.loss, (adapted - b) ** 2, rtol=1e-12, atol=0)
+
+
+LEARNERS: list[Learner] = [
+    MAML(0.2, 2),
+    MAML(0.2, 2, first_order=True),
+    ANIL(0.2, 2),
+    ANIL(0.2, 2, first_order=True),
+    MetaSGD(0.2, 2),
+    Reptile(0.2, 2),
+    Reptile(0.01, 2, optimizer="adam"),
+]
+
+
+@pytest.mark.parametrize("learner", LEARNERS, ids=repr)
+def test_every_learner_agrees_with_the_loop(learner: Learner) -> None:
+    torch.manual_seed(2)
+    model = Conv4(3, image_size=16, hidden=4, norm="support").double()
+    batch = episodes(5, 3, 1, 2, (1, 16, 16))
+    loop = meta_gradients(model, batch, learner, method="loop")
+    got = meta_gradients(model, batch, learner, chunk=2, threads=2)
+    assert distance(got.rows, loop.rows) < 1e-9
+    assert distance(got.updates, loop.updates) < 1e-9
+    torch.testing.assert_close(got.loss, loop.loss, rtol=1e-9, atol=0)
+    torch.testing.assert_close(got.score, loop.score)
+    scored = adapt_and_score(model, batch, learner, chunk=2)
+    torch.testing.assert_close(scored[0], loop.loss, rtol=1e-9, atol=0)
+    torch.testing.assert_close(scored[1], loop.score)
+
+
+def test_learned_rates_get_rows() -> None:
+    model = MLP(4, 3, (5,)).double()
+    batch = episodes(2, 3, 1, 2, (4,))
+    learner = MetaSGD(0.3, 1)
+    meta = {
+        n: p.detach() * 0.9 for n, p in learner.meta_parameters(model_parameters(model)).items()
+    }
+    got = meta_gradients(model, batch, learner, meta=meta)
+    count = sum(p.numel() for p in model.parameters())
+    assert got.rows.shape == (2, 2 * count)
+    assert not got.updates[:, count:].any()
+    # d loss / d rate_j by a central difference.
+    for j in (0, 7, count - 1):
+        values = []
+        for step in (1e-5, -1e-5):
+            flat = torch.cat([p.flatten() for p in meta.values()])
+            flat[count + j] += step
+            parts = flat.split([p.numel() for p in meta.values()])
+            moved = {n: v.view_as(p) for (n, p), v in zip(meta.items(), parts, strict=True)}
+            values.append(adapt_and_score(model, batch, learner, meta=moved)[0])
+        numeric = (values[0] - values[1]) / 2e-5
+        torch.testing.assert_close(got.rows[:, count + j], numeric, rtol=1e-5, atol=1e-9)
+
+
+def test_learn2learn_parity() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        l2l = pytest.importorskip("learn2learn")
+    torch.manual_seed(3)
+    model = Conv4(3, image_size=16, hidden=4).double()
+    batch = episodes(2, 3, 1, 2, (1, 16, 16))
+    for first_order in (False, True):
+        maml = l2l.algorithms.MAML(model, lr=0.3, first_order=first_order)
+        rows = []
+        for i in range(2):
+            task = maml.clone()
+            for _ in range(2):
+                task.adapt(F.cross_entropy(task(batch.support_x[i]), batch.support_y[i]))
+            loss = F.cross_entropy(task(batch.query_x[i]), batch.query_y[i])
+            grads = torch.autograd.grad(loss, list(maml.parameters()))
+            rows.append(torch.cat([g.flatten() for g in grads]))
+        got = meta_gradients(model, batch, MAML(0.3, 2, first_order))
+        assert distance(got.rows, torch.stack(rows)) < 1e-9
+
+
+def test_the_model_is_left_alone() -> None:
+    model = SmoothConv(3)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    batch = episodes(2, 3, 1, 1, (1, 10, 10)).to(dtype=torch.float32)
+    meta_gradients(model, batch, MAML())
+    meta_gradients(model, batch, MAML(), method="loop")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_rows_can_be_used_in_autograd() -> None:
+    model, batch = MLP(4, 3), episodes(2, 3, 1, 1, (4,)).to(dtype=torch.float32)
+    got = meta_gradients(model, batch, MAML())
+    weight = torch.ones(2, requires_grad=True)
+    (weight @ got.rows).square().sum().backward()
+    assert weight.grad is not None
+
+
+def test_bad_arguments_are_named() -> None:
+    model, batch = MLP(4, 3), episodes(1, 3, 1, 1, (4,)).to(dtype=torch.float32)
+    with pytest.raises(InputError, match="method must be one of auto, loop, replay; got 'fast'"):
+        meta_gradients(model, batch, MAML(), method="fast")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="chunk must be at least 1, got 0"):
+        meta_gradients(model, batch, MAML(), chunk=0)
+    with pytest.raises(InputError, match="no parameter of MLP requires gradients"):
+        meta_gradients(model.requires_grad_(False), batch, MAML())
