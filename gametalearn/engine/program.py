@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, vmap
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from gametalearn.adaptation import Gradient, Learner, LossFn, Params
 from gametalearn.engine.capture import Capture
@@ -74,6 +73,8 @@ def trace_scores(
 def _trace(
     task: Callable[..., tuple[Tensor, ...]], meta: Params, fixed: Params, data: Data
 ) -> Program:
+    from torch.fx.experimental.proxy_tensor import make_fx  # a second of imports
+
     names, others = list(meta), list(fixed)
 
     def chunk(*tensors: Tensor) -> tuple[Tensor, ...]:
