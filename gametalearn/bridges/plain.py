@@ -143,9 +143,14 @@ class GradientCollector:
                 "loss.backward()"
             )
         gradients = _CollectedGradients(tasks)
-        weights = weigh(self.rule, gradients)
+        rows = gradients.rows
+        if bool(torch.isfinite(rows).all()):
+            weights = weigh(self.rule, gradients)
+        else:
+            uniform = rows.new_full((len(rows),), 1 / len(rows))
+            weights = Weights(raw=uniform, effective=uniform)
         present = [any(flags) for flags in zip(*(task.present for task in tasks), strict=True)]
-        write_gradient(self._parameters, present, weights, gradients.rows)
+        write_gradient(self._parameters, present, weights, rows)
         return weights
 
 
@@ -189,15 +194,12 @@ class _CollectedGradients(TaskGradients):
 
 
 def weigh(rule: Rule | WeightsFunction, gradients: TaskGradients) -> Weights:
-    """The weights of T tasks; uniform, without asking ``rule``, where a row is not finite.
+    """The weights of T tasks by a rule, or by a function of their rows.
 
     Raises:
-        InputError: ``rule`` does not give ``(T,)`` weights.
+        InputError: ``rule`` does not give ``(T,)`` weights, or raises one itself.
     """
     rows = gradients.rows
-    if not bool(torch.isfinite(rows).all()):
-        uniform = rows.new_full((len(rows),), 1 / len(rows))
-        return Weights(raw=uniform, effective=uniform)
     result: Any = rule(gradients if isinstance(rule, nn.Module) else rows)  # type: ignore[arg-type]
     weights = Weights(raw=result, effective=result) if isinstance(result, Tensor) else result
     effective = getattr(weights, "effective", weights)

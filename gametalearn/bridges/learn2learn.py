@@ -1,0 +1,258 @@
+"""learn2learn: any rule over its MAML, MetaSGD and ANIL, and its task sets as a source here.
+
+Nothing here imports learn2learn: its objects are handed in. In a learn2learn loop of one's own,
+`gametalearn.bridges.GradientCollector` adds a rule in three lines; `meta_step` is that loop.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gametalearn.adaptation import default_loss, default_score
+from gametalearn.bridges.plain import WeightsFunction, flatten, weigh, write_gradient
+from gametalearn.episodes import TaskBatch
+from gametalearn.errors import InputError
+from gametalearn.gradients import TaskGradients
+from gametalearn.weighting.agreement import GradientAgreement
+from gametalearn.weighting.weights import Rule, Weights
+
+__all__ = ["TasksetSource", "meta_step"]
+
+
+def meta_step(
+    maml: nn.Module,
+    batch: TaskBatch,
+    rule: Rule | WeightsFunction | None = None,
+    *,
+    steps: int = 1,
+    features: nn.Module | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = default_loss,
+) -> tuple[Weights, TaskGradients]:
+    """One meta-batch through a learn2learn learner: the weighted meta-gradient goes into ``.grad``.
+
+    For each task: ``learner = maml.clone()``, ``steps`` times ``learner.adapt(loss)`` on the
+    support set, the loss of the queries, and its gradient. ``.grad`` becomes sum_i w_i g_i (what
+    stood there is replaced), scaled like the mean over tasks; then call ``optimizer.step()``.
+
+    Args:
+        maml: ``l2l.algorithms.MAML``, ``MetaSGD``, ``GBML``, or a module with their ``clone`` and
+            ``adapt``. Order, learning rate, unused and frozen parameters are settled there.
+        batch: T episodes, on the module's device.
+        rule: any `Rule`, or a function from rows ``(T, P)`` to weights ``(T,)``; default: gradient
+            agreement. Rules over losses, accuracies or objectives get them from ``batch``.
+        steps: inner steps.
+        features: for ANIL, the body: ``maml`` is the head alone, adapted on ``features(x)``, and
+            both get gradients. Support and queries pass it apart from one another, as in
+            `gametalearn.ANIL`; learn2learn's example passes them together, which makes a difference
+            where the body normalises by batch.
+        loss: ``loss(prediction, target)``, a mean; cross-entropy or squared error by default.
+
+    Returns:
+        The `Weights` and what they were computed from. P counts the parameters that require
+        gradients in the order ``features``, ``maml.parameters()`` (for MetaSGD the model's, then
+        the rates), which is that of `meta_gradients` where the model's own order is so.
+
+    Raises:
+        InputError: a module without ``clone`` and ``adapt`` or parameters; a gradient that is not
+            finite, named by its task, if the rule looks at it.
+
+    >>> class Maml(nn.Linear):  # stands for l2l.algorithms.MAML(nn.Linear(1, 1), lr=0.1)
+    ...     def clone(self): return self
+    ...     def adapt(self, loss): pass
+    >>> maml, x = Maml(1, 1), torch.randn(3, 2, 1)
+    >>> batch = TaskBatch(x, x, x, x, group=torch.zeros(3, dtype=torch.int64))
+    >>> weights, gradients = meta_step(maml, batch)
+    >>> weights.effective.shape, gradients.rows.shape, maml.weight.grad.shape
+    (torch.Size([3]), torch.Size([3, 2]), torch.Size([1, 1]))
+    """
+    clone = getattr(maml, "clone", None)
+    if not callable(clone) or not callable(getattr(maml, "adapt", None)):
+        raise InputError(
+            "meta_step: expected learn2learn's MAML, MetaSGD or another module with clone() and "
+            f"adapt(), got a {type(maml).__name__}; wrap it: l2l.algorithms.MAML(model, lr=...)"
+        )
+    body = nn.Identity() if features is None else features
+    parameters = [
+        p for p in dict.fromkeys([*body.parameters(), *maml.parameters()]) if p.requires_grad
+    ]
+    if not parameters:
+        raise InputError("meta_step: no parameter requires gradients")
+    rows, updates, losses, scores = [], [], [], []
+    present = [False] * len(parameters)
+    for task in range(len(batch)):
+        learner: Any = clone()
+        x, y = batch.support_x[task], batch.support_y[task]
+        query_x, query_y = batch.query_x[task], batch.query_y[task]
+        for _ in range(steps):
+            learner.adapt(loss(learner(body(x)), y))
+        arguments = (query_x, x) if getattr(maml, "uses_support", False) else (query_x,)
+        prediction = learner(*map(body, arguments))
+        query_loss = loss(prediction, query_y)
+        gradient = torch.autograd.grad(query_loss, parameters, allow_unused=True)
+        present = [p or g is not None for p, g in zip(present, gradient, strict=True)]
+        rows.append(flatten(parameters, gradient, "gradient"))
+        updates.append(flatten(parameters, _updates(maml, learner, parameters), "update"))
+        losses.append(query_loss.detach())
+        scores.append(default_score(prediction.detach(), query_y))
+    gradients = TaskGradients(
+        rows=torch.stack(rows),
+        updates=torch.stack(updates),
+        loss=torch.stack(losses),
+        score=torch.stack(scores),
+        group=batch.group,
+    )
+    weights = weigh(GradientAgreement() if rule is None else rule, gradients)
+    write_gradient(parameters, present, weights, gradients.rows)
+    return weights, gradients
+
+
+def _updates(
+    maml: nn.Module, learner: nn.Module, parameters: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """theta - theta_i of what the inner loop adapts; None for what it does not have or change."""
+    adapted = dict(learner.named_parameters(remove_duplicate=False))
+    change: dict[Tensor, Tensor] = {
+        p: p - adapted[n] for n, p in maml.named_parameters() if n in adapted
+    }
+    return [change.get(p) for p in parameters]
+
+
+class TasksetSource:
+    """Episodes from ``l2l.data.Taskset``, for `train`, `evaluate` and whatever takes a `Source`.
+
+    A task's examples are sorted by label, and in each class the first ``shots`` become the support
+    set, the others the queries, as in ``l2l.data.partition_task``: however the task set orders its
+    examples, no class loses its support examples to another.
+
+    learn2learn draws from Python's and torch's global random state. Here both are set from one
+    generator for the time of a draw and put back, so equal seeds give equal episodes (unless a
+    transform draws from yet another state, such as numpy's). A task set of a fixed number of tasks
+    draws task i when it is first asked for; here its make-up depends on i alone, and episodes are
+    drawn from the tasks with replacement.
+
+    Args:
+        taskset: ``l2l.data.Taskset`` whose transforms end in labels 0 to ways - 1 (NWays, KShots,
+            LoadData, RemapLabels).
+        ways: classes a task.
+        shots: support examples a class; all others of the task are queries.
+        seed: any int64; the start of the stream of episodes.
+        group: the objective that all tasks belong to.
+
+    Inputs reach the model as the task set gives them, floats as they are, uint8 in [0, 1].
+
+    Raises:
+        InputError: no task set. From `sample`: labels other than 0 to ways - 1, classes of
+            different sizes or with no example left for queries, an example twice in one task.
+    """
+
+    def __init__(
+        self, taskset: Any, ways: int, shots: int, *, seed: int = 0, group: int = 0
+    ) -> None:
+        for method in ("sample_task_description", "get_task"):
+            if not hasattr(taskset, method):
+                raise InputError(
+                    "TasksetSource: expected an l2l.data.Taskset, got a "
+                    f"{type(taskset).__name__}; wrap the data set in one"
+                )
+        for name, value, least in (("ways", ways, 2), ("shots", shots, 1)):
+            if value < least:
+                raise InputError(f"TasksetSource: {name} must be at least {least}, got {value}")
+        self.taskset, self.ways, self.shots, self.group = taskset, ways, shots, group
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def sample(self, num_tasks: int) -> TaskBatch:
+        """Draw ``num_tasks`` episodes; ``classes`` of the batch is None."""
+        if num_tasks < 1:
+            raise InputError(f"TasksetSource: num_tasks must be at least 1, got {num_tasks}")
+        tasks = [self._split(*self._draw()) for _ in range(num_tasks)]
+        sizes = sorted({len(query_y) for _, _, _, query_y in tasks})
+        if len(sizes) > 1:
+            raise InputError(
+                f"TasksetSource: tasks of one batch differ in their queries: {sizes}; use "
+                "l2l.data.transforms.KShots"
+            )
+        support_x, support_y, query_x, query_y = map(torch.stack, zip(*tasks, strict=True))
+        group = torch.full((num_tasks,), self.group)
+        return TaskBatch(support_x, support_y, query_x, query_y, group)
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of one task."""
+        number, episode = (
+            int(torch.randint(high, (), generator=self._generator))
+            for high in (len(self.taskset), 2**63 - 1)
+        )
+        if self.taskset.num_tasks == -1:
+            with _seeded(episode):
+                return self._load(self.taskset.sample_task_description())
+        descriptions = self.taskset.sampled_descriptions
+        if number not in descriptions:
+            with _seeded(number):
+                descriptions[number] = self.taskset.sample_task_description()
+        with _seeded(episode):
+            return self._load(descriptions[number])
+
+    def _load(self, description: Any) -> tuple[Tensor, Tensor]:
+        if description is not None:
+            indices = [data.index for data in description]
+            if len(set(indices)) < len(indices):
+                raise InputError(
+                    "TasksetSource: a task has an example twice, so that support and queries may "
+                    "share it; use KShots(..., replacement=False)"
+                )
+        x, y = self.taskset.get_task(description)
+        return torch.as_tensor(x), torch.as_tensor(y)
+
+    def _split(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if y.is_floating_point() or y.ndim != 1:
+            raise InputError(
+                f"TasksetSource: labels must be (N,) integers, got {tuple(y.shape)} {y.dtype}"
+            )
+        classes, counts = torch.unique(y, return_counts=True)
+        if classes.tolist() != list(range(self.ways)):
+            raise InputError(
+                f"TasksetSource: {self.ways} ways asked, but a task has the labels "
+                f"{classes.tolist()[:8]}; add l2l.data.transforms.RemapLabels, or change ways"
+            )
+        if len(set(counts.tolist())) > 1 or int(counts[0]) <= self.shots:
+            raise InputError(
+                f"TasksetSource: classes of equal size above {self.shots} shots are needed, but a "
+                f"task has {counts.tolist()[:8]} examples a class; use KShots(k = shots + queries)"
+            )
+        if x.dtype == torch.uint8:
+            x = x.to(torch.float32) / 255
+        each = int(counts[0])
+        order = y.argsort(stable=True).view(self.ways, each)
+        support, query = order[:, : self.shots].flatten(), order[:, self.shots :].flatten()
+        y = y.to(torch.int64)
+        return x[support], y[support], x[query], y[query]
+
+    def with_seed(self, seed: int) -> TasksetSource:
+        """An independent source over the same task set that starts from ``seed``."""
+        return TasksetSource(self.taskset, self.ways, self.shots, seed=seed, group=self.group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator's state; restoring it continues the stream of episodes exactly."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self._generator.set_state(state["generator"])
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Python's and torch's global random state from ``seed``, and as they were again afterwards."""
+    before = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(before)

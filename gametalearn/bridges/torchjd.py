@@ -1,0 +1,284 @@
+"""TorchJD: our agreement as one of its weightings, and its aggregators as rules here.
+
+Needs ``pip install 'gametalearn[torchjd]'``. TorchJD (Quinton and Rey 2024, arXiv 2406.16232) calls
+a row of ``(T, P)`` an objective, the matrix a Jacobian and its ``(T, T)`` products the Gramian.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gametalearn.errors import InputError
+from gametalearn.gradients import TaskGradients
+from gametalearn.weighting.agreement import agreement_weights_from_gramian
+from gametalearn.weighting.weights import Weights, check_finite, largest_entries
+
+try:
+    import torchjd.aggregation
+    from torchjd import Stateful
+    from torchjd.aggregation import GramianWeightedAggregator, WeightedAggregator, Weighting
+    from torchjd.linalg import PSDMatrix
+except ImportError as error:
+    raise InputError(
+        f"TorchJD 0.18 or later is not installed ({error}); pip install 'gametalearn[torchjd]'"
+    ) from error
+
+__all__ = ["AgreementWeighting", "TorchJDRule", "torchjd_rules"]
+
+
+class AgreementWeighting(Weighting[PSDMatrix]):
+    """Gradient agreement as a TorchJD weighting of a Gramian.
+
+    ``GramianWeightedAggregator(AgreementWeighting())`` is an aggregator for ``torchjd.autojac``; the
+    weighting itself serves ``torchjd.autogram`` and `CRMOGMWeighting`. It is not differentiable.
+
+    Args:
+        normalize: as in `agreement_weights`.
+
+    The weights are those of `agreement_weights_from_gramian`; a Gramian that is not finite raises an
+    `InputError`. TorchJD forms it in the gradients' own dtype, so in float32 gradients beyond 1e19
+    overflow there.
+
+    >>> weighting = AgreementWeighting()
+    >>> weighting(torch.tensor([[1.0, 1.0, -1.0], [1.0, 2.0, -1.0], [-1.0, -1.0, 1.0]]))
+    tensor([ 0.2500,  0.5000, -0.2500])
+    >>> aggregator = GramianWeightedAggregator(weighting)
+    >>> aggregator(torch.tensor([[1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]]))
+    tensor([1.0000, 0.5000])
+    """
+
+    def __init__(self, normalize: bool = False) -> None:
+        super().__init__()
+        self.normalize = normalize
+
+    def forward(self, gramian: Tensor, /) -> Tensor:
+        """Weights ``(T,)`` of a Gramian ``(T, T)``."""
+        return agreement_weights_from_gramian(gramian, normalize=self.normalize)
+
+    def extra_repr(self) -> str:
+        """The option."""
+        return f"normalize={self.normalize}"
+
+
+OPTIONS: dict[str, dict[str, Any]] = {"CAGrad": {"c": 0.5}, "FairGrad": {"alpha": 1.0}}
+"""Values for options that TorchJD asks for without a default."""
+
+
+def torchjd_rules() -> tuple[str, ...]:
+    """The names that `TorchJDRule` knows: TorchJD's aggregators that weight rows.
+
+    >>> {"UPGrad", "MGDA", "CAGrad", "IMTLG", "AlignedMTL"} <= set(torchjd_rules())
+    True
+    """
+    return tuple(sorted(_aggregators()))
+
+
+def _aggregators() -> dict[str, type[WeightedAggregator]]:
+    found = {name: getattr(torchjd.aggregation, name) for name in torchjd.aggregation.__all__}
+    bases = (WeightedAggregator, GramianWeightedAggregator)
+    return {
+        name: cls
+        for name, cls in found.items()
+        if inspect.isclass(cls) and issubclass(cls, WeightedAggregator) and cls not in bases
+    }
+
+
+class TorchJDRule(nn.Module):
+    """A TorchJD aggregator as a weighting rule over the tasks of a meta-batch.
+
+    The weights are exactly those with which TorchJD's aggregator would combine the same rows, in
+    the same dtype (half precision is raised to float32). What follows from that:
+
+    - Scale. UPGrad, DualProj, AlignedMTL, CAGrad, MGDA, IMTLG, Krum, Random, ExcessMTL and Mean are
+      scaled like the mean over tasks; Sum, PCGrad and GradVac like the sum, T times longer; PCD like
+      the first row; FairGrad and NashMTL by rules of their own. With SGD, choose the rate for it.
+    - UPGrad, DualProj and CAGrad take gradients whose squared lengths sum to less than 1e-4 for
+      zero: then the first two give the mean, CAGrad no update at all. Their options lower that.
+    - GradVac, PCD, ExcessMTL and NashMTL keep state by row, and PCD's first row is the primary
+      one. That suits rows that mean the same at every step, which the tasks of a meta-batch do not.
+
+    Random, PCGrad and GradVac draw random numbers. They come from a generator of the rule's own;
+    torch's global state is left as it was. ``state_dict()`` holds the generator and what a stateful
+    aggregator keeps (its options included), so that training goes on as if never interrupted.
+
+    Args:
+        name: one of `torchjd_rules`, in any case, with or without hyphens and the suffix
+            ``Weighting``: ``"UPGrad"``, ``"imtl-g"``, ``"MGDAWeighting"``. Or an aggregator of your
+            own: ``GramianWeightedAggregator(CRMOGMWeighting(UPGradWeighting()))``.
+        seed: any int64; the start of the random numbers.
+        options: of the aggregator. Where TorchJD asks for one, CAGrad's ``c`` is 0.5 here,
+            FairGrad's ``alpha`` 1, and NashMTL's ``n_tasks`` the first meta-batch's.
+
+    Raises:
+        InputError: an unknown name or option, or a solver that is not installed (TorchJD's UPGrad
+            and DualProj need ``torchjd[quadprog_projector]``, CAGrad ``torchjd[cagrad]``, NashMTL
+            ``torchjd[nash_mtl]``).
+
+    >>> rows = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> losses = torch.zeros(2)
+    >>> gradients = TaskGradients(rows, torch.zeros(2, 3), losses, losses, torch.tensor([0, 0]))
+    >>> TorchJDRule("mgda")(gradients).effective
+    tensor([0.6000, 0.4000])
+    """
+
+    _aggregator: WeightedAggregator
+
+    def __init__(self, name: str | WeightedAggregator, *, seed: int = 0, **options: Any) -> None:
+        super().__init__()
+        if isinstance(name, str):
+            aggregator = _build(name, options)
+        elif options or not isinstance(name, WeightedAggregator):
+            raise InputError(
+                "TorchJDRule: expected a name with its options, or an aggregator of TorchJD that "
+                f"weights rows and no options, got a {type(name).__name__} and {options}"
+            )
+        else:
+            aggregator = name
+        # Not a submodule: TorchJD's own state_dict() lacks part of its state (see get_extra_state).
+        self.__dict__["_aggregator"] = aggregator
+        self.name = type(aggregator).__name__
+        self._count_tasks = isinstance(name, str) and self.name == "NashMTL"
+        self._count_tasks &= "n_tasks" not in options
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, gradients: TaskGradients) -> Weights:
+        """The weights of one meta-batch; raw and effective are the same.
+
+        Raises:
+            InputError: a row is not finite; or TorchJD refuses the rows, or fails on them.
+        """
+        rows = gradients.rows.detach()
+        check_finite(largest_entries(rows), "gradient")
+        if self._count_tasks and self._aggregator.n_tasks != len(rows):
+            self._aggregator.n_tasks = len(rows)  # type: ignore[assignment]
+            self._aggregator.reset()  # type: ignore[operator]
+        try:
+            with torch.no_grad(), self._own_random(rows.device):
+                wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+                weights = self._aggregator.weighting(wide).to(rows)
+        except ValueError as error:
+            raise InputError(f"rule 'torchjd:{self.name}': {error}") from error
+        if not bool(torch.isfinite(weights).all()):
+            raise InputError(
+                f"rule 'torchjd:{self.name}': TorchJD gave weights that are not finite "
+                f"({weights.tolist()[:4]})"
+            )
+        return Weights(raw=weights, effective=weights)
+
+    @contextmanager
+    def _own_random(self, device: torch.device) -> Iterator[None]:
+        """Torch's global random state from our generator, and as it was again afterwards."""
+        seed = int(torch.randint(2**63 - 1, (), generator=self._generator))
+        cuda = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            yield
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The random state, and every plain attribute of TorchJD's stateful modules.
+
+        TorchJD keeps part of a weighting's state outside of its buffers, and starts afresh without.
+        """
+        return {
+            "generator": self._generator.get_state(),
+            "modules": {path: _plain_state(module) for path, module in self._stateful()},
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_extra_state` gave."""
+        self._generator.set_state(state["generator"].cpu())
+        modules = dict(self._stateful())
+        if modules.keys() != state["modules"].keys():
+            raise InputError(
+                f"rule 'torchjd:{self.name}': the state is another rule's, with modules "
+                f"{sorted(state['modules'])} for {sorted(modules)}"
+            )
+        for path, module in modules.items():
+            _restore(module, state["modules"][path])
+
+    def _stateful(self) -> Iterator[tuple[str, nn.Module]]:
+        for path, module in self._aggregator.named_modules():
+            if issubclass(type(module), Stateful):
+                yield path, module
+
+    def extra_repr(self) -> str:
+        """TorchJD's description of the aggregator."""
+        return repr(self._aggregator)
+
+
+def _build(name: str, options: dict[str, Any]) -> WeightedAggregator:
+    known = {_key(known): cls for known, cls in _aggregators().items()}
+    cls = known.get(_key(name))
+    if cls is None:
+        raise InputError(
+            f"TorchJDRule: TorchJD has no rule '{name}'; known: {', '.join(torchjd_rules())}"
+        )
+    label = f"rule 'torchjd:{cls.__name__}'"
+    parameters = inspect.signature(cls).parameters
+    given = {**OPTIONS.get(cls.__name__, {}), **options}
+    if cls.__name__ == "NashMTL":
+        given.setdefault("n_tasks", 1)
+    for option in given:
+        if option not in parameters:
+            takes = f"it takes {', '.join(parameters)}" if parameters else "it takes none"
+            raise InputError(f"{label}: no option '{option}'; {takes}")
+    missing = [o for o, p in parameters.items() if p.default is p.empty and o not in given]
+    if missing:
+        raise InputError(
+            f"{label} needs {', '.join(missing)}; pass TorchJDRule('{cls.__name__}', "
+            f"{', '.join(f'{option}=...' for option in missing)})"
+        )
+    try:
+        return cls(**given)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{label}: {error}") from error
+
+
+def _key(name: str) -> str:
+    letters = "".join(c for c in name.lower() if c.isalnum())
+    return letters.removesuffix("weighting")
+
+
+def _plain_state(module: nn.Module) -> dict[str, Any]:
+    """Buffers and attributes that a checkpoint can hold; arrays as ``{"numpy": tensor}``."""
+    inherited = vars(nn.Module())
+    state: dict[str, Any] = {}
+    for name, value in {**vars(module), **module._buffers}.items():
+        if name in inherited:
+            continue
+        if isinstance(value, Tensor):
+            state[name] = value.detach().clone()
+        elif isinstance(value, np.ndarray):
+            state[name] = {"numpy": torch.tensor(value)}
+        elif _is_plain(value):
+            state[name] = value
+    return state
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device)
+
+
+def _restore(module: nn.Module, state: dict[str, Any]) -> None:
+    for name, value in state.items():
+        if isinstance(value, dict):
+            value = value["numpy"].cpu().numpy().copy()
+        elif isinstance(value, Tensor):
+            value = value.clone()
+        setattr(module, name, value)
+    # NashMTL builds its convex program at its first step only.
+    prepare = getattr(module, "_init_optim_problem", None)
+    if state.get("step") and callable(prepare):
+        prepare()
