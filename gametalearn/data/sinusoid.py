@@ -71,4 +71,4 @@ class Sinusoid:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self._generator.set_state(state["generator"])
+        self._generator.set_state(state["generator"].cpu())  # map_location may have moved it
