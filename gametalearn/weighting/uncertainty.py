@@ -22,7 +22,7 @@ class UncertaintyWeighting(nn.Module):
 
     ``form="kendall"``:   sum_i L_i / (2 sigma_i^2) + log sigma_i           (Kendall et al., eq. 7)
     ``form="positive"``:  sum_i L_i / (2 sigma_i^2) + log(1 + sigma_i^2)    (Liebel & Koerner 2018,
-    arXiv 1805.06334, eq. 3), whose second term cannot become negative.
+    arXiv 1805.06334), whose second term cannot become negative.
 
     The sum is minimised over s_i = log sigma_i^2 together with the meta-parameters, one step an
     iteration; the weights of an iteration are those before its step. s starts at 0 (sigma = 1), so
