@@ -250,6 +250,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     _add(group, "meta_batch", int, "tasks in each")
     _add(group, "share", str, "tasks of several data sets: equal numbers, or by their classes")
     _add(group, "within", str, "how a loss-based rule combines an objective's tasks")
+    group.add_argument("--shared", metavar="NAME", help="gradnorm's shared weights, a parameter or "
+                       "module by name (default: the last shared layer)")  # fmt: skip
     _add(group, "meta_lr", float, "outer rate")
     _add(group, "meta_optimizer", str, "outer optimiser")
     _add(group, "clip_value", float, "bound on the meta-gradient's entries; 0 is none")

@@ -62,6 +62,8 @@ class TrainConfig:
         learner: ``maml``, ``fomaml``, ``anil``, ``metasgd`` or ``reptile``.
         rule: the weighting rule's name; see `gametalearn.weighting.RULES`.
         within: how a loss-based rule combines an objective's tasks: ``uniform`` or ``agreement``.
+        shared: GradNorm's shared weights W, the name of a parameter or module; "" is the last
+            shared layer.
         model: ``conv4``, ``resnet12`` or ``mlp``.
         hidden: filters (conv4) or units (mlp) a layer.
         pool: conv4's ``stride`` or ``max``.
@@ -94,6 +96,7 @@ class TrainConfig:
     learner: str = "maml"
     rule: str = "uniform"
     within: str = "uniform"
+    shared: str = ""
     model: str = "conv4"
     hidden: int = 64
     pool: str = "stride"

@@ -97,7 +97,7 @@ def _start(config: TrainConfig, out: Path | None) -> Run:
         objectives=len(objectives),
         regression=config.regression,
         within=config.within,  # type: ignore[arg-type]
-        columns=shared_columns({name: p.shape for name, p in meta.items()}),
+        columns=shared_columns({name: p.shape for name, p in meta.items()}, config.shared or None),
     )
     optimizer = make_optimizer(config.meta_optimizer, list(meta.values()), config.meta_lr)
     return Run(config, model, meta, learner, rule, optimizer, source, objectives, out=out)

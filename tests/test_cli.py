@@ -64,6 +64,8 @@ def test_options_come_from_a_file_and_flags_win(capsys, tmp_path):
         ("train --config {t}/none.toml --out {t}/a", "none.toml"),
         ("train --config {t}/bad.toml --out {t}/a", "not a TOML file"),
         ("train --config {t}/odd.toml --out {t}/a", "'metabatch' is no option of train"),
+        ("train --dataset sinusoid --rule gradnorm --shared nose --out {t}/a", "'nose'"),
+        ("train --dataset sinusoid --rule dtp --out {t}/a", "dtp"),
         ("train --resume {t}/none", "no run there"),
         ("train --dataset sinusoid --out {t}/file", "file"),
         ("evaluate {t}/none", "no run there"),
