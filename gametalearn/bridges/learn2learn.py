@@ -62,14 +62,15 @@ def meta_step(
         InputError: a module without ``clone`` and ``adapt`` or parameters; a gradient that is not
             finite, named by its task, if the rule looks at it.
 
-    >>> class Maml(nn.Linear):  # stands for l2l.algorithms.MAML(nn.Linear(1, 1), lr=0.1)
-    ...     def clone(self): return self
-    ...     def adapt(self, loss): pass
-    >>> maml, x = Maml(1, 1), torch.randn(3, 2, 1)
-    >>> batch = TaskBatch(x, x, x, x, group=torch.zeros(3, dtype=torch.int64))
+    >>> import learn2learn as l2l
+    >>> maml = l2l.algorithms.MAML(nn.Linear(1, 1), lr=0.1)
+    >>> optimizer = torch.optim.SGD(maml.parameters(), lr=0.1)
+    >>> x = torch.randn(3, 2, 1)  # three tasks of two examples
+    >>> batch = TaskBatch(x, 2 * x, x, 2 * x, group=torch.zeros(3, dtype=torch.int64))
     >>> weights, gradients = meta_step(maml, batch)
-    >>> weights.effective.shape, gradients.rows.shape, maml.weight.grad.shape
-    (torch.Size([3]), torch.Size([3, 2]), torch.Size([1, 1]))
+    >>> optimizer.step()
+    >>> weights.effective.shape, gradients.rows.shape
+    (torch.Size([3]), torch.Size([3, 2]))
     """
     clone = getattr(maml, "clone", None)
     if not callable(clone) or not callable(getattr(maml, "adapt", None)):
@@ -124,7 +125,7 @@ def _updates(
 
 
 class TasksetSource:
-    """Episodes from ``l2l.data.Taskset``, for `train`, `evaluate` and whatever takes a `Source`.
+    """Episodes from ``l2l.data.Taskset``: a `Source` for `evaluate`, `MixedSource` and your loop.
 
     A task's examples are sorted by label, and in each class the first ``shots`` become the support
     set, the others the queries, as in ``l2l.data.partition_task``: however the task set orders its
@@ -145,6 +146,20 @@ class TasksetSource:
         group: the objective that all tasks belong to.
 
     Inputs reach the model as the task set gives them, floats as they are, uint8 in [0, 1].
+
+    >>> import learn2learn as l2l
+    >>> data = torch.utils.data.TensorDataset(torch.randn(60, 2), torch.arange(60) // 10)
+    >>> dataset = l2l.data.MetaDataset(data)
+    >>> transforms = [
+    ...     l2l.data.transforms.NWays(dataset, n=5),
+    ...     l2l.data.transforms.KShots(dataset, k=4),
+    ...     l2l.data.transforms.LoadData(dataset),
+    ...     l2l.data.transforms.RemapLabels(dataset),
+    ... ]
+    >>> source = TasksetSource(l2l.data.Taskset(dataset, transforms), ways=5, shots=1)
+    >>> batch = source.sample(2)
+    >>> batch.support_x.shape, batch.query_x.shape
+    (torch.Size([2, 5, 2]), torch.Size([2, 15, 2]))
 
     Raises:
         InputError: no task set. From `sample`: labels other than 0 to ways - 1, classes of

@@ -1,6 +1,7 @@
 """The learn2learn bridge against the real library: its own loop, its clones, its task sets."""
 
 import copy
+import dataclasses
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -14,19 +15,22 @@ from torch.utils.data import TensorDataset
 from gametalearn import (
     ANIL,
     MAML,
+    RULES,
     GradientAgreement,
     InputError,
     MetaSGD,
+    MixedSource,
     TaskBatch,
     Uniform,
     agreement_weights,
+    evaluate,
+    make_rule,
     meta_gradients,
 )
 from gametalearn.adaptation import RATE
 from gametalearn.bridges import GradientCollector
 from gametalearn.bridges.learn2learn import TasksetSource, meta_step
 from gametalearn.episodes import Source
-from gametalearn.gradients import TaskGradients
 from gametalearn.models import MLP, Conv4
 
 TASKS = 3
@@ -115,13 +119,16 @@ def test_uniform_is_the_usual_loop(make, batch, steps, first_order, algorithm):
 
 
 @SETTINGS
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("first_order", [False, True])
-def test_agreement_is_our_engine_on_maml(make, batch, steps, first_order):
+@pytest.mark.parametrize(
+    ("steps", "first_order", "method"),
+    # To trace takes seconds, and the engine's own tests compare its methods.
+    [(1, False, "auto"), (3, False, "loop"), (1, True, "loop"), (3, True, "loop")],
+)
+def test_agreement_is_our_engine_on_maml(make, batch, steps, first_order, method):
     model = make()
     maml = l2l.algorithms.MAML(model, lr=0.1, first_order=first_order)
     weights, gradients = meta_step(maml, batch, steps=steps)
-    wanted = meta_gradients(model, batch, MAML(0.1, steps, first_order))
+    wanted = meta_gradients(model, batch, MAML(0.1, steps, first_order), method=method)
     assert_exact(gradients.rows, wanted.rows)
     assert_exact(gradients.updates, wanted.updates)
     assert_exact(gradients.loss, wanted.loss)
@@ -144,7 +151,7 @@ def test_agreement_is_our_engine_on_meta_sgd(make, batch):
     names = [n for n, _ in model.named_parameters()]
     rates = {RATE + n: r for n, r in zip(names, maml.lrs, strict=True)}
     meta = {**dict(model.named_parameters()), **rates}
-    wanted = meta_gradients(model, batch, MetaSGD(0.1, 2), meta=meta)
+    wanted = meta_gradients(model, batch, MetaSGD(0.1, 2), meta=meta, method="loop")
     assert_exact(gradients.rows, wanted.rows)
     assert_exact(gradients.updates, wanted.updates)
     agreement = agreement_weights(wanted.updates)
@@ -170,7 +177,7 @@ def test_anil_with_a_head_is_our_engine():
     assert isinstance(model, Conv4)
     body, head = Body(model), l2l.algorithms.MAML(model.head, lr=0.1)
     weights, gradients = meta_step(head, images(), steps=3, features=body)
-    wanted = meta_gradients(model, images(), ANIL(0.1, 3))
+    wanted = meta_gradients(model, images(), ANIL(0.1, 3), method="loop")
     assert_exact(gradients.rows, wanted.rows)
     assert_exact(gradients.updates, wanted.updates)
     got = flat([p.grad for p in model.parameters() if p.grad is not None])
@@ -192,7 +199,7 @@ def test_anil_loop_with_the_collector():
         loss_of(learner(query), batch.query_y[i]).backward()
         collect.add()
     weights = collect.combine()
-    wanted = meta_gradients(model, batch, ANIL(0.1, 1))
+    wanted = meta_gradients(model, batch, ANIL(0.1, 1), method="loop")
     assert_exact(weights.effective, agreement_weights(wanted.rows))
     got = flat([p.grad for p in model.parameters() if p.grad is not None])
     assert_exact(got, weights.effective @ wanted.rows)
@@ -221,7 +228,8 @@ def test_gbml():
     weights, gradients = meta_step(gbml, curves(), steps=2)
     plain = sum(p.numel() for p in model.parameters())
     assert gradients.rows.shape == (TASKS, sum(p.numel() for p in gbml.parameters()))
-    wanted = meta_gradients(model, curves(), MAML(0.1, 2))  # the scales start at one
+    # the scales start at one
+    wanted = meta_gradients(model, curves(), MAML(0.1, 2), method="loop")
     assert_exact(gradients.rows[:, :plain], wanted.rows)
     assert_exact(weights.effective, agreement_weights(gradients.rows))
 
@@ -232,31 +240,51 @@ def test_frozen_and_support_statistics():
     model.blocks[0].requires_grad_(False)
     maml = l2l.algorithms.MAML(model, lr=0.1, allow_nograd=True)
     _, gradients = meta_step(maml, batch)
-    wanted = meta_gradients(model, batch, MAML(0.1, 1))
+    wanted = meta_gradients(model, batch, MAML(0.1, 1), method="loop")
     assert_exact(gradients.rows, wanted.rows)
     assert all(p.grad is None for p in model.blocks[0].parameters())
     assert model.head.weight.grad is not None
 
 
-class Record(Uniform):
-    """Keeps what it was given."""
+@pytest.mark.parametrize("name", [*RULES, "torchjd:MGDA"])
+def test_every_rule(name):
+    """Three steps: the rule gets the engine's losses, accuracies, objectives and updates."""
+    model, batch = conv("group"), images()
+    maml = l2l.algorithms.MAML(model, lr=0.1)
+    ours, wanted = (make_rule(name, objectives=2) for _ in range(2))
+    optimizer = torch.optim.SGD(maml.parameters(), lr=0.1)
+    for _ in range(3):
+        gradients = meta_gradients(model, batch, MAML(0.1, 1), method="loop")
+        weights = wanted(gradients)
+        got, _ = meta_step(maml, batch, ours)
+        assert_exact(got.raw.double(), weights.raw.double())
+        assert_exact(got.effective.double(), weights.effective.double())
+        assert_exact(flat([p.grad for p in maml.parameters()]), got.effective @ gradients.rows)
+        optimizer.step()
 
-    seen: TaskGradients
 
-    def forward(self, gradients):
-        self.seen = gradients
-        return super().forward(gradients)
-
-
-def test_rules_get_losses_accuracies_and_objectives():
-    batch, rule = images(), Record()
-    maml = l2l.algorithms.MAML(conv(), lr=0.1)
-    _, gradients = meta_step(maml, batch, rule)
-    assert rule.seen is gradients
-    assert gradients.group.tolist() == [0, 1, 0]
-    assert ((gradients.score >= 0) & (gradients.score <= 1)).all()
-    _, same = meta_step(maml, batch, lambda rows: torch.ones(len(rows)))
-    assert torch.equal(gradients.loss, same.loss)
+@pytest.mark.parametrize("name", [*RULES, "torchjd:MGDA"])
+def test_every_rule_through_the_collector(name):
+    """In a loop of one's own, with what the rule needs passed to `add`."""
+    model, batch = mlp(), curves()
+    maml = l2l.algorithms.MAML(model, lr=0.1)
+    group = [0, 1, 0]
+    collect = GradientCollector(maml.parameters(), make_rule(name, objectives=2))
+    for i in range(TASKS):
+        learner = maml.clone()
+        learner.adapt(loss_of(learner(batch.support_x[i]), batch.support_y[i]))
+        loss = loss_of(learner(batch.query_x[i]), batch.query_y[i])
+        loss.backward()
+        update = [p - q for p, q in zip(maml.parameters(), learner.parameters(), strict=True)]
+        collect.add(loss=loss, score=0.5, group=group[i], update=update)
+    got = collect.combine()
+    gradients = meta_gradients(model, batch, MAML(0.1, 1), method="loop")
+    gradients = dataclasses.replace(
+        gradients, score=torch.full((TASKS,), 0.5), group=torch.tensor(group)
+    )
+    weights = make_rule(name, objectives=2)(gradients)
+    assert_exact(got.effective.double(), weights.effective.double())
+    assert_exact(flat([p.grad for p in maml.parameters()]), got.effective @ gradients.rows)
 
 
 def test_meta_step_bad_input():
@@ -396,6 +424,15 @@ def test_a_step_from_a_taskset():
     maml = l2l.algorithms.MAML(MLP(1, 3), lr=0.01)
     weights, _ = meta_step(maml, source.sample(4), GradientAgreement(normalize=True))
     assert float(weights.effective.abs().sum()) == pytest.approx(1)
+
+
+def test_evaluation_and_mixture_take_a_taskset():
+    source = TasksetSource(make_taskset(), ways=3, shots=1)
+    result = evaluate(MLP(1, 3), source, MAML(0.01, 1), episodes=20)
+    assert 0 <= result.mean <= 1
+    assert len(result.values) == 20
+    batch = MixedSource([source, TasksetSource(make_taskset(num_tasks=4), 3, 1)]).sample(5)
+    assert batch.group.tolist() == [0, 0, 0, 1, 1]
 
 
 def test_taskset_bad_input():

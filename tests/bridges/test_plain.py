@@ -237,17 +237,20 @@ def test_memory_format_and_mixed_dtypes():
             return output
 
     torch.manual_seed(0)
-    model = Mixed()
-    collect = GradientCollector(model.parameters())
-    for _ in range(3):
-        model(torch.randn(4, 2, 5, 5)).backward()
-        collect.add()
-    assert collect.combine().effective.dtype == torch.float32
+    model, x = Mixed(), torch.randn(3, 4, 2, 5, 5)
     weight, head = model.conv.weight, model.head.weight
+    wanted = torch.autograd.grad(model(x[1]), [weight, head])
+    collect = GradientCollector(model.parameters(), lambda rows: torch.tensor([0.0, 1.0, 0.0]))
+    for i in range(3):
+        model(x[i]).backward()
+        collect.add()
+    collect.combine()
     assert weight.grad is not None
     assert head.grad is not None
     assert weight.grad.is_contiguous(memory_format=torch.channels_last)
     assert head.grad.dtype == torch.bfloat16
+    assert torch.equal(weight.grad, wanted[0])
+    assert torch.equal(head.grad, wanted[1])
     torch.optim.Adam(model.parameters()).step()
 
 
