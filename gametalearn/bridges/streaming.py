@@ -36,8 +36,8 @@ def stream_agreement(
     as in `agreement_weights`. The first pass finds sum_j g_j and the largest entry of all, by which
     everything is divided so that products stay in range; the second finds s_i and sums s_i g_i, to
     be divided by sum |s_i| at the end. So each gradient is computed twice, and what is held at a
-    time is one gradient and two sums in float64 (three with ``normalize``), and float64 copies of
-    one part of a gradient, whatever T is.
+    time is one gradient and two sums in float64 (three with ``normalize``), and a float64 copy of
+    one part of the gradient, whatever T is.
 
     Args:
         task_gradient: the gradient of task i, 0 <= i < T: a tensor, a sequence or a dict of tensors
@@ -169,12 +169,10 @@ class _Form(Generic[G]):
         return torch.tensor(values, dtype=self.dtype, device=device)
 
 
-def _wide(part: Tensor) -> Tensor:
-    return part.to(torch.float32 if part.device.type == "mps" else torch.float64)
-
-
 def _divided(part: Tensor, divisors: tuple[float, ...]) -> Tensor:
-    return reduce(torch.div, divisors, _wide(part))
+    """A copy in float64 (in float32 on devices that lack it), divided by one after the other."""
+    wide = torch.float32 if part.device.type == "mps" else torch.float64
+    return reduce(Tensor.div_, divisors, part.to(wide, copy=True))
 
 
 def _length(task: int, parts: Parts) -> tuple[float, float]:
@@ -189,8 +187,8 @@ def _length(task: int, parts: Parts) -> tuple[float, float]:
     scale = max(largest, default=0.0)
     if scale == 0:
         return 0.0, 0.0
-    squares = (float(_divided(part, (scale,)).square().sum()) for part in parts.values())
-    return scale, math.sqrt(math.fsum(squares))
+    lengths = (float(torch.linalg.vector_norm(_divided(p, (scale,)))) for p in parts.values())
+    return scale, math.hypot(*lengths)
 
 
 def _check_repeated(task: int, now: tuple[float, float], before: tuple[float, float]) -> None:
@@ -210,7 +208,7 @@ def _accumulate(
 ) -> None:
     for key, part in parts.items():
         term = _divided(part, divisors)
-        sums[key] = sums[key].add_(term, alpha=factor) if key in sums else term.mul(factor)
+        sums[key] = sums[key].add_(term, alpha=factor) if key in sums else term.mul_(factor)
 
 
 def _multiply(sums: Parts, factor: float) -> None:
@@ -220,5 +218,6 @@ def _multiply(sums: Parts, factor: float) -> None:
 
 def _dot(parts: Parts, sums: Parts, divisors: tuple[float, ...]) -> float:
     return math.fsum(
-        float((_divided(part, divisors) * sums[key]).sum()) for key, part in parts.items()
+        float(torch.dot(_divided(part, divisors).flatten(), sums[key].flatten()))
+        for key, part in parts.items()
     )

@@ -149,28 +149,36 @@ class TorchJDRule(nn.Module):
         self._generator = torch.Generator().manual_seed(seed)
 
     def forward(self, gradients: TaskGradients) -> Weights:
-        """The weights of one meta-batch; raw and effective are the same.
+        """The weights of one meta-batch; raw and effective are the same. State advances in training.
 
         Raises:
             InputError: a row is not finite; or TorchJD refuses the rows, or fails on them.
         """
         rows = gradients.rows.detach()
         check_finite(largest_entries(rows), "gradient")
-        if self._count_tasks and self._aggregator.n_tasks != len(rows):
-            self._aggregator.n_tasks = len(rows)  # type: ignore[assignment]
-            self._aggregator.reset()  # type: ignore[operator]
+        before = None if self.training else self.get_extra_state()
         try:
-            with torch.no_grad(), self._own_random(rows.device):
-                wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-                weights = self._aggregator.weighting(wide).to(rows)
+            weights = self._weigh(rows)
         except ValueError as error:
             raise InputError(f"rule 'torchjd:{self.name}': {error}") from error
+        finally:
+            if before is not None:
+                self.set_extra_state(before)
         if not bool(torch.isfinite(weights).all()):
             raise InputError(
                 f"rule 'torchjd:{self.name}': TorchJD gave weights that are not finite "
                 f"({weights.tolist()[:4]})"
             )
         return Weights(raw=weights, effective=weights)
+
+    def _weigh(self, rows: Tensor) -> Tensor:
+        if self._count_tasks and self._aggregator.n_tasks != len(rows):
+            self._aggregator.n_tasks = len(rows)  # type: ignore[assignment]
+            self._aggregator.reset()  # type: ignore[operator]
+        with torch.no_grad(), self._own_random(rows.device):
+            wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            weights: Tensor = self._aggregator.weighting(wide)
+        return weights.to(rows)
 
     @contextmanager
     def _own_random(self, device: torch.device) -> Iterator[None]:

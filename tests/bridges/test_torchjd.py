@@ -197,6 +197,22 @@ def test_resumes_exactly(name):
         torch.testing.assert_close(second(batch).effective, weights, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", torchjd_rules())
+@pytest.mark.parametrize("begun", [False, True])
+def test_eval_keeps_all_state(name, begun):
+    options = OPTIONS.get(name, {})
+    rule, twin = TorchJDRule(name, **options), TorchJDRule(name, **options)
+    if begun:
+        rule(gradients_of(make_rows()))
+        twin(gradients_of(make_rows()))
+    rule.eval()
+    for seed in (1, 2):
+        rule(gradients_of(make_rows(seed=seed)))
+    rule.train()
+    last = gradients_of(make_rows(seed=3))
+    assert torch.equal(rule(last).effective, twin(last).effective)
+
+
 @pytest.mark.parametrize("name", ["PCD", "GradVac", "ExcessMTL", "NashMTL"])
 def test_what_is_stateful_needs_its_state(name):
     """So that the test above says something."""
