@@ -19,16 +19,23 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (tuple(value) * 2)[:2]
 
 
+Norm = tuple[Tensor, Tensor, Tensor, float]
+"""What is normalised, gamma, beta and eps."""
+
+
 class Capture(TorchFunctionMode):
     """Within this context, plain 2-d layers of any module are computed by `gametalearn.engine.layers`.
 
-    A ReLU (in place or not) that follows a batch norm is fused with it; the unfused norm has then no reader, and the
-    traced program drops it.
+    A ReLU (in place or not) that follows a batch norm is fused with it, a max-pool that follows
+    with both. What was computed for the unfused layer then has no reader, and the traced program
+    drops it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.normed: dict[int, tuple[Tensor, tuple[Tensor, Tensor, Tensor, float]]] = {}
+        # By identity of the result, which is kept alive: how it came about.
+        self.convolved: dict[int, tuple[Tensor, tuple[Any, ...]]] = {}
+        self.normed: dict[int, tuple[Tensor, Norm, bool]] = {}
         self.overwritten: dict[int, Tensor] = {}
 
     def __torch_function__(
@@ -57,9 +64,10 @@ class Capture(TorchFunctionMode):
     ) -> Tensor | None:
         if x.ndim != 4 or isinstance(padding, str):
             return None
-        return layers.conv2d(
-            x, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups
-        )
+        options = _pair(stride), _pair(padding), _pair(dilation), groups
+        y = layers.conv2d(x, weight, bias, *options)
+        self.convolved[id(y)] = y, (x, weight, options)
+        return y
 
     def batch_norm(
         self,
@@ -77,19 +85,48 @@ class Capture(TorchFunctionMode):
         weight = x.new_ones(x.shape[1]) if weight is None else weight
         bias = x.new_zeros(x.shape[1]) if bias is None else bias
         z = layers.norm_relu(x, weight, bias, eps, False)
-        self.normed[id(z)] = (z, (x, weight, bias, eps))
+        self.normed[id(z)] = z, (x, weight, bias, eps), False
         return z
 
     def relu(self, x: Tensor, inplace: bool = False) -> Tensor | None:
         if id(x) not in self.normed:
             return None
-        z = layers.norm_relu(*self.normed[id(x)][1], True)
+        _, norm, _ = self.normed[id(x)]
+        z = layers.norm_relu(*norm, True)
+        self.normed[id(z)] = z, norm, True
         if inplace:  # whoever reads x from now on shall see z
             self.overwritten[id(x)] = z
         return z
 
     def relu_(self, x: Tensor) -> Tensor | None:
         return self.relu(x, True)
+
+    def max_pool2d(
+        self,
+        x: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Tensor | None:
+        if x.ndim != 4 or _pair(dilation) != (1, 1) or ceil_mode or return_indices:
+            return None
+        kernel = _pair(kernel_size)
+        pool = kernel, _pair(stride) if stride else kernel, _pair(padding)
+        if id(x) not in self.normed:
+            return layers.max_pool2d(x, *pool)
+        _, (y, gamma, beta, eps), relu = self.normed[id(x)]
+        # max(gamma y) = gamma max(y) needs gamma >= 0: a negative sign moves to the convolution,
+        # or to y. The convolution's bias has no effect.
+        sign = torch.where(gamma.detach() < 0, -1.0, 1.0).to(gamma.dtype)
+        if id(y) in self.convolved:
+            _, (inputs, weight, options) = self.convolved[id(y)]
+            y = layers.conv2d(inputs, weight * sign.view(-1, 1, 1, 1), None, *options)
+        else:
+            y = y * sign.view(-1, 1, 1)
+        return layers.norm_relu_pool(y, gamma * sign, beta, eps, pool, relu)
 
 
 _RULES: dict[Any, Callable[..., Tensor | None]] = {
@@ -100,4 +137,6 @@ _RULES: dict[Any, Callable[..., Tensor | None]] = {
     torch.relu_: Capture.relu_,
     Tensor.relu: Capture.relu,
     Tensor.relu_: Capture.relu_,
+    F.max_pool2d: Capture.max_pool2d,
+    torch.max_pool2d: Capture.max_pool2d,
 }

@@ -6,8 +6,8 @@ whose derivatives are members of the family again, each one call to a native ker
 
 - Convolution: ``<g, conv(x, w)>`` is linear in each of x, w, g; its three partial derivatives are
   the forward convolution, the input gradient and the weight gradient, and so are theirs.
-- Normalisation (+ ReLU): the Jacobian is ``gamma r (I - 11'/N - xh xh'/N)``, its derivative is
-  written out below.
+- Batch normalisation, with a ReLU and a max-pool behind it: the Jacobian is
+  ``gamma r (I - 11'/N - xh xh'/N)``; its derivative is written out in `gametalearn.engine.kernels`.
 
 Under `torch.func.vmap` the tasks are folded into the channels, ``(B, T C, H, W)`` in channels-last
 memory: a convolution with per-task weights is then one grouped convolution, and per-task batch
@@ -22,10 +22,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["conv2d", "norm_relu"]
+from gametalearn.engine import kernels
+
+__all__ = ["conv2d", "max_pool2d", "norm_relu", "norm_relu_pool"]
 
 aten = torch.ops.aten
 Pair = tuple[int, int]
+Pool = tuple[Pair, Pair, Pair]
+"""Kernel, stride and padding."""
 
 
 def _fold(x: Tensor, dim: int | None, tasks: int) -> Tensor:
@@ -41,6 +45,36 @@ def _fold_first(w: Tensor, dim: int | None, tasks: int) -> Tensor:
     return w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w
 
 
+def _fold_all(tasks: int, dims: Any, *tensors: Tensor) -> list[Tensor]:
+    """Fold images and per-channel tensors alike."""
+    return [
+        (_fold if t.ndim - (d is not None) == 4 else _fold_first)(t, d, tasks)
+        for t, d in zip(tensors, dims, strict=False)
+    ]
+
+
+def _unfold_all(result: Any, tasks: int) -> tuple[Any, Any]:
+    """The opposite for the results of an operator, and the dimensions of the tasks."""
+    tensors = (result,) if isinstance(result, Tensor) else result
+    unfolded = tuple(
+        t.unflatten(1, (tasks, -1)) if t.ndim == 4 else t.view(tasks, -1) for t in tensors
+    )
+    dims = tuple(int(t.ndim == 4) for t in tensors)
+    return (unfolded[0], dims[0]) if isinstance(result, Tensor) else (unfolded, dims)
+
+
+def _materialised(
+    cotangents: tuple[Tensor | None, ...], *like: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, gamma = like
+    v, ug, ub = cotangents
+    return (
+        torch.zeros_like(y) if v is None else v,
+        torch.zeros_like(gamma) if ug is None else ug,
+        torch.zeros_like(gamma) if ub is None else ub,
+    )
+
+
 class _Conv(Function):
     """``conv(x, w)``."""
 
@@ -50,7 +84,7 @@ class _Conv(Function):
     def forward(
         x: Tensor, w: Tensor, stride: Pair, padding: Pair, dil: Pair, groups: int
     ) -> Tensor:
-        return aten.convolution(x, w, None, stride, padding, dil, False, (0, 0), groups)  # type: ignore[no-any-return]
+        return kernels.conv(x, w, stride, padding, dil, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -76,11 +110,7 @@ class _ConvInput(Function):
 
     @staticmethod
     def forward(g: Tensor, w: Tensor, shape: Any, s: Pair, p: Pair, d: Pair, groups: int) -> Tensor:
-        x = g.new_empty(1).expand(shape)  # only its shape is used
-        mask = [True, False, False]
-        return aten.convolution_backward(  # type: ignore[no-any-return]
-            g, x, w, None, s, p, d, False, (0, 0), groups, mask
-        )[0]
+        return kernels.conv_input(g, w, shape, s, p, d, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -118,11 +148,7 @@ class _ConvWeight(Function):
 
     @staticmethod
     def forward(x: Tensor, g: Tensor, shape: Any, s: Pair, p: Pair, d: Pair, groups: int) -> Tensor:
-        w = g.new_empty(1).expand(shape)
-        mask = [False, True, False]
-        return aten.convolution_backward(  # type: ignore[no-any-return]
-            g, x, w, None, s, p, d, False, (0, 0), groups, mask
-        )[1]
+        return kernels.conv_weight(x, g, shape, s, p, d, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -163,152 +189,67 @@ def conv2d(
     return y if b is None else y + b.view(-1, 1, 1)
 
 
-def _channel(v: Tensor) -> Tensor:
-    return v.view(-1, 1, 1)
-
-
-def _nonzero(weight: Tensor) -> Tensor:
-    """``weight`` kept away from zero, so that a derivative in it can be had by division."""
-    return torch.where(weight.abs() < 1e-15, torch.full_like(weight, 1e-15), weight)
-
-
 class _Norm(Function):
-    """``z = act(gamma xh + beta)``, ``xh = (y - mean) r``, ``r = (var + eps)^-1/2``; batch statistics.
-
-    Also returns mean and r, which its derivatives share; they are not differentiable by themselves.
-    """
+    """`kernels.norm`. Its mean and r, which the derivatives share, are constants to autograd."""
 
     @staticmethod
     def forward(
         y: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        z, mean, r = aten.native_batch_norm(y, _nonzero(gamma), beta, None, None, True, 0.0, eps)
-        return (z.relu() if relu else z), mean, r
+        return kernels.norm(y, gamma, beta, eps, relu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        y, gamma, _, _, ctx.relu = inputs
         z, mean, r = output
         ctx.mark_non_differentiable(mean, r)
         # The activation's mask is read off its output. Without one the output may be overwritten.
-        ctx.save_for_backward(inputs[0], inputs[1], mean, r, z if inputs[4] else mean)
-        ctx.eps, ctx.relu = inputs[3:]
+        ctx.save_for_backward(y, gamma, mean, r, z if ctx.relu else mean)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Any) -> Any:
-        y, gamma, mean, r, z = ctx.saved_tensors
-        gy, ggamma, gbeta = _NormGrad.apply(g, y, gamma, mean, r, z, ctx.eps, ctx.relu)
-        return gy, ggamma, gbeta, None, None
+        return *_NormGrad.apply(g, *ctx.saved_tensors, ctx.relu), None, None
 
     @staticmethod
     def vmap(
         info: Any, dims: Any, y: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool
     ) -> Any:
         n = info.batch_size
-        folded = _fold(y, dims[0], n), _fold_first(gamma, dims[1], n), _fold_first(beta, dims[2], n)
-        z, mean, r = _Norm.apply(*folded, eps, relu)
-        return (z.unflatten(1, (n, -1)), mean.view(n, -1), r.view(n, -1)), (1, 0, 0)
+        return _unfold_all(_Norm.apply(*_fold_all(n, dims, y, gamma, beta), eps, relu), n)
 
 
 class _NormGrad(Function):
-    """The derivatives of ``<g, z>`` in y, gamma and beta.
-
-    With a = g masked by the activation, and P = I - 11'/N - xh xh'/N: ``gy = gamma r P a``, ``ggamma = sum a xh``,
-    ``gbeta = sum a``.
-    """
+    """`kernels.norm_grad`."""
 
     @staticmethod
-    def forward(
-        g: Tensor,
-        y: Tensor,
-        gamma: Tensor,
-        mean: Tensor,
-        r: Tensor,
-        z: Tensor,
-        eps: float,
-        relu: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        a = aten.threshold_backward(g, z, 0) if relu else g
-        gy, ggamma, gbeta = aten.native_batch_norm_backward(
-            a, y, _nonzero(gamma), None, None, mean, r, True, eps, [True, True, True]
-        )
-        return gy, ggamma, gbeta
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return kernels.norm_grad(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, y, gamma, mean, r, z, ctx.eps, ctx.relu = inputs
-        gy, ggamma, _ = output
+        ctx.relu = inputs[-1]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(y, gamma, mean, r, z, gy, ggamma)
+        ctx.save_for_backward(*inputs[1:-1], *output[:2])
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor | None, ug: Tensor | None, ub: Tensor | None) -> Any:
-        y, gamma, mean, r, z, gy, ggamma = ctx.saved_tensors
-        zero = torch.zeros_like(gamma)
-        v = torch.zeros_like(gy) if v is None else v
-        ug, ub = zero if ug is None else ug, zero if ub is None else ub
-        out = _NormGradGrad.apply(v, ug, ub, y, gamma, mean, r, z, gy, ggamma, ctx.eps, ctx.relu)
-        return *out, None, None, None, None, None
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        y, gamma = ctx.saved_tensors[:2]
+        v, ug, ub = _materialised(cotangents, y, gamma)
+        out = _NormGradGrad.apply(v, ug, ub, *ctx.saved_tensors, ctx.relu)
+        return *out, None, None, None, None
 
     @staticmethod
-    def vmap(
-        info: Any,
-        dims: Any,
-        g: Tensor,
-        y: Tensor,
-        gamma: Tensor,
-        mean: Tensor,
-        r: Tensor,
-        z: Tensor,
-        eps: float,
-        relu: bool,
-    ) -> Any:
+    def vmap(info: Any, dims: Any, *args: Any) -> Any:
         n = info.batch_size
-        g, y = _fold(g, dims[0], n), _fold(y, dims[1], n)
-        z = _fold(z, dims[5], n) if relu else z
-        gamma, mean, r = (
-            _fold_first(t, d, n) for t, d in zip((gamma, mean, r), dims[2:5], strict=True)
-        )
-        gy, ggamma, gbeta = _NormGrad.apply(g, y, gamma, mean, r, z, eps, relu)
-        return (gy.unflatten(1, (n, -1)), ggamma.view(n, -1), gbeta.view(n, -1)), (1, 0, 0)
+        return _unfold_all(_NormGrad.apply(*_fold_all(n, dims, *args[:-1]), args[-1]), n)
 
 
 class _NormGradGrad(Function):
-    """The derivatives of ``<v, gy> + <ug, ggamma> + <ub, gbeta>`` in g, y and gamma.
-
-    With b = v, D_a = ggamma, D_b = sum b xh, E = <v, gy>, gb = gamma r P b:
-    g: mask (gb + ug xh + ub); y: -(r/N) (E xh + D_b gy + D_a gb) + (ug/gamma) gy; gamma: E/gamma.
-    """
+    """`kernels.norm_grad_grad`."""
 
     @staticmethod
-    def forward(
-        v: Tensor,
-        ug: Tensor,
-        ub: Tensor,
-        y: Tensor,
-        gamma: Tensor,
-        mean: Tensor,
-        r: Tensor,
-        z: Tensor,
-        gy: Tensor,
-        ggamma: Tensor,
-        eps: float,
-        relu: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        gamma = _nonzero(gamma)
-        gb, db, _ = aten.native_batch_norm_backward(
-            v, y, gamma, None, None, mean, r, True, eps, [True, True, True]
-        )
-        e = (v * gy).sum((0, 2, 3))
-        rn = r * (-1.0 / (y.numel() // y.shape[1]))
-        slope = ug * r
-        gg = torch.addcmul(_channel(ub - slope * mean), y, _channel(slope)) + gb
-        if relu:
-            gg = aten.threshold_backward(gg, z, 0)
-        slope = rn * e * r
-        dy = torch.addcmul(_channel(-slope * mean), y, _channel(slope))
-        dy = torch.addcmul(dy, gy, _channel(rn * db + ug / gamma))
-        dy = torch.addcmul(dy, gb, _channel(rn * ggamma))
-        return gg, dy, e / gamma
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return kernels.norm_grad_grad(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -321,17 +262,163 @@ class _NormGradGrad(Function):
     @staticmethod
     def vmap(info: Any, dims: Any, *args: Any) -> Any:
         n = info.batch_size
-        v, ug, ub, y, gamma, mean, r, z, gy, ggamma = (
-            (_fold if t.ndim - (d is not None) == 4 else _fold_first)(t, d, n)
-            for t, d in zip(args[:10], dims[:10], strict=True)
-        )
-        gg, dy, dgamma = _NormGradGrad.apply(
-            v, ug, ub, y, gamma, mean, r, z, gy, ggamma, *args[10:]
-        )
-        return (gg.unflatten(1, (n, -1)), dy.unflatten(1, (n, -1)), dgamma.view(n, -1)), (1, 1, 0)
+        return _unfold_all(_NormGradGrad.apply(*_fold_all(n, dims, *args[:-1]), args[-1]), n)
 
 
 def norm_relu(y: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool) -> Tensor:
     """Batch normalisation of ``(B, C, H, W)`` by its own statistics, and ReLU if asked."""
     z: Tensor = _Norm.apply(y, gamma, beta, eps, relu)[0]
     return z
+
+
+class _NormPool(Function):
+    """`kernels.norm_pool`, for gamma >= 0."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return kernels.norm_pool(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        z, mean, r, peak, index = output
+        ctx.relu = inputs[-1]
+        ctx.mark_non_differentiable(mean, r, peak, index)
+        ctx.save_for_backward(*inputs[:2], mean, r, z if ctx.relu else mean, peak, index)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *_: Any) -> Any:
+        return *_NormPoolGrad.apply(g, *ctx.saved_tensors, ctx.relu), *[None] * 5
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *args: Any) -> Any:
+        n = info.batch_size
+        return _unfold_all(_NormPool.apply(*_fold_all(n, dims, *args[:3]), *args[3:]), n)
+
+
+class _NormPoolGrad(Function):
+    """`kernels.norm_pool_grad`."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return kernels.norm_pool_grad(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.relu = inputs[-1]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:-1], *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        _, y, gamma = ctx.saved_tensors[:3]
+        v, ug, ub = _materialised(cotangents, y, gamma)
+        out = _NormPoolGradGrad.apply(v, ug, ub, *ctx.saved_tensors, ctx.relu)
+        return *out, *[None] * 6
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *args: Any) -> Any:
+        n = info.batch_size
+        return _unfold_all(_NormPoolGrad.apply(*_fold_all(n, dims, *args[:-1]), args[-1]), n)
+
+
+class _NormPoolGradGrad(Function):
+    """`kernels.norm_pool_grad_grad`."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return kernels.norm_pool_grad_grad(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError("third derivatives of batch normalisation")
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *args: Any) -> Any:
+        n = info.batch_size
+        return _unfold_all(_NormPoolGradGrad.apply(*_fold_all(n, dims, *args[:-1]), args[-1]), n)
+
+
+def norm_relu_pool(
+    y: Tensor, gamma: Tensor, beta: Tensor, eps: float, pool: Pool, relu: bool
+) -> Tensor:
+    """`norm_relu`, then a max-pool, where every gamma is positive or zero."""
+    z: Tensor = _NormPool.apply(y, gamma, beta, eps, *pool, relu)[0]
+    return z
+
+
+class _MaxPool(Function):
+    """The maxima and their indices, flat in H W."""
+
+    @staticmethod
+    def forward(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Tensor, Tensor]:
+        return aten.max_pool2d_with_indices(x, kernel, stride, padding)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+        ctx.size = inputs[0].shape[2:]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Any) -> Any:
+        return _Scatter.apply(g, *ctx.saved_tensors, *ctx.size), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, x: Tensor, *pool: Pair) -> Any:
+        n = info.batch_size
+        return _unfold_all(_MaxPool.apply(_fold(x, dims[0], n), *pool), n)
+
+
+class _Scatter(Function):
+    """`kernels.scatter`, the derivative of a max-pool."""
+
+    @staticmethod
+    def forward(x: Tensor, index: Tensor, height: int, width: int) -> Tensor:
+        return kernels.scatter(
+            x.contiguous(memory_format=torch.channels_last), index, height, width
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return _Gather.apply(g, *ctx.saved_tensors), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, x: Tensor, index: Tensor, height: int, width: int) -> Any:
+        n = info.batch_size
+        return _unfold_all(_Scatter.apply(*_fold_all(n, dims, x, index), height, width), n)
+
+
+class _Gather(Function):
+    """`kernels.gather`, the derivative of `_Scatter`."""
+
+    @staticmethod
+    def forward(x: Tensor, index: Tensor) -> Tensor:
+        return kernels.gather(x.contiguous(memory_format=torch.channels_last), index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.size = inputs[0].shape[2:]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return _Scatter.apply(g, *ctx.saved_tensors, *ctx.size), None
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *args: Tensor) -> Any:
+        n = info.batch_size
+        return _unfold_all(_Gather.apply(*_fold_all(n, dims, *args)), n)
+
+
+def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """`torch.nn.functional.max_pool2d` of ``(B, C, H, W)``, with numeric pairs for its options."""
+    y: Tensor = _MaxPool.apply(x, kernel, stride, padding)[0]
+    return y

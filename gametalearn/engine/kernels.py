@@ -1,0 +1,292 @@
+"""What the layers compute, on folded tensors: flat sequences of native kernels, in place inside.
+
+Each function is registered as an operator, so that a trace keeps it as one step. Images are
+``(B, C, H, W)`` in channels-last memory; per-channel tensors are ``(C,)``; N = B H W. No function
+here is differentiable; `gametalearn.engine.layers` says which is whose derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "PLAIN",
+    "conv",
+    "conv_input",
+    "conv_weight",
+    "gather",
+    "norm",
+    "norm_grad",
+    "norm_grad_grad",
+    "norm_pool",
+    "norm_pool_grad",
+    "norm_pool_grad_grad",
+    "scatter",
+]
+
+F = TypeVar("F", bound=Callable[..., object])
+aten = torch.ops.aten
+_library = torch.library.Library(  # type: ignore[no-untyped-call]
+    "gametalearn", "DEF"
+)
+PLAIN: dict[object, Callable[..., object]] = {}
+"""The function behind each operator: what a replay calls."""
+
+
+def _operator(function: F) -> F:
+    name = function.__name__
+    schema = torch.library.infer_schema(function, mutates_args=())
+    _library.define(name + schema)  # type: ignore[no-untyped-call]
+    _library.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    operator = getattr(torch.ops.gametalearn, name).default
+    PLAIN[operator] = function
+    return operator  # type: ignore[no-any-return]
+
+
+def _count(y: Tensor) -> int:
+    return y.numel() // y.shape[1]
+
+
+def _channel(v: Tensor) -> Tensor:
+    return v.view(-1, 1, 1)
+
+
+def _affine(x: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
+    return torch.addcmul(_channel(constant), x, _channel(slope))
+
+
+def _sums(a: Tensor, y: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """``sum a xh`` and ``sum a`` per channel, ``xh = (y - mean) r``."""
+    _, moment, total = aten.native_batch_norm_backward(
+        a, y, None, None, None, mean, r, True, 0.0, [False, True, True]
+    )
+    return moment, total
+
+
+def _flat(x: Tensor) -> Tensor:
+    """``(B, H W, C)``, a view in channels-last memory."""
+    return x.permute(0, 2, 3, 1).view(x.shape[0], -1, x.shape[1])
+
+
+def _masked(g: Tensor, z: Tensor, relu: bool) -> Tensor:
+    return aten.threshold_backward(g, z, 0) if relu else g
+
+
+def _nonzero(gamma: Tensor) -> Tensor:
+    """``gamma`` kept away from zero, so that a derivative in it can be had by division."""
+    return torch.where(gamma.abs() < 1e-15, 1e-15, gamma)
+
+
+def _unset(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Memory nobody reads: a native backward asks for the tensor that it differentiates in."""
+    b, c, h, w = shape
+    return like.new_empty(b, h, w, c).permute(0, 3, 1, 2)
+
+
+@_operator
+def conv(
+    x: Tensor,
+    w: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The convolution of ``x (B, C, H, W)`` by ``w (O, C / groups, h, w)``."""
+    return aten.convolution(x, w, None, stride, padding, dilation, False, (0, 0), groups)  # type: ignore[no-any-return]
+
+
+@_operator
+def conv_input(
+    g: Tensor,
+    w: Tensor,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The derivative of ``<g, conv(x, w)>`` in x, of the given shape."""
+    options = (stride, padding, dilation, False, (0, 0), groups)
+    return aten.convolution_backward(  # type: ignore[no-any-return]
+        g, _unset(shape, g), w, None, *options, [True, False, False]
+    )[0]
+
+
+@_operator
+def conv_weight(
+    x: Tensor,
+    g: Tensor,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The derivative of ``<g, conv(x, w)>`` in w, of the given shape."""
+    options = (stride, padding, dilation, False, (0, 0), groups)
+    return aten.convolution_backward(  # type: ignore[no-any-return]
+        g, x, _unset(shape, g), None, *options, [False, True, False]
+    )[1]
+
+
+@_operator
+def norm(
+    y: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``z = act(gamma xh + beta)`` by batch statistics; also mean and ``r = (var + eps)^-1/2``."""
+    z, mean, r = aten.native_batch_norm(y, gamma, beta, None, None, True, 0.0, eps)
+    return z.relu_() if relu else z, mean, r
+
+
+@_operator
+def norm_grad(
+    g: Tensor, y: Tensor, gamma: Tensor, mean: Tensor, r: Tensor, z: Tensor, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``gamma r P a``, ``sum a xh`` and ``sum a``: a = g masked, P = I - 11'/N - xh xh'/N."""
+    return aten.native_batch_norm_backward(  # type: ignore[no-any-return]
+        _masked(g, z, relu), y, _nonzero(gamma), None, None, mean, r, True, 0.0, [True, True, True]
+    )
+
+
+@_operator
+def norm_grad_grad(
+    v: Tensor,
+    ug: Tensor,
+    ub: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    mean: Tensor,
+    r: Tensor,
+    z: Tensor,
+    gy: Tensor,
+    ggamma: Tensor,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivatives of ``<v, gy> + <ug, ggamma> + <ub, gbeta>`` in g, y and gamma.
+
+    With D_a = ggamma, D_b = sum v xh, E = <v, gy>, gb = gamma r P v:
+    g: mask (gb + ug xh + ub); y: -(r/N) (E xh + D_b gy + D_a gb) + (ug/gamma) gy; gamma: E/gamma.
+    """
+    gamma = _nonzero(gamma)
+    gb, db, _ = aten.native_batch_norm_backward(
+        v, y, gamma, None, None, mean, r, True, 0.0, [True, True, True]
+    )
+    product = v * gy
+    e = product.sum((0, 2, 3))
+    rn = r * (-1.0 / _count(y))
+    slope = ug * r
+    gg = torch.addcmul(_channel(ub - slope * mean), y, _channel(slope), out=product).add_(gb)
+    if relu:
+        gg = aten.threshold_backward.grad_input(gg, z, 0, grad_input=gg)
+    slope = rn * e * r
+    dy = _affine(y, slope, -slope * mean)
+    dy.addcmul_(gy, _channel(rn * db + ug / gamma))
+    dy.addcmul_(gb, _channel(rn * ggamma))
+    return gg, dy, e / gamma
+
+
+@_operator
+def norm_pool(
+    y: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``z = act(gamma xp + beta)``, xp = max-pool of xh, for gamma >= 0: the pool comes first.
+
+    Returns:
+        z, mean and r, the pooled y (peak), and its indices.
+    """
+    mean, var = aten.batch_norm_update_stats(y, None, None, 0.0)
+    r = (var + eps).rsqrt_()
+    peak, index = aten.max_pool2d_with_indices(y, kernel, stride, padding)
+    slope = gamma * r
+    z = _affine(peak, slope, beta - slope * mean)
+    return z.relu_() if relu else z, mean, r, peak, index
+
+
+@_operator
+def norm_pool_grad(
+    g: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    mean: Tensor,
+    r: Tensor,
+    z: Tensor,
+    peak: Tensor,
+    index: Tensor,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``gamma r P S a``, ``sum a xp`` and ``sum a``; S puts pooled values at their indices."""
+    a = _masked(g, z, relu)
+    moment, total = _sums(a, peak, mean, r)
+    scale = gamma * r
+    slope = scale * r * moment * (-1.0 / _count(y))
+    gy = _affine(y, slope, scale * total * (-1.0 / _count(y)) - slope * mean)
+    _flat(gy).scatter_add_(1, _flat(index), _flat(a * _channel(scale)))
+    return gy, moment, total
+
+
+@_operator
+def norm_pool_grad_grad(
+    v: Tensor,
+    ug: Tensor,
+    ub: Tensor,
+    g: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    mean: Tensor,
+    r: Tensor,
+    z: Tensor,
+    peak: Tensor,
+    index: Tensor,
+    da: Tensor,
+    sa: Tensor,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `norm_grad_grad`, with S a for a; D_a = da and sum a = sa are known."""
+    n = 1.0 / _count(y)
+    db, sv = _sums(v, y, mean, r)
+    vp = _unflat(_flat(v).gather(1, _flat(index)), peak)
+    a = _masked(g, z, relu)
+    dgamma = r * ((a * vp).sum((0, 2, 3)) - n * (sa * sv + da * db))
+    scale = gamma * r
+    # gamma r (vp - sv/N - xp D_b/N) + ug xp + ub
+    slope = (ug - n * scale * db) * r
+    gg = _affine(peak, slope, ub - n * scale * sv - slope * mean).addcmul_(vp, _channel(scale))
+    if relu:
+        gg = aten.threshold_backward.grad_input(gg, z, 0, grad_input=gg)
+    cv = -n * scale * r * da
+    cs = -n * scale * r * db + ug * r
+    slope = -n * (scale * dgamma + cs * da + cv * db) * r
+    dy = _affine(y, slope, -n * (cs * sa + cv * sv) - slope * mean)
+    dy.addcmul_(v, _channel(cv))
+    _flat(dy).scatter_add_(1, _flat(index), _flat(a * _channel(cs)))
+    return gg, dy, dgamma
+
+
+def _unflat(x: Tensor, like: Tensor) -> Tensor:
+    return x.view(x.shape[0], *like.shape[2:], x.shape[2]).permute(0, 3, 1, 2)
+
+
+@_operator
+def gather(x: Tensor, index: Tensor) -> Tensor:
+    """``x (B, C, H, W)`` at the flat positions ``index (B, C, H', W')``."""
+    return _unflat(_flat(x).gather(1, _flat(index)), index)
+
+
+@_operator
+def scatter(x: Tensor, index: Tensor, height: int, width: int) -> Tensor:
+    """The transpose of `gather`: zeros, and x added at its positions."""
+    out = x.new_zeros(x.shape[0], height * width, x.shape[1])
+    out.scatter_add_(1, _flat(index), _flat(x))
+    return out.view(x.shape[0], height, width, x.shape[1]).permute(0, 3, 1, 2)
