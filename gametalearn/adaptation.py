@@ -8,8 +8,9 @@ autograd or `torch.func`, one task or all of them under ``vmap``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 import torch
@@ -18,7 +19,17 @@ from torch import Tensor, nn
 
 from gametalearn.errors import InputError
 
-__all__ = ["ANIL", "MAML", "Learner", "MetaSGD", "Reptile", "default_loss", "default_score"]
+__all__ = [
+    "ANIL",
+    "LSLR",
+    "MAML",
+    "Learner",
+    "MetaSGD",
+    "Reptile",
+    "SupportLoss",
+    "default_loss",
+    "default_score",
+]
 
 Params = dict[str, Tensor]
 LossFn = Callable[[Params], Tensor]
@@ -29,8 +40,21 @@ RATE = "inner_lr."
 """Prefix under which learned inner rates stand among the meta-parameters."""
 
 
+class SupportLoss(Protocol):
+    """The mean loss on a task's support set, or on a mini-batch of it."""
+
+    def __call__(self, params: Params, first: int = 0, count: int | None = None) -> Tensor:
+        """The loss on ``count`` examples from number ``first`` on, counted in a circle; on all."""
+        ...
+
+
 class Learner(Protocol):
-    """An inner loop. Learners are small frozen dataclasses; they hold settings, never tensors."""
+    """An inner loop. Learners are small frozen dataclasses; they hold settings, never tensors.
+
+    A learner may have ``step_weights``, one a step, and ``path(meta, loss, gradient)``, which yields
+    the parameters before the first step and after each: then rows differentiate the query losses after all steps, so
+    weighted (MAML++'s multi-step loss), not the last one alone. See `MAML`.
+    """
 
     @property
     def steps(self) -> int:
@@ -51,7 +75,7 @@ class Learner(Protocol):
         """Initial meta-parameters for a model's: the same, and learned rates after them."""
         ...
 
-    def adapt(self, meta: Params, loss: LossFn, gradient: Gradient) -> Params:
+    def adapt(self, meta: Params, loss: SupportLoss, gradient: Gradient) -> Params:
         """The parameters after the inner loop on one task's support loss."""
         ...
 
@@ -71,6 +95,14 @@ def _descend(params: Params, grads: Params, rate: float) -> Params:
     return {n: p - rate * grads[n] if n in grads else p for n, p in params.items()}
 
 
+def _rates(learner: MAML, meta: Params) -> tuple[Params, Params]:
+    """The model's parameters, and the learned rates under the same names."""
+    rates = {n.removeprefix(RATE): r for n, r in meta.items() if n.startswith(RATE)}
+    if not rates:
+        raise InputError(f"{type(learner).__name__}: no learned rates among the meta-parameters")
+    return {n: p for n, p in meta.items() if not n.startswith(RATE)}, rates
+
+
 @dataclass(frozen=True)
 class MAML:
     """Model-agnostic meta-learning (Finn et al. 2017, arXiv 1703.03400, algorithm 1).
@@ -82,29 +114,44 @@ class MAML:
         inner_lr: multiplies a mean loss (MAML's code sums over ways: its 0.4 is 2.0 here).
         steps: inner gradient steps.
         first_order: FOMAML; treats the inner gradients as constants.
+        step_weights: empty, or one weight v_j a step: the rows are then those of the multi-step loss
+            sum_j v_j L_query(theta_i after step j) of MAML++ (Antoniou et al. 2019, arXiv
+            1810.09502, equation 3). ``loss`` and ``score`` stay those after the last step.
     """
 
     inner_lr: float = 0.4
     steps: int = 1
     first_order: bool = False
+    step_weights: tuple[float, ...] = field(default=(), kw_only=True)
     update_is_row = False
 
     def __post_init__(self) -> None:
-        _check("MAML", self.inner_lr, self.steps)
+        name = type(self).__name__
+        _check(name, self.inner_lr, self.steps)
+        if self.step_weights and len(self.step_weights) != self.steps:
+            raise InputError(
+                f"{name}: step_weights needs one weight for each of {self.steps} steps, "
+                f"got {len(self.step_weights)}"
+            )
 
     def meta_parameters(self, params: Params) -> Params:
         """The model's own."""
         return params
 
-    def adapt(self, meta: Params, loss: LossFn, gradient: Gradient) -> Params:
-        """``steps`` steps of gradient descent on every parameter."""
+    def path(self, meta: Params, loss: SupportLoss, gradient: Gradient) -> Iterator[Params]:
+        """The parameters before the first step and after each: descent on every parameter."""
+        yield meta
         for _ in range(self.steps):
             meta = _descend(meta, gradient(loss, meta), self.inner_lr)
-        return meta
+            yield meta
+
+    def adapt(self, meta: Params, loss: SupportLoss, gradient: Gradient) -> Params:
+        """The end of `path`."""
+        return deque(self.path(meta, loss, gradient), maxlen=1).pop()
 
     def for_test(self, steps: int) -> Self:
-        """The same with ``steps`` steps, first order."""
-        return dataclasses.replace(self, steps=steps, first_order=True)
+        """The same with ``steps`` steps, first order, and the last one's query loss."""
+        return dataclasses.replace(self, steps=steps, first_order=True, step_weights=())
 
 
 @dataclass(frozen=True)
@@ -118,8 +165,8 @@ class ANIL(MAML):
 
     head: str = "head."
 
-    def adapt(self, meta: Params, loss: LossFn, gradient: Gradient) -> Params:
-        """``steps`` steps of gradient descent on the head's parameters."""
+    def path(self, meta: Params, loss: SupportLoss, gradient: Gradient) -> Iterator[Params]:
+        """The parameters before the first step and after each: descent on the head's."""
         body = {n: p for n, p in meta.items() if not n.startswith(self.head)}
         head = {n: p for n, p in meta.items() if n.startswith(self.head)}
         if not head:
@@ -127,9 +174,10 @@ class ANIL(MAML):
                 f"ANIL: no parameter's name starts with head='{self.head}'; names are "
                 f"{', '.join(list(body)[:6])}, ..."
             )
+        yield meta
         for _ in range(self.steps):
             head = _descend(head, gradient(lambda h: loss({**body, **h}), head), self.inner_lr)
-        return {n: head.get(n, p) for n, p in meta.items()}
+            yield {n: head.get(n, p) for n, p in meta.items()}
 
 
 @dataclass(frozen=True)
@@ -145,31 +193,67 @@ class MetaSGD(MAML):
         rates = {RATE + n: torch.full_like(p, self.inner_lr) for n, p in params.items()}
         return {**params, **rates}
 
-    def adapt(self, meta: Params, loss: LossFn, gradient: Gradient) -> Params:
-        """``steps`` steps, each parameter's gradient times its rate."""
-        rates = {n.removeprefix(RATE): r for n, r in meta.items() if n.startswith(RATE)}
-        params = {n: p for n, p in meta.items() if not n.startswith(RATE)}
-        if not rates:
-            raise InputError("MetaSGD: no learned rates among the meta-parameters")
+    def path(self, meta: Params, loss: SupportLoss, gradient: Gradient) -> Iterator[Params]:
+        """The parameters before the first step and after each: each gradient times its rate."""
+        params, rates = _rates(self, meta)
+        yield params
         for _ in range(self.steps):
             grads = gradient(loss, params)
             params = {n: p - rates[n] * grads[n] for n, p in params.items()}
-        return params
+            yield params
+
+
+@dataclass(frozen=True)
+class LSLR(MAML):
+    """Learned per-layer per-step rates (LSLR of MAML++, Antoniou et al. 2019, section 4).
+
+    theta <- theta - alpha[layer, j] * grad in step j; the rates of a parameter tensor are a
+    meta-parameter ``inner_lr.NAME`` of shape ``(steps,)``, started at ``inner_lr``. Steps beyond
+    those that were learned (more steps at test) use the last step's rate.
+    """
+
+    def meta_parameters(self, params: Params) -> Params:
+        """The model's own, then one rate a parameter tensor and step."""
+        shape = (max(1, self.steps),)
+        rates = {RATE + n: p.new_full(shape, self.inner_lr) for n, p in params.items()}
+        return {**params, **rates}
+
+    def path(self, meta: Params, loss: SupportLoss, gradient: Gradient) -> Iterator[Params]:
+        """The parameters before the first step and after each: each gradient times its rate."""
+        params, rates = _rates(self, meta)
+        yield params
+        for step in range(self.steps):
+            grads = gradient(loss, params)
+            rate = {n: r[min(step, len(r) - 1)] for n, r in rates.items()}
+            params = {n: p - rate[n] * grads[n] for n, p in params.items()}
+            yield params
 
 
 @dataclass(frozen=True)
 class Reptile:
     """Reptile (Nichol et al. 2018, arXiv 1803.02999): the row is the update theta - theta_i.
 
+    The paper's outer step theta + eps * mean_i (theta_i - theta) is then plain SGD on the mean row
+    with rate eps; with gradient agreement, theta + eps * sum_i w_i (theta_i - theta).
+
+    Where we differ from the paper's code: Adam's second moments start anew with each task, while
+    the code carries them from task to task, into the test too; and a mini-batch goes on where the
+    last one ended in one fixed order of the support set, while the code shuffles anew after each
+    pass (its training settings make one pass, and then the two are the same).
+
     Args:
         inner_lr: the inner optimiser's rate.
         steps: inner steps on the support set.
         optimizer: ``"sgd"``, or ``"adam"`` with beta1 = 0, beta2 = 0.999 as in the paper's code.
+        batch: support examples a step, in their order and in a circle; 0 is all of them, as is more
+            than there are. Let the source shuffle them (`EpisodeSampler`'s ``shuffle_support``):
+            otherwise they come class after class.
     """
 
     inner_lr: float = 1e-3
     steps: int = 5
     optimizer: Literal["sgd", "adam"] = "sgd"
+    batch: int = 0
     first_order = True
     update_is_row = True
 
@@ -177,22 +261,29 @@ class Reptile:
         _check("Reptile", self.inner_lr, self.steps)
         if self.optimizer not in ("sgd", "adam"):
             raise InputError(f"Reptile: optimizer must be 'sgd' or 'adam', got '{self.optimizer}'")
+        if self.batch < 0:
+            raise InputError(f"Reptile: batch must not be negative, got {self.batch}")
 
     def meta_parameters(self, params: Params) -> Params:
         """The model's own."""
         return params
 
-    def adapt(self, meta: Params, loss: LossFn, gradient: Gradient) -> Params:
+    def adapt(self, meta: Params, loss: SupportLoss, gradient: Gradient) -> Params:
         """``steps`` steps of the inner optimiser, from fresh moments."""
         square = {n: torch.zeros_like(p) for n, p in meta.items()}
-        for step in range(1, self.steps + 1):
-            grads = gradient(loss, meta)
+        for step in range(self.steps):
+            grads = gradient(self._mini_batch(loss, step), meta)
             if self.optimizer == "adam":
                 square = {n: 0.999 * v + 0.001 * grads[n] ** 2 for n, v in square.items()}
-                scale = 1 - 0.999**step
+                scale = 1 - 0.999 ** (step + 1)
                 grads = {n: g / ((square[n] / scale).sqrt() + 1e-8) for n, g in grads.items()}
             meta = _descend(meta, grads, self.inner_lr)
         return meta
+
+    def _mini_batch(self, loss: SupportLoss, step: int) -> LossFn:
+        if not self.batch:
+            return loss
+        return lambda params: loss(params, step * self.batch, self.batch)
 
     def for_test(self, steps: int) -> Self:
         """The same with ``steps`` steps."""

@@ -119,6 +119,8 @@ class EpisodeSampler:
         within_group: draw each episode's classes from one group (alphabet, script) of the data set,
             a group with enough classes chosen uniformly, and report it as the task's ``group``.
         group: the objective that all tasks belong to otherwise.
+        shuffle_support: support examples in random order rather than class after class, for an
+            inner loop on mini-batches (`Reptile`).
 
     Raises:
         InputError: the data set has too few classes, or a class too few examples.
@@ -140,6 +142,7 @@ class EpisodeSampler:
         *,
         within_group: bool = False,
         group: int = 0,
+        shuffle_support: bool = False,
     ) -> None:
         if not isinstance(dataset, ClassImages):
             dataset = ClassImages.from_pairs(dataset)
@@ -149,6 +152,7 @@ class EpisodeSampler:
         self.dataset = dataset
         self.ways, self.shots, self.queries = ways, shots, queries
         self.seed, self.within_group, self.group = seed, within_group, group
+        self.shuffle_support = shuffle_support
         self._check()
         self._generator = torch.Generator().manual_seed(seed)
         # The classes that an episode may draw from, padded with -1 to a rectangle: one row for the
@@ -213,12 +217,17 @@ class EpisodeSampler:
         """
         classes, examples, group = (t[part] for t in self.draw(num_tasks))
         tasks, shots = len(classes), self.shots
-        # support examples are ordered by label, as are query examples
+        # support examples are ordered by label (unless they are shuffled), as are query examples
         support, query = examples[..., :shots].flatten(1), examples[..., shots:].flatten(1)
         labels = torch.arange(self.ways)
+        support_y = labels.repeat_interleave(shots).expand(tasks, -1).contiguous()
+        if self.shuffle_support:
+            key = torch.rand(num_tasks, self.ways * shots, generator=self._generator)
+            order = key.argsort(1)[part]
+            support, support_y = support.gather(1, order), support_y.gather(1, order)
         return TaskBatch(
             support_x=self.dataset.take(support),
-            support_y=labels.repeat_interleave(shots).expand(tasks, -1).contiguous(),
+            support_y=support_y,
             query_x=self.dataset.take(query),
             query_y=labels.repeat_interleave(self.queries).expand(tasks, -1).contiguous(),
             group=group,
@@ -235,6 +244,7 @@ class EpisodeSampler:
             seed,
             within_group=self.within_group,
             group=self.group,
+            shuffle_support=self.shuffle_support,
         )
 
     def state_dict(self) -> dict[str, Any]:

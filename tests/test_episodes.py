@@ -196,6 +196,29 @@ def test_a_part_reads_no_other_images(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(read) == 2 * 5 * 5
 
 
+def test_a_shuffled_support_holds_the_same_pairs_in_another_order() -> None:
+    data = numbered([8] * 9)
+    plain, shuffled = (
+        EpisodeSampler(data, 4, 3, 2, seed=1, shuffle_support=flag) for flag in (False, True)
+    )
+    a, b = plain.sample(5), shuffled.sample(5)
+    assert torch.equal(a.query_x, b.query_x)
+    assert torch.equal(a.query_y, b.query_y)
+    orders = set()
+    for task in range(5):
+        pairs = [
+            list(zip(numbers(x.support_x)[task].tolist(), x.support_y[task].tolist(), strict=True))
+            for x in (a, b)
+        ]
+        assert sorted(pairs[0]) == sorted(pairs[1])
+        orders.add(tuple(b.support_y[task].tolist()))
+    assert len(orders) > 3
+    again = shuffled.with_seed(1)
+    assert_equal(
+        TaskBatch.cat([again.with_seed(1).sample(5, slice(2)), again.sample(5, slice(2, 5))]), b
+    )
+
+
 def test_labels_do_not_follow_the_order_of_classes() -> None:
     batch = EpisodeSampler(numbered([5] * 6), ways=6, shots=1, queries=1).sample(500)
     assert batch.classes is not None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gametalearn import ANIL, MAML, InputError, MetaSGD, Reptile, TaskBatch, meta_gradients
-from gametalearn.adaptation import Learner, model_parameters
+from gametalearn.adaptation import LSLR, Learner, model_parameters
 from gametalearn.gradients import adapt_and_score
 from gametalearn.models import MLP, Conv4
 
@@ -203,6 +203,9 @@ LEARNERS: list[Learner] = [
     MetaSGD(0.2, 2),
     Reptile(0.2, 2),
     Reptile(0.01, 2, optimizer="adam"),
+    Reptile(0.1, 3, batch=2),
+    MAML(0.2, 2, step_weights=(0.3, 0.7)),
+    LSLR(0.2, 2, first_order=True, step_weights=(0.5, 0.5)),
 ]
 
 

@@ -53,12 +53,14 @@ def _task(
     leaves = {n: p.detach().clone().requires_grad_() for n, p in meta.items()}
     gradient = _autograd(not learner.first_order)
     with torch.enable_grad():
-        value, (adapted, score) = query_loss(model, learner, loss, gradient, leaves, fixed, data)
+        objective, (adapted, value, score) = query_loss(
+            model, learner, loss, gradient, leaves, fixed, data
+        )
     update = _flat(updates_of(leaves, adapted))
     if learner.update_is_row:
         row = update
     else:
-        grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        grads = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True)
         row = _flat(
             torch.zeros_like(p) if g is None else g
             for p, g in zip(leaves.values(), grads, strict=True)
@@ -85,7 +87,7 @@ def loop_scores(
     measured = []
     with torch.no_grad():
         for task in zip(*data, strict=True):
-            value, (_, score) = query_loss(model, learner, loss, _first_order, meta, fixed, task)
+            _, (_, value, score) = query_loss(model, learner, loss, _first_order, meta, fixed, task)
             measured.append((value, score))
     losses, scores = zip(*measured, strict=True)
     return torch.stack(losses), torch.stack(scores)

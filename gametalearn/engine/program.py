@@ -45,13 +45,13 @@ def trace_gradients(
     gradient = _functional(learner.first_order)
 
     def task(meta: Params, fixed: Params, *data: Tensor) -> tuple[Tensor, ...]:
-        def objective(meta: Params) -> tuple[Tensor, tuple[Params, Tensor]]:
+        def objective(meta: Params) -> tuple[Tensor, tuple[Params, Tensor, Tensor]]:
             return query_loss(model, learner, loss, gradient, meta, fixed, data)  # type: ignore[arg-type]
 
         if learner.update_is_row:
-            value, (adapted, score) = objective(meta)
+            _, (adapted, value, score) = objective(meta)
             return (*updates_of(meta, adapted), value, score)
-        grads, (value, (adapted, score)) = grad_and_value(objective, has_aux=True)(meta)
+        grads, (_, (adapted, value, score)) = grad_and_value(objective, has_aux=True)(meta)
         return (*grads.values(), *updates_of(meta, adapted), value, score)
 
     return _trace(task, meta, fixed, data)
@@ -64,7 +64,7 @@ def trace_scores(
     gradient = _functional(True)
 
     def task(meta: Params, fixed: Params, *data: Tensor) -> tuple[Tensor, ...]:
-        value, (_, score) = query_loss(model, learner, loss, gradient, meta, fixed, data)  # type: ignore[arg-type]
+        _, (_, value, score) = query_loss(model, learner, loss, gradient, meta, fixed, data)  # type: ignore[arg-type]
         return value, score
 
     return _trace(task, meta, fixed, data)

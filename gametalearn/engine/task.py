@@ -68,15 +68,46 @@ def query_loss(
     meta: Params,
     fixed: Params,
     data: Data,
-) -> tuple[Tensor, tuple[Params, Tensor]]:
-    """Adapt to one task's support set; the query loss, and the adapted parameters and the score."""
+) -> tuple[Tensor, tuple[Params, Tensor, Tensor]]:
+    """Adapt to one task's support set, and measure on its queries.
+
+    Returns:
+        What a row differentiates: the query loss, or for a learner with ``step_weights`` the
+        weighted sum of the query losses after each step; and ``(adapted parameters, query loss,
+        score)`` after the last step.
+    """
     support_x, support_y, query_x, query_y = data
-    adapted = learner.adapt(
-        meta, lambda p: loss(predict(model, p, support_x, None, fixed), support_y), gradient
-    )
-    prediction = predict(model, adapted, query_x, support_x, fixed)
-    score = default_score(prediction.detach(), query_y)
-    return loss(prediction, query_y), (adapted, score)
+
+    def support(params: Params, first: int = 0, count: int | None = None) -> Tensor:
+        x, y = (_circle(t, first, count) for t in (support_x, support_y))
+        return loss(predict(model, params, x, None, fixed), y)
+
+    def query(params: Params) -> tuple[Tensor, Tensor]:
+        prediction = predict(model, params, query_x, support_x, fixed)
+        return loss(prediction, query_y), default_score(prediction.detach(), query_y)
+
+    weights = getattr(learner, "step_weights", ())
+    if not weights:
+        adapted = learner.adapt(meta, support, gradient)
+        value, score = query(adapted)
+        return value, (adapted, value, score)
+    terms = []
+    path = learner.path(meta, support, gradient)  # type: ignore[attr-defined]
+    next(path)
+    for weight, adapted in zip(weights, path, strict=True):
+        value, score = query(adapted)
+        terms.append(weight * value)
+    return torch.stack(terms).sum(), (adapted, value, score)
+
+
+def _circle(t: Tensor, first: int, count: int | None) -> Tensor:
+    """``count`` entries of ``t`` from number ``first`` on, in a circle; all if that is no fewer."""
+    size = len(t)
+    if count is None or count >= size:
+        return t
+    first %= size
+    head = t[first : first + count]
+    return head if len(head) == count else torch.cat([head, t[: count - len(head)]])
 
 
 def updates_of(meta: Params, adapted: Params) -> list[Tensor]:
