@@ -254,6 +254,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
                        "module by name (default: the last shared layer)")  # fmt: skip
     _add(group, "meta_lr", float, "outer rate")
     _add(group, "meta_optimizer", str, "outer optimiser")
+    _add(group, "meta_schedule", str, "of the outer rate, over the run")
     _add(group, "clip_value", float, "bound on the meta-gradient's entries; 0 is none")
     _add(group, "clip_norm", float, "bound on its length; 0 is none")
     _add(group, "nonfinite", str, "a task whose loss or gradient is NaN or inf")

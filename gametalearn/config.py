@@ -74,6 +74,7 @@ class TrainConfig:
         inner_steps, test_steps: inner steps in training; in validation and test.
         iterations, meta_batch: meta-updates, and tasks in each.
         meta_lr, meta_optimizer: the outer rate; ``adam`` or ``sgd``.
+        meta_schedule: of the outer rate: ``constant``, or ``linear`` or ``cosine`` to 0.
         clip_value, clip_norm: bounds on the meta-gradient's entries and on its length; 0 is none.
         nonfinite: a task whose loss or gradient is NaN or inf: ``error``, or ``skip`` and count it.
         seed: of initial weights, episodes and evaluation.
@@ -109,6 +110,7 @@ class TrainConfig:
     meta_batch: int = 16
     meta_lr: float = 1e-3
     meta_optimizer: str = "adam"
+    meta_schedule: str = "constant"
     clip_value: float = 0.0
     clip_norm: float = 0.0
     nonfinite: str = "error"
@@ -196,6 +198,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("batch", "support", "group", "none"),
     "protocol": ("auto", "transductive", "inductive"),
     "meta_optimizer": ("adam", "sgd"),
+    "meta_schedule": ("constant", "linear", "cosine"),
     "nonfinite": ("error", "skip"),
 }
 

@@ -28,7 +28,7 @@ from gametalearn.episodes import Source, TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
-from gametalearn.update import apply_update, clip, combine, make_optimizer
+from gametalearn.update import apply_update, clip, combine, make_optimizer, meta_rate
 from gametalearn.weighting import Rule, make_rule, shared_columns
 
 __all__ = ["Run", "load_run", "train"]
@@ -154,7 +154,8 @@ def train(
             weights = run.rule(gradients)
             update = combine(gradients.rows, weights.effective)
             update = clip(update, config.clip_value or None, config.clip_norm or None)
-            apply_update(run.optimizer, parameters, update)
+            rate = meta_rate(config.meta_lr, config.meta_schedule, run.iteration, config.iterations)
+            apply_update(run.optimizer, parameters, update, rate)
             run.iteration += 1
             updated = time.perf_counter()
             run.seconds = resumed + updated - clock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from gametalearn.errors import InputError
 
-__all__ = ["apply_update", "clip", "combine", "make_optimizer"]
+__all__ = ["apply_update", "clip", "combine", "make_optimizer", "meta_rate"]
 
 
 def combine(rows: Tensor, weights: Tensor) -> Tensor:
@@ -35,10 +36,24 @@ def make_optimizer(name: str, parameters: Sequence[Tensor], lr: float) -> torch.
     raise InputError(f"meta_optimizer must be 'adam' or 'sgd', got '{name}'")
 
 
+def meta_rate(lr: float, schedule: str, iteration: int, iterations: int) -> float:
+    """The outer rate of meta-update ``iteration`` (from 0) of ``iterations``.
+
+    ``constant``; ``linear``, decaying to 0 (Reptile); ``cosine``, half a cosine from ``lr`` to 0
+    (Loshchilov & Hutter 2017, as in MAML++).
+    """
+    done = iteration / iterations
+    if schedule == "linear":
+        return lr * (1 - done)
+    return lr * (1 + math.cos(math.pi * done)) / 2 if schedule == "cosine" else lr
+
+
 def apply_update(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], vector: Tensor
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], vector: Tensor, lr: float
 ) -> None:
-    """Write ``vector (P,)`` into the parameters' ``.grad``, in their order, and step."""
+    """Write ``vector (P,)`` into the parameters' ``.grad``, in their order, and step by ``lr``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
     parts = torch.split(vector, [p.numel() for p in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
