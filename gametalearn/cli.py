@@ -72,7 +72,8 @@ def _with_config(parser: argparse.ArgumentParser, words: list[str]) -> list[str]
         if isinstance(value, bool):
             if action.nargs != 0:
                 raise InputError(f"{file}: {key} takes a value, got {str(value).lower()}")
-            given += [flag] if value else []
+            negative = f"--no-{flag[2:]}"
+            given += [flag] if value else [negative] if negative in options else []
         elif isinstance(value, list):
             given.append(f"{flag}={('+' if key == 'dataset' else ',').join(map(str, value))}")
         elif isinstance(value, (str, int, float)):
@@ -201,7 +202,7 @@ def _default(name: str) -> str:
     if not by_value:
         field = next(f for f in dataclasses.fields(TrainConfig) if f.name == name)
         return f"default {field.default}" if field.default != "" else "default: the data set's"
-    if len(by_value) == 1:
+    if len(by_value) == 1 and sum(map(len, by_value.values())) == len(DEFAULTS):
         return f"default {next(iter(by_value))}"
     return "default " + "; ".join(
         f"{value} for {', '.join(names)}" for value, names in by_value.items()
@@ -226,8 +227,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     _add(group, "shots", int, "support examples a class")
     _add(group, "queries", int, "query examples a class")
     _add(group, "split", str, "how classes are split: lake or maml for omniglot")
-    group.add_argument("--rotations", action="store_true", default=None,
-                       help="add training classes turned by 90, 180, 270 degrees")  # fmt: skip
+    group.add_argument("--rotations", action=argparse.BooleanOptionalAction,
+                       help="omniglot: add training classes turned by 90, 180, 270 degrees "
+                       f"({_default('rotations')})")  # fmt: skip
     _add(group, "image_size", int, "resize images; 0 keeps them, or 28 for several data sets")
     _add(group, "channels", int, "1 grayscale, 3 RGB; 0 keeps them, or 1 for several data sets")
     _add(group, "objectives", str, "one objective a data set, or one an alphabet or script")

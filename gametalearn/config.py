@@ -18,25 +18,25 @@ MODELS = ("conv4", "resnet12", "mlp")
 _SMALL = {
     "model": "conv4", "hidden": 64, "pool": "stride",
     "ways": 5, "shots": 1, "queries": 5,
-    "inner_lr": 0.4, "inner_steps": 1, "test_steps": 3,
-    "meta_lr": 1e-3, "meta_optimizer": "adam", "meta_batch": 16,
+    "inner_lr": 1.0, "inner_steps": 1, "test_steps": 3,
+    "meta_lr": 3e-3, "meta_schedule": "cosine", "meta_optimizer": "adam", "meta_batch": 16,
 }  # fmt: skip
 _LARGE = {
     "model": "conv4", "hidden": 32, "pool": "max",
     "ways": 5, "shots": 1, "queries": 15,
     "inner_lr": 0.05, "inner_steps": 5, "test_steps": 10,
-    "meta_lr": 1e-3, "meta_optimizer": "adam", "meta_batch": 4,
+    "meta_lr": 1e-3, "meta_schedule": "constant", "meta_optimizer": "adam", "meta_batch": 4,
 }  # fmt: skip
 _SINUSOID = {
     "model": "mlp", "hidden": 40, "pool": "stride",
     "ways": 1, "shots": 10, "queries": 10,
     "inner_lr": 0.01, "inner_steps": 1, "test_steps": 10,
-    "meta_lr": 1e-3, "meta_optimizer": "adam", "meta_batch": 25,
+    "meta_lr": 1e-3, "meta_schedule": "constant", "meta_optimizer": "adam", "meta_batch": 25,
 }  # fmt: skip
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "glyphs": {**_SMALL, "iterations": 1000},
-    "omniglot": {**_SMALL, "iterations": 5000},
+    "omniglot": {**_SMALL, "iterations": 5000, "rotations": True},
     "mini-imagenet": {**_LARGE, "iterations": 5000},
     "folder": {**_LARGE, "iterations": 5000},
     "sinusoid": {**_SINUSOID, "iterations": 20000},
@@ -53,7 +53,7 @@ class TrainConfig:
             several joined by ``+``, each an objective.
         ways, shots, queries: classes an episode, support and query examples a class.
         split: how classes are split: ``lake`` or ``maml`` for Omniglot.
-        rotations: add each training class turned by 90, 180 and 270 degrees.
+        rotations: omniglot: add each training class turned by 90, 180 and 270 degrees.
         image_size, channels: resize to a square of this side, convert to 1 (grayscale) or 3 (RGB)
             channels; 0 keeps the data set's own, and stands for 28 and 1 where there are several.
         objectives: ``dataset``: each data set is one objective; ``group``: each alphabet or script
@@ -103,14 +103,14 @@ class TrainConfig:
     pool: str = "stride"
     norm: str = "batch"
     protocol: str = "auto"
-    inner_lr: float = 0.4
+    inner_lr: float = 1.0
     inner_steps: int = 1
     test_steps: int = 3
     iterations: int = 1000
     meta_batch: int = 16
-    meta_lr: float = 1e-3
+    meta_lr: float = 3e-3
     meta_optimizer: str = "adam"
-    meta_schedule: str = "constant"
+    meta_schedule: str = "cosine"
     clip_value: float = 0.0
     clip_norm: float = 0.0
     nonfinite: str = "error"
