@@ -1,6 +1,6 @@
 """gametalearn: gradient-based few-shot meta-learning with gradient agreement."""
 
-from gametalearn.adaptation import ANIL, MAML, MetaSGD, Reptile
+from gametalearn.adaptation import ANIL, LSLR, MAML, MetaSGD, Reptile
 from gametalearn.comparison import Comparison, compare
 from gametalearn.config import TrainConfig
 from gametalearn.data import load_dataset
@@ -32,6 +32,7 @@ from gametalearn.weighting import (
 
 __all__ = [
     "ANIL",
+    "LSLR",
     "MAML",
     "MLP",
     "RULES",

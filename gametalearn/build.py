@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from gametalearn.adaptation import ANIL, MAML, Learner, MetaSGD, Reptile
+from gametalearn.adaptation import ANIL, LSLR, MAML, Learner, MetaSGD, Reptile
 from gametalearn.config import TrainConfig
 from gametalearn.data import load_dataset
 from gametalearn.data.sinusoid import Sinusoid
@@ -46,19 +46,23 @@ def load_images(config: TrainConfig, split: str) -> list[ClassImages]:
 def build_source(config: TrainConfig, split: str) -> Source:
     """The episodes of ``train``, ``val`` or ``test``, seeded by the run's seed and the split."""
     seed = stream_seed(config.seed, split)
+    shots = config.shots
+    if split == "train" and config.train_shots:
+        shots = config.train_shots
     if config.regression:
         if len(config.datasets) > 1:
             raise InputError(f"--dataset {config.dataset}: sinusoid cannot be joined with images")
-        return Sinusoid(shots=config.shots, queries=config.queries, seed=seed)
+        return Sinusoid(shots=shots, queries=config.queries, seed=seed)
     images = load_images(config, split)
     samplers = [
         EpisodeSampler(
             data,
             config.ways,
-            config.shots,
+            shots,
             config.queries,
             seed + 2**32 * i,
             within_group=config.objectives == "group",
+            shuffle_support=config.inner_batch > 0,
         )
         for i, data in enumerate(images)
     ]
@@ -109,5 +113,7 @@ def build_learner(config: TrainConfig) -> Learner:
     if config.learner == "metasgd":
         return MetaSGD(lr, steps)
     if config.learner == "reptile":
-        return Reptile(lr, steps)
+        return Reptile(lr, steps, config.inner_optimizer, config.inner_batch)  # type: ignore[arg-type]
+    if config.learned_rates:
+        return LSLR(lr, steps, first_order=config.learner == "fomaml")
     return MAML(lr, steps, first_order=config.learner == "fomaml")

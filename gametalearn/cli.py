@@ -247,6 +247,16 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     _add(group, "inner_lr", float, "inner rate; multiplies a mean loss")
     _add(group, "inner_steps", int, "inner steps in training")
     _add(group, "test_steps", int, "inner steps in validation and test")
+    _add(group, "inner_optimizer", str, "of reptile; adam has beta1 = 0")
+    _add(group, "inner_batch", int, "reptile: support examples a step; 0 is all")
+    _add(group, "train_shots", int, "support examples a class in training; 0 is --shots")
+    group.add_argument("--learned-rates", action="store_true", default=None,
+                       help="maml, fomaml: learn a rate for each layer and step (MAML++)")  # fmt: skip
+    _add(group, "multi_step_loss", int, "iterations over which the query losses of all inner steps "
+         "count, the last one's more and more (MAML++); 0 is none")  # fmt: skip
+    _add(
+        group, "first_order_until", int, "iterations without second derivatives (MAML++); 0 is none"
+    )
     group = parser.add_argument_group("outer loop")
     _add(group, "iterations", int, "meta-updates")
     _add(group, "meta_batch", int, "tasks in each")
@@ -257,6 +267,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     _add(group, "meta_lr", float, "outer rate")
     _add(group, "meta_optimizer", str, "outer optimiser")
     _add(group, "meta_schedule", str, "of the outer rate, over the run")
+    _add(group, "meta_lr_final", float, "what a schedule leads to")
     _add(group, "clip_value", float, "bound on the meta-gradient's entries; 0 is none")
     _add(group, "clip_norm", float, "bound on its length; 0 is none")
     _add(group, "nonfinite", str, "a task whose loss or gradient is NaN or inf")

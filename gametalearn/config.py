@@ -72,9 +72,17 @@ class TrainConfig:
             ``inductive``, or ``auto``, what the model's norm says.
         inner_lr: multiplies the mean support loss.
         inner_steps, test_steps: inner steps in training; in validation and test.
+        inner_optimizer: ``sgd``, or for reptile ``adam`` (beta1 = 0).
+        inner_batch: reptile's support examples a step, in random order; 0 is all of them.
+        train_shots: support examples a class in training, where it is not ``shots``; 0 is.
+        learned_rates: maml and fomaml learn an inner rate for each layer and step (MAML++).
+        multi_step_loss: iterations over which the query losses of all inner steps count, and the
+            last one's more and more (MAML++); 0 is none.
+        first_order_until: iterations that ignore second derivatives (MAML++); 0 is none.
         iterations, meta_batch: meta-updates, and tasks in each.
         meta_lr, meta_optimizer: the outer rate; ``adam`` or ``sgd``.
-        meta_schedule: of the outer rate: ``constant``, or ``linear`` or ``cosine`` to 0.
+        meta_schedule: of the outer rate: ``constant``, or ``linear`` or ``cosine`` to
+            ``meta_lr_final``.
         clip_value, clip_norm: bounds on the meta-gradient's entries and on its length; 0 is none.
         nonfinite: a task whose loss or gradient is NaN or inf: ``error``, or ``skip`` and count it.
         seed: of initial weights, episodes and evaluation.
@@ -106,11 +114,18 @@ class TrainConfig:
     inner_lr: float = 1.0
     inner_steps: int = 1
     test_steps: int = 3
+    inner_optimizer: str = "sgd"
+    inner_batch: int = 0
+    train_shots: int = 0
+    learned_rates: bool = False
+    multi_step_loss: int = 0
+    first_order_until: int = 0
     iterations: int = 1000
     meta_batch: int = 16
     meta_lr: float = 3e-3
     meta_optimizer: str = "adam"
     meta_schedule: str = "cosine"
+    meta_lr_final: float = 0.0
     clip_value: float = 0.0
     clip_norm: float = 0.0
     nonfinite: str = "error"
@@ -135,6 +150,13 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 raise InputError(
                     f"{_flag(name)} must be one of {', '.join(choices)}; got '{getattr(self, name)}'"
+                )
+        for name, learners in _LEARNERS_OF.items():
+            default = type(self).__dataclass_fields__[name].default
+            if self.learner not in learners and getattr(self, name) != default:
+                raise InputError(
+                    f"{_flag(name)} is an option of {', '.join(learners)}; got it with --learner "
+                    f"{self.learner}, leave it out"
                 )
         if self.regression != (self.model == "mlp" and self.ways == 1):
             wanted = "model='mlp', ways=1" if self.regression else "another model or ways >= 2"
@@ -185,8 +207,19 @@ class TrainConfig:
 _LEAST = {
     "ways": 1, "shots": 1, "queries": 1, "hidden": 1, "inner_steps": 0, "test_steps": 0,
     "iterations": 1, "meta_batch": 1, "clip_value": 0, "clip_norm": 0, "log_every": 1,
-    "image_size": 0, "channels": 0, "validate_every": 1, "validation_episodes": 2, "checkpoint_every": 1, "threads": 0,
+    "image_size": 0, "channels": 0, "validate_every": 1, "validation_episodes": 2,
+    "checkpoint_every": 1, "threads": 0, "inner_batch": 0, "train_shots": 0, "multi_step_loss": 0,
+    "first_order_until": 0, "meta_lr_final": 0,
 }  # fmt: skip
+
+_LEARNERS_OF = {
+    "inner_optimizer": ("reptile",),
+    "inner_batch": ("reptile",),
+    "learned_rates": ("maml", "fomaml"),
+    "multi_step_loss": ("maml", "fomaml", "anil", "metasgd"),
+    "first_order_until": ("maml", "anil", "metasgd"),
+}
+"""The learners that an option is for."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "objectives": ("dataset", "group"),
@@ -197,6 +230,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "pool": ("stride", "max"),
     "norm": ("batch", "support", "group", "none"),
     "protocol": ("auto", "transductive", "inductive"),
+    "inner_optimizer": ("sgd", "adam"),
     "meta_optimizer": ("adam", "sgd"),
     "meta_schedule": ("constant", "linear", "cosine"),
     "nonfinite": ("error", "skip"),

@@ -28,6 +28,7 @@ from gametalearn.episodes import Source, TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
+from gametalearn.schedules import learner_at
 from gametalearn.update import apply_update, clip, combine, make_optimizer, meta_rate
 from gametalearn.weighting import Rule, make_rule, shared_columns
 
@@ -70,6 +71,22 @@ class Run:
     def test_learner(self) -> Learner:
         """The inner loop of validation and test."""
         return self.learner.for_test(self.config.test_steps)
+
+    @property
+    def learner_now(self) -> Learner:
+        """The inner loop of the next meta-iteration: `learner` under its annealings."""
+        return learner_at(
+            self.learner,
+            self.iteration,
+            first_order_until=self.config.first_order_until,
+            multi_step_loss=self.config.multi_step_loss,
+        )
+
+    @property
+    def meta_lr_now(self) -> float:
+        """The meta rate of the next meta-iteration."""
+        c = self.config
+        return meta_rate(c.meta_lr, c.meta_schedule, self.iteration, c.iterations, c.meta_lr_final)
 
     def load_best(self) -> None:
         """Put the best validated meta-parameters into ``meta`` and the model."""
@@ -148,14 +165,13 @@ def train(
         while run.iteration < config.iterations:
             batch = run.source.sample(config.meta_batch).to(config.device)
             sampled = time.perf_counter()
-            gradients = meta_gradients(run.model, batch, run.learner, meta=run.meta)
+            gradients = meta_gradients(run.model, batch, run.learner_now, meta=run.meta)
             gradients = _finite(run, batch, gradients)
             differentiated = time.perf_counter()
             weights = run.rule(gradients)
             update = combine(gradients.rows, weights.effective)
             update = clip(update, config.clip_value or None, config.clip_norm or None)
-            rate = meta_rate(config.meta_lr, config.meta_schedule, run.iteration, config.iterations)
-            apply_update(run.optimizer, parameters, update, rate)
+            apply_update(run.optimizer, parameters, update, run.meta_lr_now)
             run.iteration += 1
             updated = time.perf_counter()
             run.seconds = resumed + updated - clock

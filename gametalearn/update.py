@@ -36,16 +36,23 @@ def make_optimizer(name: str, parameters: Sequence[Tensor], lr: float) -> torch.
     raise InputError(f"meta_optimizer must be 'adam' or 'sgd', got '{name}'")
 
 
-def meta_rate(lr: float, schedule: str, iteration: int, iterations: int) -> float:
+def meta_rate(
+    lr: float, schedule: str, iteration: int, iterations: int, final: float = 0.0
+) -> float:
     """The outer rate of meta-update ``iteration`` (from 0) of ``iterations``.
 
-    ``constant``; ``linear``, decaying to 0 (Reptile); ``cosine``, half a cosine from ``lr`` to 0
-    (Loshchilov & Hutter 2017, as in MAML++).
+    ``constant``; ``linear`` decay to ``final`` (Reptile: from 1 to 0); ``cosine``, half a cosine
+    from ``lr`` to ``final`` (Loshchilov & Hutter 2017, arXiv 1608.03983, equation 5, as in MAML++).
+
+    >>> [meta_rate(1.0, "linear", t, 4) for t in range(4)]
+    [1.0, 0.75, 0.5, 0.25]
     """
     done = iteration / iterations
     if schedule == "linear":
-        return lr * (1 - done)
-    return lr * (1 + math.cos(math.pi * done)) / 2 if schedule == "cosine" else lr
+        return final + (lr - final) * (1 - done)
+    if schedule == "cosine":
+        return final + (lr - final) * (1 + math.cos(math.pi * done)) / 2
+    return lr
 
 
 def apply_update(

@@ -18,7 +18,7 @@ ORDER = [
     {"adaptation", "data", "mixture"},
     {"gradients", "engine"},
     {"weighting", "evaluation", "diagnostics", "update", "checkpoint", "config", "bridges"},
-    {"build"},
+    {"build", "schedules"},
     {"training"},
     {"comparison"},
     {"report", "benchmark"},
