@@ -56,8 +56,8 @@ def _with_config(parser: argparse.ArgumentParser, words: list[str]) -> list[str]
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
     file = finder.parse_known_args(words)[0].config
-    if file is None or not words or words[0].startswith("-"):
-        return words
+    if file is None or not words or words[0].startswith("-") or words[0] == "bench":
+        return words  # bench's --config is a name
     command = _subparsers(parser).get(words[0])
     if command is None:
         return words
@@ -184,7 +184,32 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--jobs", type=int, default=1, metavar="N",
                          help="runs trained at once, each with --threads threads (default 1)")  # fmt: skip
     compare.add_argument("--overwrite", action="store_true", help="train everything anew")
+
+    bench = commands.add_parser(
+        "bench", help="time a meta-gradient beside learn2learn's",
+        description="time a meta-gradient beside learn2learn's, and compare both with float64",
+        epilog="example:\n  gametalearn bench --config omniglot-5w1s --threads 2 --json bench.json",
+        formatter_class=_Help, allow_abbrev=False,
+    )  # fmt: skip
+    bench.set_defaults(run=_bench)
+    bench.add_argument("--config", default="omniglot-5w1s", metavar="NAME",
+                       choices=("omniglot-5w1s", "omniglot-5w1s-q15", "mini-imagenet-5w1s"),
+                       help="omniglot-5w1s (default), omniglot-5w1s-q15 or mini-imagenet-5w1s")  # fmt: skip
+    bench.add_argument("--threads", type=int, metavar="N",
+                       help="PyTorch threads on both sides (default: PyTorch's choice)")  # fmt: skip
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
+    bench.add_argument("--repeats", type=int, metavar="N",
+                       help="timed pairs (default: enough for a steady median)")  # fmt: skip
+    bench.add_argument("--sweep", choices=("tasks", "steps", "shots", "threads"),
+                       help="let this vary; a plot is drawn beside the JSON file")  # fmt: skip
+    bench.add_argument("--debug", action="store_true", help="show a traceback for bad input")
     return parser
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from gametalearn.benchmark import run
+
+    run(args)
 
 
 def _rules() -> str:

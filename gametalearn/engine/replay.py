@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gametalearn.adaptation import Learner, Params
+from gametalearn.engine.allocator import keep_memory
 from gametalearn.engine.cache import Store, settings_key
 from gametalearn.engine.loop import loop_gradients, loop_scores
 from gametalearn.engine.plan import Plan
@@ -19,7 +20,7 @@ from gametalearn.engine.task import Data, Loss, Measured, Result, fixed_tensors
 from gametalearn.engine.workers import run_all
 from gametalearn.errors import InputError
 
-__all__ = ["replay_gradients", "replay_scores"]
+__all__ = ["chunks_of", "program_for", "program_inputs", "replay_gradients", "replay_scores"]
 
 _programs: Store[Program | UntraceableError] = Store()
 _warned: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -27,7 +28,7 @@ _warned: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 Trace = Callable[[nn.Module, Learner, Loss, Params, Params, Data], Program]
 
 
-def _chunks(data: Data, size: int) -> list[Data]:
+def chunks_of(data: Data, size: int) -> list[Data]:
     """Chunks of ``size`` tasks, the last filled up with copies of its last task."""
     chunks = []
     for start in range(0, len(data[0]), size):
@@ -39,10 +40,12 @@ def _chunks(data: Data, size: int) -> list[Data]:
     return chunks  # type: ignore[return-value]
 
 
-def _program(
+def program_for(
     trace: Trace, model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data
 ) -> Program | UntraceableError:
     """The program for a chunk like ``data``, traced at its first use."""
+    if data[0].device.type == "cpu":
+        keep_memory()
     fixed = fixed_tensors(model)
     settings = settings_key(learner), settings_key(loss)
     if None in settings:
@@ -82,7 +85,7 @@ def _warn(model: nn.Module, reason: UntraceableError) -> None:
         )
 
 
-def _inputs(model: nn.Module, meta: Params) -> list[Tensor]:
+def program_inputs(model: nn.Module, meta: Params) -> list[Tensor]:
     tensors = (*meta.values(), *fixed_tensors(model).values())
     return [t.detach().contiguous() for t in tensors]
 
@@ -91,12 +94,12 @@ def replay_gradients(
     model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data, plan: Plan
 ) -> Result:
     """Rows, updates, loss and score of every task; by the loop where the module needs it."""
-    chunks = _chunks(data, plan.chunk)
-    program = _program(trace_gradients, model, learner, loss, meta, chunks[0])
+    chunks = chunks_of(data, plan.chunk)
+    program = program_for(trace_gradients, model, learner, loss, meta, chunks[0])
     if isinstance(program, UntraceableError):
         _warn(model, program)
         return loop_gradients(model, learner, loss, meta, data)
-    inputs = _inputs(model, meta)
+    inputs = program_inputs(model, meta)
     tasks, first = len(data[0]), inputs[0]
     sizes = [p.numel() for p in meta.values()]
     updates = first.new_empty(tasks, sum(sizes))
@@ -132,12 +135,12 @@ def replay_scores(
     """Loss and score of every task after adaptation; by the loop where the module needs it."""
     if len(data[0]) * 4 <= plan.chunk:  # a handful: the loop costs less than a filled-up chunk
         return loop_scores(model, learner, loss, meta, data)
-    chunks = _chunks(data, plan.chunk)
-    program = _program(trace_scores, model, learner, loss, meta, chunks[0])
+    chunks = chunks_of(data, plan.chunk)
+    program = program_for(trace_scores, model, learner, loss, meta, chunks[0])
     if isinstance(program, UntraceableError):
         _warn(model, program)
         return loop_scores(model, learner, loss, meta, data)
-    inputs = _inputs(model, meta)
+    inputs = program_inputs(model, meta)
     tasks, first = len(data[0]), inputs[0]
     measured = torch.empty(2, tasks, dtype=first.dtype, device=first.device)
 
