@@ -6,6 +6,7 @@ from gametalearn.config import TrainConfig
 from gametalearn.data import load_dataset
 from gametalearn.data.sinusoid import Sinusoid
 from gametalearn.diagnostics import Diagnostics, diagnose
+from gametalearn.disagreement import Disagreement
 from gametalearn.episodes import EpisodeSampler, TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, evaluate
@@ -40,6 +41,7 @@ __all__ = [
     "Comparison",
     "Conv4",
     "Diagnostics",
+    "Disagreement",
     "DynamicTaskPrioritization",
     "DynamicWeightAverage",
     "EpisodeSampler",

@@ -9,6 +9,7 @@ from gametalearn.adaptation import ANIL, LSLR, MAML, Learner, MetaSGD, Reptile
 from gametalearn.config import TrainConfig
 from gametalearn.data import load_dataset
 from gametalearn.data.sinusoid import Sinusoid
+from gametalearn.disagreement import Disagreement
 from gametalearn.episodes import EpisodeSampler, Source
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
@@ -46,6 +47,14 @@ def load_images(config: TrainConfig, split: str) -> list[ClassImages]:
 def build_source(config: TrainConfig, split: str) -> Source:
     """The episodes of ``train``, ``val`` or ``test``, seeded by the run's seed and the split."""
     seed = stream_seed(config.seed, split)
+    source = _source(config, split, seed)
+    if split == "train" and config.disagree > 0:
+        kind = config.disagree_kind
+        return Disagreement(source, config.disagree, kind, seed)  # type: ignore[arg-type]
+    return source
+
+
+def _source(config: TrainConfig, split: str, seed: int) -> Source:
     shots = config.shots
     if split == "train" and config.train_shots:
         shots = config.train_shots

@@ -286,6 +286,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     _add(group, "iterations", int, "meta-updates")
     _add(group, "meta_batch", int, "tasks in each")
     _add(group, "share", str, "tasks of several data sets: equal numbers, or by their classes")
+    _add(group, "disagree", float, "share of the training tasks with wrong query targets")
+    _add(group, "disagree_kind", str, "random ones, the same wrong ones in all of them, or opposed "
+         "to those of another task")  # fmt: skip
     _add(group, "within", str, "how a loss-based rule combines an objective's tasks")
     group.add_argument("--shared", metavar="NAME", help="gradnorm's shared weights, a parameter or "
                        "module by name (default: the last shared layer)")  # fmt: skip

@@ -59,6 +59,9 @@ class TrainConfig:
         objectives: ``dataset``: each data set is one objective; ``group``: each alphabet or script
             is one, and an episode's classes come from one of them.
         share: tasks of several data sets: ``fixed``, or ``proportional`` to their classes.
+        disagree, disagree_kind: the share of each training meta-batch's tasks whose query targets
+            are wrong, and how: ``shuffled``, ``permuted`` or ``contradictory``; see
+            `gametalearn.disagreement.Disagreement`.
         learner: ``maml``, ``fomaml``, ``anil``, ``metasgd`` or ``reptile``.
         rule: the weighting rule's name; see `gametalearn.weighting.RULES`.
         within: how a loss-based rule combines an objective's tasks: ``uniform`` or ``agreement``.
@@ -102,6 +105,8 @@ class TrainConfig:
     channels: int = 0
     objectives: str = "dataset"
     share: str = "fixed"
+    disagree: float = 0.0
+    disagree_kind: str = "shuffled"
     learner: str = "maml"
     rule: str = "uniform"
     within: str = "uniform"
@@ -151,6 +156,8 @@ class TrainConfig:
                 raise InputError(
                     f"{_flag(name)} must be one of {', '.join(choices)}; got '{getattr(self, name)}'"
                 )
+        if not 0 <= self.disagree <= 1:
+            raise InputError(f"--disagree must be in [0, 1], a share; got {self.disagree}")
         for name, learners in _LEARNERS_OF.items():
             default = type(self).__dataclass_fields__[name].default
             if self.learner not in learners and getattr(self, name) != default:
@@ -224,6 +231,7 @@ _LEARNERS_OF = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "objectives": ("dataset", "group"),
     "share": ("fixed", "proportional"),
+    "disagree_kind": ("shuffled", "permuted", "contradictory"),
     "learner": LEARNERS,
     "within": ("uniform", "agreement"),
     "model": MODELS,

@@ -60,8 +60,8 @@ class TaskBatch:
         """The number of tasks T."""
         return self.support_x.shape[0]
 
-    def __getitem__(self, tasks: slice) -> TaskBatch:
-        """A batch of the tasks in a slice; the tensors are views."""
+    def __getitem__(self, tasks: slice | Tensor) -> TaskBatch:
+        """A batch of the tasks in a slice, as views, or of those numbered in a tensor."""
         return TaskBatch(**{name: tensor[tasks] for name, tensor in self._tensors()})
 
     def to(

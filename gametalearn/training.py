@@ -24,6 +24,7 @@ from gametalearn.build import build_learner, build_model, build_source, objectiv
 from gametalearn.checkpoint import load_checkpoint, replacing, save_checkpoint
 from gametalearn.config import TrainConfig, read_toml
 from gametalearn.diagnostics import diagnose
+from gametalearn.disagreement import Disagreement
 from gametalearn.episodes import Source, TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, evaluate
@@ -196,6 +197,8 @@ def train(
                         "update": updated - differentiated,
                     },
                 }
+                if isinstance(run.source, Disagreement):
+                    record["spoiled"] = run.source.spoiled.tolist()
                 if validate:
                     result = _validate(run, validation)
                     record["validation"] = {config.metric: result.mean, "ci95": result.ci95}
@@ -224,6 +227,8 @@ def _finite(run: Run, batch: TaskBatch, gradients: TaskGradients) -> TaskGradien
             "clip with --clip-value, or leave such tasks out with --nonfinite skip"
         )
     run.skipped += len(bad)
+    if isinstance(run.source, Disagreement):  # it goes on telling of the tasks that are left
+        run.source.spoiled = run.source.spoiled[good.cpu()]
     return TaskGradients(
         *(t[good] for t in (gradients.rows, gradients.updates, gradients.loss)),
         *(t[good] for t in (gradients.score, gradients.group)),

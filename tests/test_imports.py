@@ -15,7 +15,7 @@ ORDER = [
     {"errors"},
     {"images"},
     {"episodes", "models"},
-    {"adaptation", "data", "mixture"},
+    {"adaptation", "data", "mixture", "disagreement"},
     {"gradients", "engine"},
     {"weighting", "evaluation", "diagnostics", "update", "checkpoint", "config", "bridges"},
     {"build", "schedules"},
