@@ -9,7 +9,7 @@ from gametalearn.diagnostics import Diagnostics, diagnose
 from gametalearn.disagreement import Disagreement
 from gametalearn.episodes import EpisodeSampler, TaskBatch
 from gametalearn.errors import InputError
-from gametalearn.evaluation import Evaluation, evaluate
+from gametalearn.evaluation import Evaluation, adapt, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.images import ClassImages
 from gametalearn.mixture import MixedSource
@@ -62,6 +62,7 @@ __all__ = [
     "UncertaintyWeighting",
     "Uniform",
     "Weights",
+    "adapt",
     "agreement_weights",
     "agreement_weights_from_gramian",
     "compare",

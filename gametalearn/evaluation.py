@@ -1,8 +1,17 @@
-"""Evaluation: adapt to unseen episodes, one accuracy each, with a confidence interval."""
+"""Evaluation: adapt to unseen episodes, one accuracy each, with a confidence interval.
+
+A trained run or any pretrained module is tested and adapted in three lines, and what comes of it is
+an ordinary module, whose ``state_dict`` loads where gametalearn is not installed:
+
+>>> run = load_run("runs/a")  # doctest: +SKIP
+>>> print(evaluate(run.model, source, run.test_learner, meta=run.meta))  # doctest: +SKIP
+>>> torch.save(adapt(run.model, x, y, run.test_learner, meta=run.meta).state_dict(), "w.pt")  # doctest: +SKIP
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,16 +19,26 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from gametalearn.adaptation import Learner, Params
+from gametalearn.adaptation import Learner, Params, default_loss, model_parameters
+from gametalearn.engine.loop import first_order
+from gametalearn.engine.task import Loss, fixed_tensors, support_loss
 from gametalearn.episodes import Source
 from gametalearn.errors import InputError
 from gametalearn.gradients import adapt_and_score
 
-__all__ = ["Evaluation", "Protocol", "ci95", "evaluate", "protocol_of"]
+__all__ = ["Evaluation", "Protocol", "adapt", "ci95", "evaluate", "protocol_of"]
 
-Protocol = Literal["transductive", "inductive"]
+Protocol = Literal["transductive", "inductive", "query-at-a-time"]
+"""How a query is predicted (DESIGN section 7):
+
+- ``"transductive"``: in one batch with the episode's other queries, by whose statistics it is
+  normalised too: MAML's published numbers.
+- ``"inductive"``: normalised by the support set's statistics alone; other queries have no part.
+- ``"query-at-a-time"``: in a batch of the support set and this one query, so that it cannot depend
+  on the others whatever the module does: Reptile's published non-transductive numbers.
+"""
 
 
 def ci95(values: np.ndarray[Any, Any]) -> float:
@@ -76,13 +95,38 @@ def protocol_of(model: nn.Module) -> Protocol:
     return "transductive" if batchwise and model.training else "inductive"
 
 
+class _QueryAtATime(nn.Module):
+    """``model``, each query predicted from the support set and itself; parameters by the same names."""
+
+    uses_support = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._parameters, self._buffers = model._parameters, model._buffers
+        self._modules = model._modules
+        self.wrapped = (model,)  # in a tuple, lest it become a submodule and lend its name
+
+    def forward(self, x: Tensor, support_x: Tensor | None = None) -> Tensor:
+        (model,) = self.wrapped
+        if support_x is None:
+            output: Tensor = model(x)
+            return output
+        if getattr(model, "uses_support", False):
+            return torch.cat([model(query, support_x) for query in x.chunk(len(x))])
+        return torch.cat([model(torch.cat([support_x, query]))[-1:] for query in x.chunk(len(x))])
+
+
 @contextlib.contextmanager
-def _under(model: nn.Module, protocol: Protocol) -> Iterator[None]:
-    """Let a batch-normalised model use the support set's statistics, or the other way round."""
-    if protocol_of(model) == protocol:
-        yield
-        return
+def _under(model: nn.Module, protocol: Protocol) -> Iterator[nn.Module]:
+    """The model as a protocol wants it: a batch-normalised one may use the support's statistics."""
     norm: Any = getattr(model, "norm", None)
+    if protocol == "query-at-a-time":
+        # these normalise each query by itself anyhow, and faster together
+        yield model if norm in ("support", "group", "none") else _QueryAtATime(model)
+        return
+    if protocol_of(model) == protocol:
+        yield model
+        return
     if norm not in ("batch", "support"):
         raise InputError(
             f"evaluate: protocol '{protocol}' asked, but this model ({type(model).__name__}, "
@@ -90,7 +134,7 @@ def _under(model: nn.Module, protocol: Protocol) -> Iterator[None]:
         )
     model.norm = "support" if protocol == "inductive" else "batch"  # type: ignore[assignment]
     try:
-        yield
+        yield model
     finally:
         model.norm = norm
 
@@ -117,7 +161,8 @@ def evaluate(
         episodes: how many, at least 1.
         seed: of the stream; None keeps the source's own state and advances it.
         meta: meta-parameters other than the model's own (learned inner rates).
-        protocol: ``transductive`` or ``inductive``; by default what the model's norm says.
+        protocol: ``transductive``, ``inductive`` or ``query-at-a-time`` (see `Protocol`); by default
+            what the model's norm says.
         tasks_at_once: episodes adapted together.
         progress: called with the number of episodes done since its last call.
 
@@ -131,10 +176,10 @@ def evaluate(
     values, groups, metric = [], [], "accuracy"
     protocol = protocol or protocol_of(model)
     learner = learner.for_test(learner.steps)
-    with _under(model, protocol):
+    with _under(model, protocol) as tested:
         for start in range(0, episodes, tasks_at_once):
             batch = stream.sample(min(tasks_at_once, episodes - start)).to(device)
-            _, score = adapt_and_score(model, batch, learner, meta=meta)
+            _, score = adapt_and_score(tested, batch, learner, meta=meta)
             metric = "mse" if batch.query_y.is_floating_point() else "accuracy"
             values.append(score.double().cpu())
             groups.append(batch.group.cpu())
@@ -147,3 +192,39 @@ def evaluate(
         protocol=protocol,
         seed=-1 if seed is None else seed,
     )
+
+
+def adapt(
+    model: nn.Module,
+    support_x: Tensor,
+    support_y: Tensor,
+    learner: Learner,
+    *,
+    meta: Params | None = None,
+    loss: Loss = default_loss,
+) -> nn.Module:
+    """A copy of ``model`` with the parameters that the inner loop finds for one support set.
+
+    The copy is of the model's own class: use it, or save its ``state_dict``, without gametalearn. A
+    batch-normalised model keeps normalising by the batch it is given, and one with
+    ``norm="support"`` is called ``copy(query_x, support_x)``; see `gametalearn.models`.
+
+    Args:
+        model: any module; it is not changed.
+        support_x: ``(S, *x)`` inputs.
+        support_y: ``(S,)`` int64 labels, or ``(S, *y)`` float targets.
+        learner: the inner loop, such as ``MAML(0.4, steps=3)`` or a run's ``test_learner``.
+        meta: meta-parameters other than the model's own: a run's ``meta``, for learned inner rates.
+        loss: as in `meta_gradients`.
+    """
+    if meta is None:
+        meta = learner.meta_parameters(model_parameters(model))
+    meta = {name: p.detach() for name, p in meta.items()}
+    learner = learner.for_test(learner.steps)
+    support = support_loss(model, loss, fixed_tensors(model), support_x, support_y)
+    adapted = learner.adapt(meta, support, first_order)
+    result = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, p in model_parameters(result).items():
+            p.copy_(adapted[name])
+    return result

@@ -1,14 +1,19 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from gametalearn.adaptation import MAML
+from gametalearn.adaptation import ANIL, MAML, Learner, MetaSGD, Reptile
+from gametalearn.config import TrainConfig
 from gametalearn.data.sinusoid import Sinusoid
 from gametalearn.episodes import EpisodeSampler
 from gametalearn.errors import InputError
-from gametalearn.evaluation import ci95, evaluate, protocol_of
+from gametalearn.evaluation import adapt, ci95, evaluate, protocol_of
 from gametalearn.images import ClassImages
 from gametalearn.models import MLP, Conv4
+from gametalearn.training import load_run, train
 
 
 @pytest.fixture
@@ -79,3 +84,120 @@ def test_regression_reports_the_squared_error():
 
 def test_an_interval_of_one_value_is_zero():
     assert ci95(np.array([0.5])) == 0.0
+
+
+class PlainConv(torch.nn.Module):
+    """A user's own module, with running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 3, stride=4), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+            torch.nn.Flatten(), torch.nn.Linear(4 * 16, 3),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def one_at_a_time(model, batch, task, lr, steps):
+    """`adapted_accuracy`, but each query in a batch of the support set and itself."""
+    import copy
+
+    own = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(own.parameters(), lr=lr)
+    support = batch.support_x[task]
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(own(support), batch.support_y[task]).backward()
+        optimizer.step()
+    right = 0
+    with torch.no_grad():
+        for x, y in zip(batch.query_x[task], batch.query_y[task], strict=True):
+            if getattr(model, "uses_support", False):
+                prediction = own(x[None], support)[0]
+            else:
+                prediction = own(torch.cat([support, x[None]]))[-1]
+            right += int(prediction.argmax() == y)
+    return right / len(batch.query_y[task])
+
+
+@pytest.mark.parametrize("kind", ["batch", "support", "group", "none", "own", "own-eval"])
+def test_query_at_a_time_is_what_it_says(source, kind):
+    torch.manual_seed(1)
+    own = PlainConv().train(kind != "own-eval")
+    model = own if kind.startswith("own") else Conv4(3, image_size=16, hidden=8, norm=kind)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    result = evaluate(
+        model, source, MAML(0.1, 2), 12, 4, protocol="query-at-a-time", tasks_at_once=6
+    )
+    stream = source.with_seed(4)
+    batches = [stream.sample(6), stream.sample(6)]
+    wanted = [one_at_a_time(model, b, t, 0.1, 2) for b in batches for t in range(6)]
+    np.testing.assert_allclose(result.values, wanted, atol=1e-6)
+    assert result.protocol == "query-at-a-time"
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    if kind in ("support", "group", "none", "own-eval"):
+        plain = evaluate(model, source, MAML(0.1, 2), 12, 4, tasks_at_once=6)
+        assert plain.values.tolist() == result.values.tolist()
+
+
+def test_query_at_a_time_with_learned_rates_and_a_head_by_name(source):
+    torch.manual_seed(2)
+    model = Conv4(3, image_size=16, hidden=8)
+    learners: list[Learner] = [MetaSGD(0.1, 2), ANIL(0.1, 2), Reptile(0.1, 2)]
+    for learner in learners:
+        result = evaluate(model, source, learner, 6, protocol="query-at-a-time")
+        assert result.values.shape == (6,)
+
+
+def test_adapt_gives_a_module_that_needs_no_gametalearn(source, tmp_path):
+    torch.manual_seed(3)
+    model = PlainConv().eval()
+    batch = source.sample(1)
+    x, y = batch.support_x[0], batch.support_y[0]
+    adapted = adapt(model, x, y, MAML(0.1, 3))
+    assert type(adapted) is PlainConv
+    own = PlainConv().eval()
+    own.load_state_dict(model.state_dict())
+    optimizer = torch.optim.SGD(own.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(own(x), y).backward()
+        optimizer.step()
+    for name, value in own.state_dict().items():
+        torch.testing.assert_close(adapted.state_dict()[name], value)
+    torch.save(adapted.state_dict(), tmp_path / "w.pt")
+    torch.save((batch.query_x[0], adapted(batch.query_x[0]).detach()), tmp_path / "io.pt")
+    program = """
+import sys
+sys.modules["gametalearn"] = None  # its import fails
+import torch
+state = torch.load("w.pt", weights_only=True)
+model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, stride=4), torch.nn.BatchNorm2d(4),
+    torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 3)).eval()
+model.load_state_dict({k.removeprefix("net."): v for k, v in state.items()})
+x, wanted = torch.load("io.pt", weights_only=True)
+assert torch.allclose(model(x), wanted, atol=1e-6)
+"""
+    subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("learner", ["maml", "metasgd", "reptile"])
+def test_a_saved_run_is_evaluated_adapted_and_saved_in_three_lines(tmp_path, learner):
+    config = TrainConfig.of(
+        "sinusoid", learner=learner, iterations=3, meta_batch=2, hidden=8, validation_episodes=2
+    )
+    train(config, tmp_path / "a", progress=False)
+    source = Sinusoid(seed=9)
+    batch = source.with_seed(0).sample(1)
+    x, y = batch.support_x[0], batch.support_y[0]
+
+    run = load_run(tmp_path / "a")
+    result = evaluate(run.model, source, run.test_learner, 1, seed=0, meta=run.meta)
+    torch.save(adapt(run.model, x, y, run.test_learner, meta=run.meta).state_dict(), tmp_path / "w")
+
+    again = MLP(hidden=(8, 8))
+    again.load_state_dict(torch.load(tmp_path / "w", weights_only=True))
+    mse = torch.nn.functional.mse_loss(again(batch.query_x[0]).detach(), batch.query_y[0])
+    assert float(mse) == pytest.approx(result.mean, rel=1e-4)

@@ -18,7 +18,7 @@ from gametalearn.engine.task import (
     updates_of,
 )
 
-__all__ = ["loop_gradients", "loop_scores"]
+__all__ = ["first_order", "loop_gradients", "loop_scores"]
 
 
 def _autograd(create_graph: bool) -> Gradient:
@@ -38,7 +38,8 @@ def _autograd(create_graph: bool) -> Gradient:
     return gradient
 
 
-def _first_order(loss: LossFn, params: Params) -> Params:
+def first_order(loss: LossFn, params: Params) -> Params:
+    """Gradients that are constants, at parameters that are."""
     leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
     return {n: g.detach() for n, g in _autograd(False)(loss, leaves).items()}
 
@@ -87,7 +88,7 @@ def loop_scores(
     measured = []
     with torch.no_grad():
         for task in zip(*data, strict=True):
-            _, (_, value, score) = query_loss(model, learner, loss, _first_order, meta, fixed, task)
+            _, (_, value, score) = query_loss(model, learner, loss, first_order, meta, fixed, task)
             measured.append((value, score))
     losses, scores = zip(*measured, strict=True)
     return torch.stack(losses), torch.stack(scores)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gametalearn.adaptation import Gradient, Learner, Params, default_score
+from gametalearn.adaptation import Gradient, Learner, Params, SupportLoss, default_score
 from gametalearn.episodes import TaskBatch
 
-__all__ = ["Loss", "Measured", "Result", "fixed_tensors", "predict", "query_loss"]
+__all__ = ["Loss", "Measured", "Result", "fixed_tensors", "predict", "query_loss", "support_loss"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -77,10 +77,7 @@ def query_loss(
         score)`` after the last step.
     """
     support_x, support_y, query_x, query_y = data
-
-    def support(params: Params, first: int = 0, count: int | None = None) -> Tensor:
-        x, y = (_circle(t, first, count) for t in (support_x, support_y))
-        return loss(predict(model, params, x, None, fixed), y)
+    support = support_loss(model, loss, fixed, support_x, support_y)
 
     def query(params: Params) -> tuple[Tensor, Tensor]:
         prediction = predict(model, params, query_x, support_x, fixed)
@@ -98,6 +95,18 @@ def query_loss(
         value, score = query(adapted)
         terms.append(weight * value)
     return torch.stack(terms).sum(), (adapted, value, score)
+
+
+def support_loss(
+    model: nn.Module, loss: Loss, fixed: Params, support_x: Tensor, support_y: Tensor
+) -> SupportLoss:
+    """What an inner loop descends on: the mean loss on a support set, or on a window of it."""
+
+    def support(params: Params, first: int = 0, count: int | None = None) -> Tensor:
+        x, y = (_circle(t, first, count) for t in (support_x, support_y))
+        return loss(predict(model, params, x, None, fixed), y)
+
+    return support
 
 
 def _circle(t: Tensor, first: int, count: int | None) -> Tensor:
