@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,9 +16,55 @@ import torch
 
 from gametalearn.errors import InputError
 
-__all__ = ["FORMAT", "load_checkpoint", "replacing", "save_checkpoint"]
+try:
+    import fcntl
+except ImportError:  # Windows: without locks
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["FORMAT", "alone_in", "load_checkpoint", "replacing", "save_checkpoint"]
 
 FORMAT = "gametalearn.checkpoint/1"
+
+
+@contextmanager
+def alone_in(folder: Path, patience: float = 10.0) -> Iterator[None]:
+    """Keep other processes that call this out of ``folder``; the system ends it with the process.
+
+    What a process that was killed in the middle of `replacing` left behind is removed.
+
+    Args:
+        folder: it must exist.
+        patience: seconds to wait for another process to go.
+
+    Raises:
+        InputError: another process holds the folder.
+    """
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        until = time.monotonic() + patience
+        while handle is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    break  # a file system without locks
+                if time.monotonic() > until:
+                    raise InputError(
+                        f"{folder}: another process is at work there; wait for it, or choose "
+                        "another --out"
+                    ) from None
+            time.sleep(0.05)
+        for leftover in folder.glob(f".*{_TEMPORARY}"):
+            with suppress(OSError):
+                leftover.unlink()
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+_TEMPORARY = ".unfinished"
 
 
 @contextmanager
@@ -28,7 +76,9 @@ def replacing(target: Path) -> Iterator[IO[bytes]]:
     """
     temporary = None
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.name}.", suffix=_TEMPORARY
+        )
         temporary = Path(name)
         with os.fdopen(handle, "wb") as stream:
             yield stream
@@ -70,6 +120,8 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     damaged = f"{path}: damaged or not a checkpoint; use another one (best.pt lies beside it)"
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(m.compress_type != zipfile.ZIP_STORED for m in archive.infolist()):
+                raise InputError(f"{damaged} (compressed)")
             if (member := archive.testzip()) is not None:
                 raise InputError(f"{damaged} (checksum of {member})")
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gametalearn.config import CHOICES, DEFAULTS, TrainConfig, read_toml
+from gametalearn.distributed import SharedError, Team
 from gametalearn.errors import InputError
 
 __all__ = ["main"]
@@ -38,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         if "--debug" in words:
             traceback.print_exc()
-        print(f"gametalearn: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(" ".join(str(error).split()), shared=isinstance(error, SharedError))
         return 2
     except KeyboardInterrupt:
-        print("gametalearn: interrupted; what was done is saved", file=sys.stderr)
+        _say("interrupted; what was done is saved", shared=True)
         return 130
     except BrokenPipeError:  # the reader of stdout has gone, as in `gametalearn ... | head`
         sys.stderr.close()
@@ -49,6 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     return 0
+
+
+def _say(message: str, shared: bool) -> None:
+    """A line on stderr; of several processes with the same to say, the first one says it."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not shared:
+        who = "" if rank == "0" else f" (process {rank})"
+        print(f"gametalearn{who}: {message}", file=sys.stderr)
 
 
 def _with_config(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
@@ -325,17 +335,28 @@ def _config(args: argparse.Namespace, **more: Any) -> TrainConfig:
     return config
 
 
-def _use_threads(config: TrainConfig) -> None:
+def _use_machine(config: TrainConfig, team: Team) -> None:
+    """The config's threads, but of several processes on one machine none more than its share."""
     import torch
 
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if team.size > 1 else 1
     if config.threads:
-        torch.set_num_threads(config.threads)
+        share = max(1, (os.cpu_count() or 1) // local) if local > 1 else config.threads
+        torch.set_num_threads(min(config.threads, share))
     try:
         torch.empty(0, device=config.device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"--device {config.device}: not usable here ({str(error).splitlines()[0]}); try cpu"
         ) from error
+    if local > 1 and (
+        config.device not in ("cpu", "cuda")
+        or (config.device == "cuda" and local > torch.cuda.device_count())
+    ):
+        raise InputError(
+            f"--device {config.device}: {local} processes on this machine work on cpu, or on cuda "
+            "with a GPU each; lower --nproc-per-node"
+        )
 
 
 def _data(args: argparse.Namespace) -> None:
@@ -381,87 +402,111 @@ def _episodes(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from gametalearn.distributed import joined
     from gametalearn.training import train
 
-    if args.resume is not None:
-        if args.out is not None and args.out != args.resume:
-            raise InputError(f"--resume {args.resume} goes on there; drop --out {args.out}")
-        file = args.resume / "config.toml"
-        if not file.exists():
-            raise InputError(f"--resume {args.resume}: no run there (config.toml is missing)")
-        config, out = TrainConfig.from_dict(read_toml(file), str(file)), args.resume
-    elif args.out is None:
-        raise InputError("train: give --out RUN, the folder that keeps the model, or --resume RUN")
-    else:
-        config, out = _config(args), args.out
-    _use_threads(config)
-    run = train(config, out, overwrite=args.overwrite, progress=not args.quiet)
-    value = abs(run.best["value"])
-    shown = f"{100 * value:.2f}%" if config.metric == "accuracy" else f"{value:.4g}"
-    print(
-        f"{run.iteration} iterations in {run.seconds:.0f} s; best validation {config.metric} "
-        f"{shown} at iteration {run.best['iteration']}; next: gametalearn evaluate {out}"
-    )
+    with joined() as team:
+        config, out = team.on_first(lambda: _run_of(args))
+        team.everywhere(lambda: _use_machine(config, team))
+        run = train(config, out, overwrite=args.overwrite, progress=not args.quiet, team=team)
+        value = abs(run.best["value"])
+        shown = f"{100 * value:.2f}%" if config.metric == "accuracy" else f"{value:.4g}"
+        if team.first:
+            print(
+                f"{run.iteration} iterations in {run.seconds:.0f} s; best validation "
+                f"{config.metric} {shown} at iteration {run.best['iteration']}; next: "
+                f"gametalearn evaluate {out}"
+            )
+
+
+def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
+    """The settings of a run, given by flags or by the run that goes on, and its folder."""
+    if args.resume is None:
+        if args.out is None:
+            raise InputError(
+                "train: give --out RUN, the folder that keeps the model, or --resume RUN"
+            )
+        config, there = _config(args), args.out / "config.toml"
+        if args.threads is None and there.exists():  # torchrun has another default
+            config = dataclasses.replace(config, threads=read_toml(there).get("threads", 0))
+        return config, args.out
+    if args.out is not None and args.out != args.resume:
+        raise InputError(f"--resume {args.resume} goes on there; drop --out {args.out}")
+    file = args.resume / "config.toml"
+    if not file.exists():
+        raise InputError(f"--resume {args.resume}: no run there (config.toml is missing)")
+    return TrainConfig.from_dict(read_toml(file), str(file)), args.resume
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
     from gametalearn.build import build_source, stream_seed
-    from gametalearn.comparison import write_evaluation
+    from gametalearn.comparison import require_finite, write_evaluation
+    from gametalearn.distributed import joined
     from gametalearn.evaluation import evaluate
     from gametalearn.training import load_run
 
-    run = load_run(args.folder, args.checkpoint, args.device)
-    changes = {k: getattr(args, k) for k in ("threads", "seed") if getattr(args, k) is not None}
-    config = dataclasses.replace(run.config, **changes)
-    _use_threads(config)
-    learner = run.test_learner
-    if args.inner_steps is not None:
-        learner = run.learner.for_test(args.inner_steps)
-    wanted = args.protocol or config.protocol
-    protocols = ["transductive", "inductive"] if wanted == "both" else [wanted]
-    source, seed = build_source(config, args.on), stream_seed(config.seed, args.on)
-    for protocol in protocols:
-        from tqdm import tqdm
-
-        with tqdm(total=args.episodes, desc=f"evaluate {args.folder}", leave=False,
-                  disable=args.quiet or not sys.stderr.isatty()) as bar:  # fmt: skip
-            result = evaluate(
-                run.model, source, learner, args.episodes, seed,
-                meta=run.meta,
-                protocol=None if protocol == "auto" else protocol,  # type: ignore[arg-type]
-                progress=bar.update,
-            )  # fmt: skip
-        print(f"{args.folder} ({args.checkpoint}, iteration {run.iteration}): {result}")
-        name = "evaluation.json" if protocol == protocols[0] else f"evaluation-{protocol}.json"
-        write_evaluation(args.folder / name, result, run.iteration)
+    with joined() as team:
+        run = load_run(args.folder, args.checkpoint, args.device, team=team)
+        changes = {k: getattr(args, k) for k in ("threads", "seed") if getattr(args, k) is not None}
+        config = dataclasses.replace(run.config, **changes)
+        team.everywhere(lambda: _use_machine(config, team))
+        learner = run.test_learner
+        if args.inner_steps is not None:
+            learner = run.learner.for_test(args.inner_steps)
+        wanted = args.protocol or config.protocol
+        protocols = ["transductive", "inductive"] if wanted == "both" else [wanted]
+        source = team.everywhere(lambda: build_source(config, args.on))
+        for protocol in protocols:
+            silent = args.quiet or not sys.stderr.isatty() or not team.first
+            with tqdm(total=args.episodes, desc=f"evaluate {args.folder}", leave=False,
+                      disable=silent) as bar:  # fmt: skip
+                result = evaluate(
+                    run.model, source, learner, args.episodes, stream_seed(config.seed, args.on),
+                    meta=run.meta,
+                    protocol=None if protocol == "auto" else protocol,  # type: ignore[arg-type]
+                    progress=bar.update,
+                    team=team,
+                )  # fmt: skip
+            require_finite(result)
+            if team.first:
+                print(f"{args.folder} ({args.checkpoint}, iteration {run.iteration}): {result}")
+                first = protocol == protocols[0]
+                name = "evaluation.json" if first else f"evaluation-{protocol}.json"
+                write_evaluation(args.folder / name, result, run.iteration, learner.steps)
 
 
 def _compare(args: argparse.Namespace) -> None:
     from gametalearn.comparison import compare
+    from gametalearn.distributed import joined
     from gametalearn.report import plot_comparison
 
-    config = _config(args)
-    _use_threads(config)
-    rules = [name.strip() for name in args.rules.split(",") if name.strip()]
-    try:
-        seeds = [int(s) for s in args.seeds.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--seeds takes a number or a list such as 0,1,2; got '{args.seeds}'"
-        ) from None
-    comparison = compare(
-        config,
-        rules,
-        seeds if "," in args.seeds else seeds[0],
-        args.episodes,
-        args.out,
-        overwrite=args.overwrite,
-        progress=not args.quiet,
-        jobs=args.jobs,
-    )
-    plots = plot_comparison(comparison, args.out)
-    print(comparison.table())
-    print(f"\nwrote {', '.join(str(p) for p in [args.out / 'results.json', *plots])}")
+    with joined() as team:
+        config = team.on_first(lambda: _config(args))
+        team.everywhere(lambda: _use_machine(config, team))
+        rules = [name.strip() for name in args.rules.split(",") if name.strip()]
+        try:
+            seeds = [int(s) for s in args.seeds.split(",")]
+        except ValueError:
+            raise InputError(
+                f"--seeds takes a number or a list such as 0,1,2; got '{args.seeds}'"
+            ) from None
+        comparison = compare(
+            config,
+            rules,
+            seeds if "," in args.seeds else seeds[0],
+            args.episodes,
+            args.out,
+            overwrite=args.overwrite,
+            progress=not args.quiet,
+            jobs=args.jobs,
+            team=team,
+        )
+        if team.first:
+            plots = plot_comparison(comparison, args.out)
+            print(comparison.table())
+            print(f"\nwrote {', '.join(str(p) for p in [args.out / 'results.json', *plots])}")
 
 
 if __name__ == "__main__":

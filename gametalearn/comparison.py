@@ -6,7 +6,9 @@ import dataclasses
 import json
 import multiprocessing
 import multiprocessing.connection
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,9 @@ import torch
 from gametalearn.build import build_source, objective_names, stream_seed
 from gametalearn.checkpoint import replacing
 from gametalearn.config import TrainConfig
+from gametalearn.distributed import ALONE, Team
 from gametalearn.errors import InputError
-from gametalearn.evaluation import Evaluation, ci95, evaluate
+from gametalearn.evaluation import Evaluation, ci95, evaluate, protocol_of
 from gametalearn.training import Run, train
 from gametalearn.weighting import make_rule
 
@@ -205,6 +208,7 @@ def compare(
     overwrite: bool = False,
     progress: bool = True,
     jobs: int = 1,
+    team: Team = ALONE,
 ) -> Comparison:
     """Train every rule on every seed and test each run's best validated weights, once.
 
@@ -222,6 +226,7 @@ def compare(
         progress: show progress on stderr.
         jobs: runs trained at once, each in a process of its own with ``config.threads`` threads;
             above 1 it needs ``out``. The results do not depend on it.
+        team: as in `train`; the first process alone writes files. Not together with ``jobs``.
 
     Raises:
         InputError: unknown or repeated rules, settings that do not fit, or a folder that holds
@@ -235,7 +240,13 @@ def compare(
     if episodes < 2:
         raise InputError(f"--episodes must be at least 2, got {episodes}")
     folder = None if out is None else Path(out)
-    build_source(config, "test")  # bad settings are found before the first run, not after it
+    if jobs > 1 and (folder is None or team.size > 1):
+        raise InputError(
+            f"--jobs {jobs} keeps its runs in files: give an output folder"
+            if team.size == 1
+            else f"--jobs {jobs} makes processes of its own: leave torchrun or --jobs out"
+        )
+    team.everywhere(lambda: build_source(config, "test"))  # bad settings are found before training
     for rule in rules:
         make_rule(rule, objectives=max(2, len(config.datasets)), regression=config.regression)
     plan = [
@@ -248,15 +259,13 @@ def compare(
         for rule in rules
     ]
     if jobs > 1:
-        if folder is None:
-            raise InputError(f"--jobs {jobs} keeps its runs in files: give an output folder")
         _in_processes([(*run, episodes, overwrite, progress) for run in plan], jobs)
         overwrite = False  # what follows reads the finished runs
     results: dict[str, list[Result]] = {rule: [] for rule in rules}
     for own, place, label in plan:
-        results[own.rule].append(_run(own, place, label, episodes, overwrite, progress))
+        results[own.rule].append(_run(own, place, label, episodes, overwrite, progress, team))
     comparison = Comparison(config, numbers, episodes, objective_names(config, "test"), results)
-    if folder is not None:
+    if folder is not None and team.first:
         with replacing(folder / "results.json") as stream:
             stream.write(
                 json.dumps(comparison.as_dict(), indent=2, allow_nan=False).encode() + b"\n"
@@ -290,6 +299,7 @@ def _in_processes(plan: list[tuple[Any, ...]], jobs: int) -> None:
 
 def _run_quietly(config: TrainConfig, *rest: Any) -> None:
     """`_run` in a process of its own: one line for an error, the threads that it may use."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if config.threads:
         torch.set_num_threads(config.threads)
     try:
@@ -301,6 +311,14 @@ def _run_quietly(config: TrainConfig, *rest: Any) -> None:
         sys.exit(2)
 
 
+def _end_with_parent() -> None:
+    """Where the parent is killed, its child must not train on beside the parent's successor."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _run(
     config: TrainConfig,
     place: Path | None,
@@ -308,26 +326,26 @@ def _run(
     episodes: int,
     overwrite: bool,
     progress: bool,
+    team: Team = ALONE,
 ) -> Result:
     """Train one rule on one seed, and test it unless this very test was done."""
-    run = train(config, place, overwrite=overwrite, progress=progress, label=label)
+    run = train(config, place, overwrite=overwrite, progress=progress, label=label, team=team)
     file = None if place is None else place / "evaluation.json"
-    seed = stream_seed(config.seed, "test")
-    if file is not None and file.exists():
-        stored = json.loads(file.read_text())
-        if (stored["seed"], len(stored["values"])) == (seed, episodes):
-            return Result(_evaluation(stored), run.seconds, stored["iteration"])
+    iteration = int(run.best["iteration"])
+    stored = team.on_first(lambda: None if file is None else _stored(file, run, episodes))
+    if stored is not None:
+        return Result(stored, run.seconds, iteration)
     evaluation = run_test(run, episodes)
-    if file is not None:
-        write_evaluation(file, evaluation, run.best["iteration"])
-    return Result(evaluation, run.seconds, run.best["iteration"])
+    if file is not None and team.first:
+        write_evaluation(file, evaluation, iteration, config.test_steps)
+    return Result(evaluation, run.seconds, iteration)
 
 
 def run_test(run: Run, episodes: int) -> Evaluation:
     """Test a finished run's best validated weights on the test episodes of its seed."""
     run.load_best()
     protocol = run.config.protocol
-    return evaluate(
+    evaluation = evaluate(
         run.model,
         build_source(run.config, "test"),
         run.test_learner,
@@ -335,10 +353,23 @@ def run_test(run: Run, episodes: int) -> Evaluation:
         stream_seed(run.config.seed, "test"),
         meta=run.meta,
         protocol=None if protocol == "auto" else protocol,  # type: ignore[arg-type]
+        team=run.team,
     )
+    require_finite(evaluation)
+    return evaluation
 
 
-def write_evaluation(file: Path, evaluation: Evaluation, iteration: int) -> None:
+def require_finite(evaluation: Evaluation) -> None:
+    """Raise an `InputError` if an episode's value is NaN or infinite: there is no mean to report."""
+    bad = int((~np.isfinite(evaluation.values)).sum())
+    if bad:
+        raise InputError(
+            f"{bad} of {len(evaluation.values)} test episodes diverge ({evaluation.metric} is not "
+            "finite); lower --inner-lr or --test-steps"
+        )
+
+
+def write_evaluation(file: Path, evaluation: Evaluation, iteration: int, steps: int) -> None:
     """Write ``evaluation.json``, schema ``gametalearn.evaluation/1``."""
     content = {
         "schema": "gametalearn.evaluation/1",
@@ -349,6 +380,7 @@ def write_evaluation(file: Path, evaluation: Evaluation, iteration: int) -> None
         "episodes": len(evaluation.values),
         "seed": evaluation.seed,
         "iteration": iteration,
+        "inner_steps": steps,
         "values": evaluation.values.tolist(),
         "group": evaluation.group.tolist(),
     }
@@ -356,11 +388,25 @@ def write_evaluation(file: Path, evaluation: Evaluation, iteration: int) -> None
         stream.write(json.dumps(content, allow_nan=False).encode() + b"\n")
 
 
-def _evaluation(stored: dict[str, Any]) -> Evaluation:
-    return Evaluation(
-        values=np.array(stored["values"], dtype=np.float64),
-        group=np.array(stored["group"], dtype=np.int64),
-        metric=stored["metric"],
-        protocol=stored["protocol"],
-        seed=stored["seed"],
-    )
+def _stored(file: Path, run: Run, episodes: int) -> Evaluation | None:
+    """This run's test, if it was done before; None if there is none, or a different one."""
+    config = run.config
+    wanted = {
+        "schema": "gametalearn.evaluation/1",
+        "metric": config.metric,
+        "protocol": protocol_of(run.model) if config.protocol == "auto" else config.protocol,
+        "episodes": episodes,
+        "seed": stream_seed(config.seed, "test"),
+        "iteration": run.best["iteration"],
+        "inner_steps": config.test_steps,
+    }
+    try:
+        stored = json.loads(file.read_text())
+        values = np.array(stored["values"], dtype=np.float64)
+        group = np.array(stored["group"], dtype=np.int64)
+        found = {name: stored[name] for name in wanted}
+    except (OSError, LookupError, TypeError, ValueError, OverflowError):
+        return None
+    if found != wanted or values.shape != (episodes,) or group.shape != (episodes,):
+        return None
+    return Evaluation(values, group, stored["metric"], stored["protocol"], stored["seed"])

@@ -85,8 +85,12 @@ class TaskBatch:
 class Source(Protocol):
     """Where episodes come from: `EpisodeSampler`, `Sinusoid`, or anything with these methods."""
 
-    def sample(self, num_tasks: int) -> TaskBatch:
-        """Draw ``num_tasks`` episodes and advance the random state."""
+    def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
+        """Draw ``num_tasks`` episodes and advance the random state; return those in ``part``.
+
+        ``part`` is the share of one process among several: every process draws the same episodes,
+        and builds only its own. It may be empty.
+        """
         ...
 
     def with_seed(self, seed: int) -> Source:

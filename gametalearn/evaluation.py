@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gametalearn.adaptation import Learner, Params, default_loss, model_parameters
+from gametalearn.distributed import ALONE, Team
 from gametalearn.engine.loop import first_order
 from gametalearn.engine.task import Loss, fixed_tensors, support_loss
 from gametalearn.episodes import Source
@@ -150,6 +151,7 @@ def evaluate(
     protocol: Protocol | None = None,
     tasks_at_once: int = 16,
     progress: Callable[[int], object] | None = None,
+    team: Team = ALONE,
 ) -> Evaluation:
     """Adapt ``model`` to each of a stream of episodes and measure it on their queries.
 
@@ -165,6 +167,8 @@ def evaluate(
             what the model's norm says.
         tasks_at_once: episodes adapted together.
         progress: called with the number of episodes done since its last call.
+        team: processes that all call this and share the episodes out; the values are those that one
+            process finds (see `gametalearn.distributed.joined`).
 
     Returns:
         An `Evaluation`, with its mean and 95% interval.
@@ -173,21 +177,24 @@ def evaluate(
         raise InputError(f"evaluate: episodes must be at least 1, got {episodes}")
     stream = source if seed is None else source.with_seed(seed)
     device = next(model.parameters()).device
-    values, groups, metric = [], [], "accuracy"
-    protocol = protocol or protocol_of(model)
+    metric, protocol = "accuracy", protocol or protocol_of(model)
     learner = learner.for_test(learner.steps)
+    table = torch.zeros(2, episodes, dtype=torch.float64)  # score and group
     with _under(model, protocol) as tested:
-        for start in range(0, episodes, tasks_at_once):
-            batch = stream.sample(min(tasks_at_once, episodes - start)).to(device)
-            _, score = adapt_and_score(tested, batch, learner, meta=meta)
+        for number, start in enumerate(range(0, episodes, tasks_at_once)):
+            stop = min(start + tasks_at_once, episodes)
+            mine = slice(None) if number % team.size == team.rank else slice(0, 0)
+            batch = stream.sample(stop - start, mine).to(device)
             metric = "mse" if batch.query_y.is_floating_point() else "accuracy"
-            values.append(score.double().cpu())
-            groups.append(batch.group.cpu())
+            if len(batch):
+                _, score = adapt_and_score(tested, batch, learner, meta=meta)
+                table[0, start:stop], table[1, start:stop] = score, batch.group
             if progress is not None:
-                progress(len(batch))
+                progress(stop - start)
+    values, group = team.total(table)
     return Evaluation(
-        values=torch.cat(values).numpy(),
-        group=torch.cat(groups).numpy(),
+        values=values.numpy(),
+        group=group.to(torch.int64).numpy(),
         metric=metric,
         protocol=protocol,
         seed=-1 if seed is None else seed,

@@ -50,8 +50,8 @@ class MixedSource:
                 f"MixedSource: share needs {len(sources)} positive weights, got {share}"
             )
 
-    def sample(self, num_tasks: int) -> TaskBatch:
-        """Draw ``num_tasks`` episodes, source after source."""
+    def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
+        """Draw ``num_tasks`` episodes, source after source; return those in ``part``."""
         k = len(self.sources)
         if self.share == "fixed":
             counts = [num_tasks // k + (i < num_tasks % k) for i in range(k)]
@@ -59,12 +59,14 @@ class MixedSource:
             weights = torch.tensor(self.share, dtype=torch.float64)
             drawn = torch.multinomial(weights, num_tasks, True, generator=self._generator)
             counts = torch.bincount(drawn, minlength=k).tolist()
-        batches = []
+        batches, wanted, first = [], range(num_tasks)[part], 0
         for i, (source, count) in enumerate(zip(self.sources, counts, strict=True)):
             if count:
-                batch = source.sample(count)
+                low, high = (min(max(n - first, 0), count) for n in (wanted.start, wanted.stop))
+                batch = source.sample(count, slice(low, high))
                 batch.group.fill_(i)
                 batches.append(batch)
+                first += count
         return TaskBatch.cat(batches)
 
     def with_seed(self, seed: int) -> MixedSource:

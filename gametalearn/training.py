@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tomli_w
 import torch
@@ -21,16 +22,17 @@ from tqdm import tqdm
 
 from gametalearn.adaptation import Learner, Params, model_parameters
 from gametalearn.build import build_learner, build_model, build_source, objective_names, stream_seed
-from gametalearn.checkpoint import load_checkpoint, replacing, save_checkpoint
+from gametalearn.checkpoint import alone_in, load_checkpoint, replacing, save_checkpoint
 from gametalearn.config import TrainConfig, read_toml
 from gametalearn.diagnostics import diagnose
 from gametalearn.disagreement import Disagreement
+from gametalearn.distributed import ALONE, SharedError, Tasks, Team, told, weigh
 from gametalearn.episodes import Source, TaskBatch
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
 from gametalearn.evaluation import Evaluation, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.schedules import learner_at
-from gametalearn.update import apply_update, clip, combine, make_optimizer, meta_rate
+from gametalearn.update import apply_update, clip, make_optimizer, meta_rate
 from gametalearn.weighting import Rule, make_rule, shared_columns
 
 __all__ = ["Run", "load_run", "train"]
@@ -51,7 +53,8 @@ class Run:
         seconds: time spent training, over all sessions.
         skipped: tasks left out as not finite.
         best: ``iteration`` and ``value`` of the best validation, and its ``meta`` tensors.
-        out: the folder with metrics and checkpoints, or None.
+        out: the folder with metrics and checkpoints, or None (on all processes but the first, too).
+        team: the processes that train together.
     """
 
     config: TrainConfig
@@ -67,6 +70,7 @@ class Run:
     skipped: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     out: Path | None = None
+    team: Team = ALONE
 
     @property
     def test_learner(self) -> Learner:
@@ -100,7 +104,7 @@ def _copy_into(meta: Params, values: Params) -> None:
             meta[name].copy_(value)
 
 
-def _start(config: TrainConfig, out: Path | None) -> Run:
+def _start(config: TrainConfig, out: Path | None, team: Team = ALONE) -> Run:
     source = build_source(config, "train")
     model = build_model(config, source)
     learner = build_learner(config)
@@ -118,7 +122,9 @@ def _start(config: TrainConfig, out: Path | None) -> Run:
         columns=shared_columns({name: p.shape for name, p in meta.items()}, config.shared or None),
     )
     optimizer = make_optimizer(config.meta_optimizer, list(meta.values()), config.meta_lr)
-    return Run(config, model, meta, learner, rule, optimizer, source, objectives, out=out)
+    return Run(
+        config, model, meta, learner, rule, optimizer, source, objectives, out=out, team=team
+    )
 
 
 def train(
@@ -128,6 +134,7 @@ def train(
     overwrite: bool = False,
     progress: bool = True,
     label: str = "train",
+    team: Team = ALONE,
 ) -> Run:
     """Meta-train a model; continue where an interrupted run of the same settings stopped.
 
@@ -138,6 +145,9 @@ def train(
         overwrite: start anew, whatever run ``out`` holds.
         progress: show progress on stderr.
         label: what the progress bar says.
+        team: processes that all call this and share the tasks of each meta-batch out (see
+            `gametalearn.distributed.joined`). The first one's ``config`` and ``out`` count; a run
+            may go on with another number of them.
 
     Returns:
         The finished `Run`, its model with the latest weights; `Run.load_best` takes the weights
@@ -147,30 +157,32 @@ def train(
         InputError: settings or data do not fit, or ``out`` holds another run.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the checkpoint was written.
     """
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        _claim(folder, config, overwrite)
-    run = _start(config, folder)
-    if folder is not None and (folder / "checkpoint.pt").exists():
-        _restore(run, folder)
-    if run.iteration >= config.iterations:
-        return run
-    validation = build_source(config, "val")
-    parameters = list(run.meta.values())
-    resumed, clock = run.seconds, time.perf_counter()
-    with (
-        _Metrics(run) as metrics,
-        _interruptible() as interrupted,
-        _bar(run, progress, label) as bar,
-    ):
+    config = team.on_first(lambda: config)
+    folder = None if out is None or not team.first else Path(out)
+    with contextlib.ExitStack() as stack:
+        # the first process reads the files, the others are told
+        saved = team.on_first(lambda: _claim(folder, config, overwrite, stack) if folder else None)
+        run = team.everywhere(lambda: _start(config, folder, team))
+        if saved:
+            team.everywhere(lambda: _restore(run, saved))
+        if run.iteration >= config.iterations:
+            return run
+        validation = team.everywhere(lambda: build_source(config, "val"))
+        metrics = stack.enter_context(_Metrics(run))
+        if progress and team.size > 1 and team.first:
+            print(f"{label}: {told(run.rule, team, config.meta_batch)}", file=sys.stderr)
+        interrupted = stack.enter_context(_interruptible())
+        bar = stack.enter_context(_bar(run, progress and team.first, label))
+        parameters, own = list(run.meta.values()), team.share(config.meta_batch)
+        resumed, clock = run.seconds, time.perf_counter()
         while run.iteration < config.iterations:
-            batch = run.source.sample(config.meta_batch).to(config.device)
+            batch = run.source.sample(config.meta_batch, own).to(config.device)
             sampled = time.perf_counter()
-            gradients = meta_gradients(run.model, batch, run.learner_now, meta=run.meta)
-            gradients = _finite(run, batch, gradients)
+            gradients = _gradients(run, batch)
+            tasks = team.tasks(gradients, config.meta_batch, stop=interrupted())
+            gradients, tasks = _finite(run, batch, gradients, tasks)
             differentiated = time.perf_counter()
-            weights = run.rule(gradients)
-            update = combine(gradients.rows, weights.effective)
+            weights, update = weigh(run.rule, gradients, tasks, team)
             update = clip(update, config.clip_value or None, config.clip_norm or None)
             apply_update(run.optimizer, parameters, update, run.meta_lr_now)
             run.iteration += 1
@@ -182,14 +194,14 @@ def train(
             if validate or run.iteration == 1 or run.iteration % config.log_every == 0:
                 record: dict[str, Any] = {
                     "iteration": run.iteration,
-                    "loss": float(gradients.loss.mean()),
-                    config.metric: float(gradients.score.mean()),
-                    "losses": gradients.loss.tolist(),
-                    "scores": gradients.score.tolist(),
-                    "group": gradients.group.tolist(),
+                    "loss": float(tasks.loss.double().mean()),
+                    config.metric: float(tasks.score.double().mean()),
+                    "losses": tasks.loss.tolist(),
+                    "scores": tasks.score.tolist(),
+                    "group": tasks.group.tolist(),
                     "raw": weights.raw.tolist(),
                     "effective": weights.effective.tolist(),
-                    "diagnostics": diagnose(gradients, weights).as_record(),
+                    "diagnostics": diagnose(team.whole(gradients, tasks), weights).as_record(),
                     "skipped": run.skipped,
                     "seconds": {
                         "total": run.seconds,
@@ -201,38 +213,57 @@ def train(
                     record["spoiled"] = run.source.spoiled.tolist()
                 if validate:
                     result = _validate(run, validation)
-                    record["validation"] = {config.metric: result.mean, "ci95": result.ci95}
+                    found = {config.metric: result.mean, "ci95": result.ci95}
+                    finite = math.isfinite(sum(found.values()))
+                    record["validation"] = found if finite else dict.fromkeys(found)
                 metrics.write(record)
                 bar.show(record)
             bar.advance()
-            if interrupted() or last or run.iteration % config.checkpoint_every == 0:
+            if tasks.stop or last or run.iteration % config.checkpoint_every == 0:
                 _save(run, metrics)
-            if interrupted() and not last:
+            if tasks.stop and not last:
                 raise KeyboardInterrupt
             resumed, clock = run.seconds, time.perf_counter()
     return run
 
 
-def _finite(run: Run, batch: TaskBatch, gradients: TaskGradients) -> TaskGradients:
+def _gradients(run: Run, batch: TaskBatch) -> TaskGradients:
+    """Of this process's tasks; none where there are more processes than tasks."""
+    if len(batch):
+        return meta_gradients(run.model, batch, run.learner_now, meta=run.meta)
+    parameters = list(run.meta.values())
+    none = parameters[0].new_zeros(0)
+    rows = none.new_zeros(0, sum(p.numel() for p in parameters))
+    return TaskGradients(rows, rows, none, none, batch.group)
+
+
+def _finite(
+    run: Run, batch: TaskBatch, gradients: TaskGradients, tasks: Tasks
+) -> tuple[TaskGradients, Tasks]:
     """All tasks if they are finite; otherwise an error, or those that are."""
-    good = torch.isfinite(gradients.rows.sum(1)) & torch.isfinite(gradients.loss)
+    good = tasks.finite
     if bool(good.all()):
-        return gradients
+        return gradients, tasks
     bad = (~good).nonzero().flatten().tolist()
     if run.config.nonfinite == "error" or len(bad) == len(good):
-        classes = "" if batch.classes is None else f", classes {batch.classes[bad[0]].tolist()}"
-        raise InputError(
+        place, named = bad[0] - tasks.own.start, ""
+        if 0 <= place < len(batch) and batch.classes is not None:
+            named = f", classes {batch.classes[place].tolist()}"
+        raise SharedError(
             f"iteration {run.iteration + 1}: loss or gradient of task {bad[0]} is not finite "
-            f"(loss {float(gradients.loss[bad[0]]):g}{classes}); lower --inner-lr or --meta-lr, "
-            "clip with --clip-value, or leave such tasks out with --nonfinite skip"
+            f"(loss {float(tasks.loss[bad[0]]):g}{max(run.team.objects(named), key=len)}); lower "
+            "--inner-lr or --meta-lr, clip with --clip-value, or leave such tasks out with "
+            "--nonfinite skip"
         )
     run.skipped += len(bad)
     if isinstance(run.source, Disagreement):  # it goes on telling of the tasks that are left
         run.source.spoiled = run.source.spoiled[good.cpu()]
-    return TaskGradients(
-        *(t[good] for t in (gradients.rows, gradients.updates, gradients.loss)),
-        *(t[good] for t in (gradients.score, gradients.group)),
+    kept = good[tasks.own]
+    gradients = TaskGradients(
+        *(t[kept] for t in (gradients.rows, gradients.updates, gradients.loss)),
+        *(t[kept] for t in (gradients.score, gradients.group)),
     )
+    return gradients, tasks.only(good)
 
 
 def _validate(run: Run, source: Source) -> Evaluation:
@@ -246,8 +277,10 @@ def _validate(run: Run, source: Source) -> Evaluation:
         stream_seed(config.seed, "val"),
         meta=run.meta,
         protocol=None if config.protocol == "auto" else config.protocol,  # type: ignore[arg-type]
+        team=run.team,
     )
     value = result.mean if result.metric == "accuracy" else -result.mean
+    value = -math.inf if math.isnan(value) else value
     if not run.best or value > run.best["value"]:
         meta = {name: p.detach().clone() for name, p in run.meta.items()}
         run.best = {"iteration": run.iteration, "value": value, "meta": meta}
@@ -278,32 +311,33 @@ def _save(run: Run, metrics: _Metrics) -> None:
     save_checkpoint(run.out / "checkpoint.pt", content)
 
 
-def _restore(run: Run, folder: Path) -> None:
-    content = load_checkpoint(folder / "checkpoint.pt", run.config.device)
-    if content["config"] != run.config.as_dict():
-        raise InputError(f"{folder}: checkpoint.pt is of other settings than config.toml")
-    _copy_into(run.meta, content["meta"])
-    run.model.load_state_dict(content["model"])
-    run.optimizer.load_state_dict(content["optimizer"])
-    if isinstance(run.rule, nn.Module):
-        run.rule.load_state_dict(content["rule"])
-    run.source.load_state_dict(content["source"])
-    run.iteration, run.seconds = content["iteration"], content["seconds"]
-    run.best, run.skipped = content["best"], content["skipped"]
-    metrics = folder / "metrics.jsonl"
-    if metrics.exists():  # lines after the checkpoint will be written again
-        os.truncate(metrics, min(content["metrics_bytes"], metrics.stat().st_size))
+def _restore(run: Run, content: dict[str, Any]) -> None:
+    """Put a checkpoint's content into a run that was just started."""
+    try:
+        _copy_into(run.meta, content["meta"])
+        run.model.load_state_dict(content["model"])
+        run.optimizer.load_state_dict(content["optimizer"])
+        if isinstance(run.rule, nn.Module):
+            run.rule.load_state_dict(content["rule"])
+        run.source.load_state_dict(content["source"])
+        run.iteration, run.seconds = int(content["iteration"]), float(content["seconds"])
+        run.best, run.skipped = dict(content["best"]), int(content["skipped"])
+    except MISFIT as error:
+        raise _misfit(Path("checkpoint.pt"), error) from error
 
 
-def _claim(folder: Path, config: TrainConfig, overwrite: bool) -> None:
-    """Make ``folder`` this run's, or refuse if it is another's."""
+def _claim(
+    folder: Path, config: TrainConfig, overwrite: bool, stack: contextlib.ExitStack
+) -> dict[str, Any] | None:
+    """Make ``folder`` this run's until ``stack`` ends; what its checkpoint holds, if it has one."""
     file = folder / "config.toml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(alone_in(folder))
         if file.exists():
             there = read_toml(file)
             if there == config.as_dict() and not overwrite:
-                return
+                return _saved(folder, config)
             if not overwrite:
                 differ = [k for k, v in config.as_dict().items() if there.get(k) != v]
                 raise InputError(
@@ -312,7 +346,7 @@ def _claim(folder: Path, config: TrainConfig, overwrite: bool) -> None:
                 )
         elif any(folder.iterdir()) and not overwrite:
             raise InputError(f"{folder} is not empty and holds no run; choose another --out")
-        for name in ("config.toml", "metrics.jsonl", "checkpoint.pt", "best.pt", "evaluation.json"):
+        for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "evaluation.json"):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
@@ -320,10 +354,28 @@ def _claim(folder: Path, config: TrainConfig, overwrite: bool) -> None:
         ) from error
     with replacing(file) as stream:
         tomli_w.dump(config.as_dict(), stream)
+    return None
 
 
-def load_run(folder: Path | str, which: str = "best", device: str | None = None) -> Run:
+def _saved(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The checkpoint's content; lines of metrics after it, which will come again, are cut off."""
+    metrics, file, content, length = folder / "metrics.jsonl", folder / "checkpoint.pt", None, 0
+    if file.exists():
+        content = load_checkpoint(file)
+        length = content.get("metrics_bytes", -1)
+        if content.get("config") != config.as_dict():
+            raise InputError(f"{file}: of other settings than config.toml; --overwrite the run")
+    if metrics.exists() and metrics.stat().st_size > length:
+        os.truncate(metrics, length)
+    return content
+
+
+def load_run(
+    folder: Path | str, which: str = "best", device: str | None = None, *, team: Team = ALONE
+) -> Run:
     """A saved run, its model with the ``best`` validated or the ``latest`` weights.
+
+    Of a ``team``, only the first process reads files.
 
     >>> run = load_run("runs/demo/uniform/seed0")  # doctest: +SKIP
     >>> result = evaluate(run.model, source, run.test_learner, meta=run.meta)  # doctest: +SKIP
@@ -332,59 +384,102 @@ def load_run(folder: Path | str, which: str = "best", device: str | None = None)
         InputError: no run there, or its checkpoint is damaged.
     """
     folder = Path(folder)
-    if not (folder / "config.toml").exists():
-        raise InputError(
-            f"{folder}: no run there (config.toml is missing); give a RUN of train --out"
-        )
-    values = read_toml(folder / "config.toml")
-    if device is not None:
-        values["device"] = device
-    run = _start(TrainConfig.from_dict(values, str(folder / "config.toml")), folder)
     file = folder / ("best.pt" if which == "best" else "checkpoint.pt")
-    if not file.exists():
-        raise InputError(f"{file}: no checkpoint yet; run `gametalearn train --resume {folder}`")
-    content = load_checkpoint(file, run.config.device)
-    run.model.load_state_dict(content["model"])
-    _copy_into(run.meta, content["meta"])
-    run.iteration = content["iteration"]
+
+    def read() -> tuple[TrainConfig, dict[str, Any]]:
+        values = read_toml(_config_file(folder))
+        config = TrainConfig.from_dict(
+            values if device is None else {**values, "device": device}, str(_config_file(folder))
+        )
+        if not file.exists():
+            raise InputError(
+                f"{file}: no checkpoint yet; run `gametalearn train --resume {folder}`"
+            )
+        return config, load_checkpoint(file)
+
+    config, content = team.on_first(read)
+    run = team.everywhere(lambda: _start(config, folder if team.first else None, team))
+    try:
+        run.model.load_state_dict(content["model"])
+        _copy_into(run.meta, content["meta"])
+        run.iteration = int(content["iteration"])
+    except MISFIT as error:
+        raise _misfit(file, error) from error
     return run
+
+
+def _config_file(folder: Path) -> Path:
+    file = folder / "config.toml"
+    if not file.exists():
+        raise InputError(
+            f"{folder}: no run there ({file.name} is missing); give what train --out wrote"
+        )
+    return file
+
+
+MISFIT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)
+"""What comes of restoring something other than what was saved."""
+
+
+def _misfit(file: Path, error: Exception) -> InputError:
+    return InputError(f"{file}: does not fit its config.toml ({summary(error)}); --overwrite it")
 
 
 class _Metrics:
     """``metrics.jsonl``, a line a log step; nothing without an output folder."""
 
     def __init__(self, run: Run) -> None:
-        self._stream = None if run.out is None else (run.out / "metrics.jsonl").open("ab")
+        self._file = None if run.out is None else run.out / "metrics.jsonl"
+        self._stream: IO[bytes] | None = None
 
     def __enter__(self) -> _Metrics:
+        if self._file is not None:
+            with self._explained():
+                self._stream = self._file.open("ab")
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._stream is not None:
-            self._stream.close()
+            with contextlib.suppress(OSError):  # what could not be written has been said
+                self._stream.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self._file}: cannot be written ({error.strerror or error}); the last checkpoint "
+                "is unchanged: make room, then go on with train --resume"
+            ) from error
 
     def write(self, record: dict[str, Any]) -> None:
         if self._stream is not None:
-            self._stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-            self._stream.flush()
+            with self._explained():
+                self._stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+                self._stream.flush()
 
     def sync(self) -> int:
         """Bring the lines to the disk; the file's length."""
         if self._stream is None:
             return 0
-        os.fsync(self._stream.fileno())
-        return self._stream.tell()
+        with self._explained():
+            os.fsync(self._stream.fileno())
+            return self._stream.tell()
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Any]:
-    """A function that says whether SIGINT or SIGTERM came; a second one interrupts at once."""
-    came: list[int] = []
+    """A function that says whether SIGINT or SIGTERM came; a later second one interrupts at once.
 
-    def note(number: int, _frame: object) -> None:
-        if came:
+    Not a second one within a second: Ctrl-C reaches this process, and torchrun hands it on.
+    """
+    came: list[float] = []
+
+    def note(_number: int, _frame: object) -> None:
+        came.append(time.monotonic())
+        if came[-1] - came[0] > 1:
             raise KeyboardInterrupt
-        came.append(number)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     try:
@@ -418,7 +513,8 @@ class _Bar:
 
     def show(self, record: dict[str, Any]) -> None:
         if "validation" in record:
-            self.validation = f"{record['validation'][self.metric]:.3f}"
+            value = record["validation"][self.metric]
+            self.validation = "not finite" if value is None else f"{value:.3f}"
         told = {self.metric: f"{record[self.metric]:.3f}"}
         if self.validation:
             told["validation"] = self.validation

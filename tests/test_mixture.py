@@ -43,3 +43,18 @@ def test_state_is_restored_exactly():
 def test_objectives_of_different_ways_are_refused():
     with pytest.raises(InputError, match="one shape"):
         MixedSource([sampler(ways=3), sampler(ways=4)])
+
+
+@pytest.mark.parametrize("share", ["fixed", [1, 2, 1]])
+def test_the_parts_of_a_batch_are_the_batch_and_advance_the_state_alike(share):
+    def mixed():
+        return MixedSource([sampler(value=10 * i, seed=i) for i in range(3)], share, seed=4)
+
+    bounds, sources = [0, 0, 1, 4, 7], [mixed() for _ in range(4)]
+    whole, source = mixed().sample(7), mixed()
+    parts = [s.sample(7, slice(a, b)) for s, a, b in zip(sources, bounds, bounds[1:], strict=False)]
+    assert [len(part) for part in parts] == [0, 1, 3, 3]
+    for name in ("support_x", "support_y", "query_x", "query_y", "group", "classes"):
+        assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(whole, name))
+    source.sample(7)
+    assert all(str(s.state_dict()) == str(source.state_dict()) for s in sources)

@@ -181,8 +181,8 @@ class TasksetSource:
         self.taskset, self.ways, self.shots, self.group = taskset, ways, shots, group
         self._generator = torch.Generator().manual_seed(seed)
 
-    def sample(self, num_tasks: int) -> TaskBatch:
-        """Draw ``num_tasks`` episodes; ``classes`` of the batch is None."""
+    def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
+        """Draw ``num_tasks`` episodes, return those in ``part``; the batch's ``classes`` is None."""
         if num_tasks < 1:
             raise InputError(f"TasksetSource: num_tasks must be at least 1, got {num_tasks}")
         tasks = [self._split(*self._draw()) for _ in range(num_tasks)]
@@ -194,7 +194,7 @@ class TasksetSource:
             )
         support_x, support_y, query_x, query_y = map(torch.stack, zip(*tasks, strict=True))
         group = torch.full((num_tasks,), self.group)
-        return TaskBatch(support_x, support_y, query_x, query_y, group)
+        return TaskBatch(support_x, support_y, query_x, query_y, group)[part]
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """Inputs and labels of one task."""
