@@ -56,3 +56,13 @@ def real_data() -> Path:
     if not root.is_dir():
         pytest.fail(f"{REAL_DATA}={value}: no such folder; name an existing one, or unset it")
     return root
+
+
+@pytest.fixture(scope="session")
+def omniglot_root(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with Omniglot prepared from real data, once a session."""
+    from gametalearn.data import prepare_omniglot
+
+    root = tmp_path_factory.mktemp("omniglot")
+    prepare_omniglot(root, real_data / "omniglot")
+    return root

@@ -1,5 +1,4 @@
 import io
-import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -181,13 +180,8 @@ def test_no_network_names_the_source_option(
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = os.environ.get("GAMETALEARN_REAL_DATA")
-    if not data:
-        pytest.skip("GAMETALEARN_REAL_DATA is not set")
-    root = tmp_path_factory.mktemp("root")
-    prepare_omniglot(root, Path(data) / "omniglot")
-    return root
+def real(omniglot_root: Path) -> Path:
+    return omniglot_root
 
 
 class TestReal:
