@@ -166,8 +166,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", type=Path, metavar="RUN", help="what train --out wrote")
     evaluate.add_argument("--episodes", type=int, default=1000, metavar="N",
                           help="test episodes (default 1000)")  # fmt: skip
-    evaluate.add_argument("--protocol", choices=("auto", "transductive", "inductive", "both"),
-                          help="how queries are normalised (default: as in training)")  # fmt: skip
+    evaluate.add_argument("--protocol",
+                          choices=("auto", "transductive", "inductive", "both", "lake"),
+                          help="how queries are normalised (default: as in training); lake: the 20 "
+                          "runs of Lake's one-shot task, both ways")  # fmt: skip
+    evaluate.add_argument("--query-at-a-time", action="store_true",
+                          help="predict each query from the support set and itself alone, the "
+                          "strictest way; with --protocol both or lake, beside the others")  # fmt: skip
+    evaluate.add_argument("--source", type=Path, metavar="PATH",
+                          help="of --protocol lake: all_runs.zip, or the folder with run01 to run20")  # fmt: skip
     evaluate.add_argument("--checkpoint", choices=("best", "latest"), default="best",
                           help="best on validation (default), or the latest")  # fmt: skip
     evaluate.add_argument("--on", choices=("test", "val", "train"), default="test",
@@ -442,11 +449,18 @@ def _evaluate(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from gametalearn.build import build_source, stream_seed
-    from gametalearn.comparison import require_finite, write_evaluation
     from gametalearn.distributed import joined
-    from gametalearn.evaluation import evaluate
+    from gametalearn.evaluation import protocol_of
+    from gametalearn.protocols import evaluate_all, write_evaluations
     from gametalearn.training import load_run
 
+    if (args.protocol == "lake") != (args.source is not None):
+        raise InputError("--protocol lake and --source PATH, its runs, go together")
+    if args.query_at_a_time and args.protocol in ("transductive", "inductive"):
+        raise InputError(
+            f"--query-at-a-time is a protocol of its own, not {args.protocol}; give it alone, or "
+            "with --protocol both or lake"
+        )
     with joined() as team:
         run = load_run(args.folder, args.checkpoint, args.device, team=team)
         changes = {k: getattr(args, k) for k in ("threads", "seed") if getattr(args, k) is not None}
@@ -455,26 +469,47 @@ def _evaluate(args: argparse.Namespace) -> None:
         learner = run.test_learner
         if args.inner_steps is not None:
             learner = run.learner.for_test(args.inner_steps)
-        wanted = args.protocol or config.protocol
-        protocols = ["transductive", "inductive"] if wanted == "both" else [wanted]
+        own: Any = protocol_of(run.model) if config.protocol == "auto" else config.protocol
+        wanted = own if args.protocol in (None, "auto") else args.protocol
+        protocols: Any = ["transductive", "inductive"] if wanted in ("both", "lake") else [wanted]
+        if args.query_at_a_time:
+            protocols = [*(protocols if len(protocols) > 1 else []), "query-at-a-time"]
+        title = f"{args.folder} ({args.checkpoint}, iteration {run.iteration})"
+        if wanted == "lake":
+            if team.first:  # 20 tasks need no sharing
+                _lake(args, run, learner, protocols, own, title)
+            return
         source = team.everywhere(lambda: build_source(config, args.on))
-        for protocol in protocols:
-            silent = args.quiet or not sys.stderr.isatty() or not team.first
-            with tqdm(total=args.episodes, desc=f"evaluate {args.folder}", leave=False,
-                      disable=silent) as bar:  # fmt: skip
-                result = evaluate(
-                    run.model, source, learner, args.episodes, stream_seed(config.seed, args.on),
-                    meta=run.meta,
-                    protocol=None if protocol == "auto" else protocol,  # type: ignore[arg-type]
-                    progress=bar.update,
-                    team=team,
-                )  # fmt: skip
-            require_finite(result)
-            if team.first:
-                print(f"{args.folder} ({args.checkpoint}, iteration {run.iteration}): {result}")
-                first = protocol == protocols[0]
-                name = "evaluation.json" if first else f"evaluation-{protocol}.json"
-                write_evaluation(args.folder / name, result, run.iteration, learner.steps)
+        silent = args.quiet or not sys.stderr.isatty() or not team.first
+        with tqdm(total=args.episodes * len(protocols), desc=f"evaluate {args.folder}",
+                  leave=False, disable=silent) as bar:  # fmt: skip
+            found = evaluate_all(
+                run.model, source, learner, args.episodes, stream_seed(config.seed, args.on),
+                protocols, meta=run.meta, progress=bar.update, team=team,
+            )  # fmt: skip
+        if team.first:
+            for result in found.values():
+                print(f"{title}: {result}")
+            file = args.folder / "evaluation.json"
+            write_evaluations(file, found, own, run.iteration, learner.steps)
+
+
+def _lake(
+    args: argparse.Namespace, run: Any, learner: Any, protocols: Any, own: Any, title: str
+) -> None:
+    from gametalearn.data.lake import load_lake
+    from gametalearn.protocols import check_lake, evaluate_lake, write_lake
+
+    check_lake(run.config)
+    tasks = load_lake(args.source)
+    found = evaluate_lake(run.model, tasks, learner, protocols, meta=run.meta)
+    records = write_lake(args.folder / "lake.json", found, own, run.iteration, learner.steps)
+    for protocol, record in records.items():
+        print(
+            f"{title}: Lake's one-shot task, error rate {100 * record['error_rate']:.2f}% +/- "
+            f"{100 * record['ci95']:.2f}% (mean of {len(record['runs'])} runs, standard deviation "
+            f"{100 * record['std']:.2f}%, {protocol})"
+        )
 
 
 def _compare(args: argparse.Namespace) -> None:

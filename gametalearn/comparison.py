@@ -369,9 +369,9 @@ def require_finite(evaluation: Evaluation) -> None:
         )
 
 
-def write_evaluation(file: Path, evaluation: Evaluation, iteration: int, steps: int) -> None:
-    """Write ``evaluation.json``, schema ``gametalearn.evaluation/1``."""
-    content = {
+def evaluation_record(evaluation: Evaluation, iteration: int, steps: int) -> dict[str, Any]:
+    """The content of ``evaluation.json``, schema ``gametalearn.evaluation/1``."""
+    return {
         "schema": "gametalearn.evaluation/1",
         "metric": evaluation.metric,
         evaluation.metric: evaluation.mean,
@@ -384,6 +384,11 @@ def write_evaluation(file: Path, evaluation: Evaluation, iteration: int, steps: 
         "values": evaluation.values.tolist(),
         "group": evaluation.group.tolist(),
     }
+
+
+def write_evaluation(file: Path, evaluation: Evaluation, iteration: int, steps: int) -> None:
+    """Write `evaluation_record` to a file."""
+    content = evaluation_record(evaluation, iteration, steps)
     with replacing(file) as stream:
         stream.write(json.dumps(content, allow_nan=False).encode() + b"\n")
 

@@ -346,7 +346,7 @@ def _claim(
                 )
         elif any(folder.iterdir()) and not overwrite:
             raise InputError(f"{folder} is not empty and holds no run; choose another --out")
-        for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "evaluation.json"):
+        for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "evaluation.json", "lake.json"):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(

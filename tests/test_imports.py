@@ -30,6 +30,7 @@ ORDER = [
     {"build", "schedules"},
     {"training"},
     {"comparison"},
+    {"protocols"},
     {"report", "benchmark"},
     {"cli", "__main__"},
 ]

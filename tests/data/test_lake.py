@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gametalearn.cli import main
 from gametalearn.data.archives import ZipFiles
 from gametalearn.data.decode import decode, resized
 from gametalearn.data.lake import FixedTasks, load_lake
@@ -150,12 +152,13 @@ def test_fixed_tasks_come_in_order_and_again(files: Files, tmp_path: Path) -> No
     assert source.with_seed(3).sample(2).group.tolist() == [0, 1]
 
 
-def test_real_drawings_are_prepared_as_omniglot_is(
-    real_data: Path, omniglot_root: Path, tmp_path: Path
-) -> None:
-    """Runs made of real characters: each class a character of an evaluation alphabet."""
+@pytest.fixture(scope="module")
+def real_runs(
+    real_data: Path, omniglot_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Runs made of real drawings: class i of run r is character 33 r + i of the evaluation part."""
     packed = load_omniglot("test", omniglot_root)
-    files, chosen = {}, []
+    files: Files = {}
     with ZipFiles(real_data / "omniglot" / "images_evaluation.zip") as archive:
         members: dict[str, list[str]] = {}
         for member in archive.names():
@@ -164,14 +167,45 @@ def test_real_drawings_are_prepared_as_omniglot_is(
             name = f"run{run + 1:02}"
             lines = ""
             for i in range(20):
-                character = packed.classes[(33 * run + i) % packed.num_classes]
-                chosen.append((run, i, character))
-                files[f"{name}/training/class{i + 1:02}.png"] = archive.read(members[character][0])
-                files[f"{name}/test/item{i + 1:02}.png"] = archive.read(members[character][1])
+                drawings = members[packed.classes[(33 * run + i) % packed.num_classes]]
+                files[f"{name}/training/class{i + 1:02}.png"] = archive.read(drawings[0])
+                files[f"{name}/test/item{i + 1:02}.png"] = archive.read(drawings[1])
                 lines += f"{name}/test/item{i + 1:02}.png {name}/training/class{i + 1:02}.png\n"
             files[f"{name}/class_labels.txt"] = lines.encode()
-    batch = load_lake(as_zip(tmp_path / "all_runs.zip", files))
-    for run, i, character in chosen[::13]:
-        first = int(packed.first[packed.classes.index(character)])
-        assert torch.equal(batch.support_x[run, i], packed.take(torch.tensor(first)))
-        assert torch.equal(batch.query_x[run, i], packed.take(torch.tensor(first + 1)))
+    return as_zip(tmp_path_factory.mktemp("runs") / "all_runs.zip", files)
+
+
+def test_real_drawings_are_prepared_as_omniglot_is(omniglot_root: Path, real_runs: Path) -> None:
+    packed, batch = load_omniglot("test", omniglot_root), load_lake(real_runs)
+    for run in range(20):
+        for i in range(0, 20, 6):
+            first = packed.first[(33 * run + i) % packed.num_classes]
+            assert torch.equal(batch.support_x[run, i], packed.take(first))
+            assert torch.equal(batch.query_x[run, i], packed.take(first + 1))
+
+
+def test_a_run_is_tested_on_them(
+    omniglot_root: Path,
+    real_runs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("GAMETALEARN_DATA", str(omniglot_root))
+    flags = "--dataset omniglot --ways 20 --queries 1 --iterations 6 --meta-batch 2 --hidden 8"
+    flags += " --validation-episodes 2 --validate-every 6 --no-rotations --quiet --threads 1"
+    place = str(tmp_path / "a")
+    assert main(["train", *flags.split(), "--out", place]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", place, "--protocol", "lake", "--source", str(real_runs)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["transductive)" in lines[0], "inductive)" in lines[1], len(lines)] == [True, True, 2]
+    stored = json.loads((tmp_path / "a" / "lake.json").read_text())
+    assert list(stored["protocols"]) == ["transductive", "inductive"]
+    for record in stored["protocols"].values():
+        assert len(record["runs"]) == 20
+        assert 0 < record["error_rate"] < 0.95  # chance is 0.95
+        assert all(round(20 * r, 6) == round(20 * r) for r in record["runs"])
+    assert main(["train", *flags.split(), "--split", "maml", "--out", place + "maml"]) == 0
+    assert main(["evaluate", place + "maml", "--protocol", "lake", "--source", str(real_runs)]) == 2
+    assert "has seen alphabets of the task" in capsys.readouterr().err

@@ -1,0 +1,180 @@
+"""Tests of one trained run under several protocols, and Lake's one-shot task; their JSON files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gametalearn.adaptation import Learner, Params
+from gametalearn.checkpoint import replacing
+from gametalearn.comparison import evaluation_record, require_finite
+from gametalearn.config import TrainConfig
+from gametalearn.data.lake import WAYS, FixedTasks
+from gametalearn.distributed import ALONE, Team
+from gametalearn.episodes import Source, TaskBatch
+from gametalearn.errors import InputError
+from gametalearn.evaluation import Evaluation, Protocol, evaluate, protocol_of
+
+__all__ = ["check_lake", "evaluate_all", "evaluate_lake", "write_evaluations", "write_lake"]
+
+Evaluations = dict[Protocol, Evaluation]
+
+
+def evaluate_all(
+    model: nn.Module,
+    source: Source,
+    learner: Learner,
+    episodes: int,
+    seed: int | None,
+    protocols: Sequence[Protocol],
+    *,
+    meta: Params | None = None,
+    progress: Callable[[int], object] | None = None,
+    team: Team = ALONE,
+) -> Evaluations:
+    """Evaluate a model under several protocols on the same episodes.
+
+    A model whose queries have no part in each other (``norm`` of ``group`` or ``none``, or no
+    normalisation) predicts transductively what it predicts inductively: it is evaluated once, and
+    both say so.
+
+    Args:
+        model, source, learner, episodes, seed, meta, progress, team: as in `evaluate`.
+        protocols: different ones.
+
+    Returns:
+        An `Evaluation` for each protocol, in their order.
+
+    Raises:
+        InputError: the model does not know a protocol, or an episode's value is not finite.
+    """
+    found: Evaluations = {}
+    alike = protocol_of(model) == "inductive" and getattr(model, "norm", None) != "support"
+    for protocol in protocols:
+        if alike and protocol == "transductive" and "inductive" in protocols:
+            continue
+        found[protocol] = evaluate(
+            model, source, learner, episodes, seed,
+            meta=meta, protocol=protocol, progress=progress, team=team,
+        )  # fmt: skip
+        require_finite(found[protocol])
+    for protocol in protocols:
+        if protocol not in found:
+            found[protocol] = replace(found["inductive"], protocol=protocol)
+    return {protocol: found[protocol] for protocol in protocols}
+
+
+def write_evaluations(
+    file: Path, found: Evaluations, own: Protocol, iteration: int, steps: int
+) -> None:
+    """Write ``evaluation.json``, schema ``gametalearn.evaluation/1``.
+
+    Args:
+        file: its place.
+        found: by protocol. With several, ``protocols`` holds each one's mean, interval and values.
+        own: the protocol of the run, whose evaluation (if it is among them, otherwise the first)
+            stands at the top, where `compare` looks for its own.
+        iteration: of the weights.
+        steps: inner steps.
+    """
+    first = found.get(own) or next(iter(found.values()))
+    content = evaluation_record(first, iteration, steps)
+    if len(found) > 1:
+        content["protocols"] = {
+            protocol: {
+                result.metric: result.mean,
+                "ci95": result.ci95,
+                "values": result.values.tolist(),
+            }
+            for protocol, result in found.items()
+        }
+    _write(file, content)
+
+
+def check_lake(config: TrainConfig) -> None:
+    """Refuse a run that may have seen the task's characters, or cannot tell 20 classes apart.
+
+    Raises:
+        InputError: another data set, split, number of ways or kind of image.
+    """
+    wanted = {
+        "dataset": (config.dataset, "omniglot", ("omniglot",)),
+        "split": (config.split or "lake", "lake", ("lake",)),
+        "ways": (config.ways, str(WAYS), (WAYS,)),
+        "image-size": (config.image_size, "28", (0, 28)),
+        "channels": (config.channels, "1", (0, 1)),
+    }
+    for name, (value, shown, good) in wanted.items():
+        if value not in good:
+            why = ": its training has seen alphabets of the task" if name == "split" else ""
+            raise InputError(
+                f"--protocol lake needs a run of --dataset omniglot --split lake --ways {WAYS}, "
+                f"with --{name} {shown}; this one has --{name} {value}{why}"
+            )
+
+
+def evaluate_lake(
+    model: nn.Module,
+    runs: TaskBatch,
+    learner: Learner,
+    protocols: Sequence[Protocol] = ("transductive", "inductive"),
+    *,
+    meta: Params | None = None,
+) -> Evaluations:
+    """Lake's one-shot task: the accuracy of each of its 20 runs, under several protocols.
+
+    Args:
+        model: a 20-way classifier of 1 x 28 x 28 images, trained on background alphabets alone.
+        runs: what `gametalearn.data.lake.load_lake` read.
+        learner, meta: as in `evaluate`.
+        protocols: as in `evaluate_all`. A run's 20 queries are one drawing of each class, so a
+            transductive model sees a balanced batch.
+
+    Returns:
+        An `Evaluation` of 20 values for each protocol; the published figure is the error rate,
+        1 - mean.
+    """
+    return evaluate_all(model, FixedTasks(runs), learner, len(runs), None, protocols, meta=meta)
+
+
+def write_lake(
+    file: Path, found: Evaluations, own: Protocol, iteration: int, steps: int
+) -> dict[Protocol, dict[str, Any]]:
+    """Write ``lake.json``, schema ``gametalearn.lake/1``; the record of each protocol.
+
+    A record holds ``error_rate`` in [0, 1], the mean over runs, their standard deviation ``std``,
+    the half width ``ci95`` of the mean's interval, and the error rates of the ``runs``. The run's
+    own protocol stands at the top, all of them in ``protocols``.
+    """
+    records = {
+        protocol: {
+            "error_rate": 1 - result.mean,
+            "std": float(result.values.std(ddof=1)),
+            "ci95": result.ci95,
+            "runs": (1 - result.values).tolist(),
+        }
+        for protocol, result in found.items()
+    }
+    top = own if own in records else next(iter(records))
+    _write(
+        file,
+        {
+            "schema": "gametalearn.lake/1",
+            "protocol": top,
+            **records[top],
+            "iteration": iteration,
+            "inner_steps": steps,
+            "protocols": records,
+        },
+    )
+    return records
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    with replacing(file) as stream:
+        stream.write(json.dumps(content, allow_nan=False).encode() + b"\n")

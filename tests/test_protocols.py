@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gametalearn import ClassImages, EpisodeSampler, InputError, TaskBatch, TrainConfig, adapt
+from gametalearn.adaptation import MAML
+from gametalearn.cli import main
+from gametalearn.evaluation import evaluate
+from gametalearn.models import Conv4
+from gametalearn.protocols import (
+    check_lake,
+    evaluate_all,
+    evaluate_lake,
+    write_evaluations,
+    write_lake,
+)
+
+NAMES: list[Any] = ["transductive", "inductive", "query-at-a-time"]
+
+
+@pytest.fixture
+def source() -> EpisodeSampler:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (60, 1, 16, 16), dtype=torch.uint8, generator=generator)
+    return EpisodeSampler(ClassImages.from_tensors(images, torch.arange(60) // 6), 3, 2, 3, 1)
+
+
+@pytest.mark.parametrize("norm", ["batch", "support", "group", "none"])
+def test_every_norm_knows_every_protocol(source: EpisodeSampler, norm: Any) -> None:
+    torch.manual_seed(0)
+    model = Conv4(3, image_size=16, hidden=8, norm=norm)
+    ticks: list[int] = []
+    found = evaluate_all(model, source, MAML(0.1, 2), 10, 5, NAMES, progress=ticks.append)
+    assert list(found) == NAMES
+    assert [e.protocol for e in found.values()] == NAMES
+    values = [e.values.tolist() for e in found.values()]
+    if norm == "batch":
+        assert values[0] != values[1] != values[2] != values[0]
+    elif norm == "support":
+        assert values[0] != values[1] == values[2]
+    else:
+        assert values[0] == values[1] == values[2]
+        assert sum(ticks) == 20  # transductive is not computed again
+    assert model.norm == norm
+    if norm != "group":
+        alone = evaluate(model, source, MAML(0.1, 2), 10, 5, protocol="inductive")
+        assert alone.values.tolist() == values[1]
+
+
+def test_the_files_top_is_the_runs_own_protocol(source: EpisodeSampler, tmp_path: Path) -> None:
+    model, file = Conv4(3, image_size=16, hidden=8), tmp_path / "evaluation.json"
+    found = evaluate_all(model, source, MAML(0.1), 4, 0, NAMES[:2])
+    for own in NAMES[:2]:
+        write_evaluations(file, found, own, 7, 3)
+        stored = json.loads(file.read_text())
+        assert stored["schema"] == "gametalearn.evaluation/1"
+        assert (stored["protocol"], stored["iteration"], stored["inner_steps"]) == (own, 7, 3)
+        assert stored["values"] == found[own].values.tolist()
+        assert stored["accuracy"] == found[own].mean
+        assert list(stored["protocols"]) == NAMES[:2]
+        for name, record in stored["protocols"].items():
+            assert record["values"] == found[name].values.tolist()
+            assert (record["accuracy"], record["ci95"]) == (found[name].mean, found[name].ci95)
+    write_evaluations(file, {"inductive": found["inductive"]}, "transductive", 7, 3)
+    stored = json.loads(file.read_text())
+    assert stored["protocol"] == "inductive"
+    assert "protocols" not in stored
+
+
+def lake_tasks() -> TaskBatch:
+    """Twenty runs: the queries are noisy copies of the support images."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(20, 20, 1, 28, 28, generator=g)
+    y = torch.stack([torch.randperm(20, generator=g) for _ in range(20)])
+    noise = torch.rand(20, 20, 1, 28, 28, generator=g)
+    noisy = 0.5 * torch.stack([x[i, y[i]] for i in range(20)]) + 0.5 * noise
+    return TaskBatch(x, torch.arange(20).expand(20, -1).contiguous(), noisy, y, torch.arange(20))
+
+
+def test_lakes_error_rate_is_the_mean_over_runs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, tasks, learner = Conv4(20, hidden=8), lake_tasks(), MAML(1.0, 3)
+    found = evaluate_lake(model, tasks, learner, NAMES)
+    errors = []
+    for i in range(20):
+        own = adapt(model, tasks.support_x[i], tasks.support_y[i], learner)
+        with torch.no_grad():
+            wrong = own(tasks.query_x[i]).argmax(1) != tasks.query_y[i]
+        errors.append(float(wrong.double().mean()))
+    assert 0 < np.mean(errors) < 0.95  # better than chance: there is something to compare
+    np.testing.assert_allclose(1 - found["transductive"].values, errors, atol=1e-6)
+    write_lake(tmp_path / "lake.json", found, "transductive", 5, 3)
+    stored = json.loads((tmp_path / "lake.json").read_text())
+    assert stored["schema"] == "gametalearn.lake/1"
+    assert stored["protocol"] == "transductive"
+    assert stored["error_rate"] == pytest.approx(np.mean(errors))
+    assert stored["std"] == pytest.approx(np.std(errors, ddof=1))
+    assert stored["runs"] == pytest.approx(errors)
+    assert list(stored["protocols"]) == NAMES
+    rates = {name: record["error_rate"] for name, record in stored["protocols"].items()}
+    assert len(set(rates.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"split": "maml"}, "--split maml: its training has seen alphabets of the task"),
+        ({"ways": 5}, "needs a run of .*--ways 20.*; this one has --ways 5"),
+        ({"dataset": "glyphs"}, "this one has --dataset glyphs"),
+        ({"image_size": 32}, "with --image-size 28; this one has --image-size 32"),
+        ({"channels": 3}, "this one has --channels 3"),
+    ],
+)
+def test_lake_refuses_runs_that_do_not_fit(given: dict[str, Any], message: str) -> None:
+    check_lake(TrainConfig.of("omniglot", ways=20))
+    check_lake(TrainConfig.of("omniglot", ways=20, split="lake"))
+    with pytest.raises(InputError, match=message):
+        check_lake(TrainConfig.of(**{"dataset": "omniglot", "ways": 20, **given}))
+
+
+def run(capsys: Any, command: str, *more: Any) -> tuple[int, str, str]:
+    code = main([*command.split(), *map(str, more)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+TINY = "--iterations 2 --meta-batch 2 --hidden 8 --validation-episodes 2 --quiet --threads 1"
+
+
+def test_both_and_query_at_a_time_from_the_command_line(capsys: Any, tmp_path: Path) -> None:
+    place = tmp_path / "a"
+    code, *_ = run(capsys, f"train --dataset sinusoid {TINY} --out", place)
+    assert code == 0
+    code, out, _ = run(capsys, "evaluate --protocol both --query-at-a-time --episodes 3", place)
+    assert code == 0
+    assert [line.rsplit(", ", 1)[1] for line in out.splitlines()] == [f"{n})" for n in NAMES]
+    stored = json.loads((place / "evaluation.json").read_text())
+    assert list(stored["protocols"]) == NAMES
+    assert stored["protocol"] == "inductive"  # no normalisation: a query is by itself
+    assert stored["mse"] == stored["protocols"]["transductive"]["mse"]
+    code, *_ = run(capsys, "evaluate --query-at-a-time --episodes 3", place)
+    assert code == 0
+    stored = json.loads((place / "evaluation.json").read_text())
+    assert stored["protocol"] == "query-at-a-time"
+    for flags, message in (
+        ("--protocol inductive --query-at-a-time", "a protocol of its own, not inductive"),
+        ("--protocol lake", "--protocol lake and --source PATH, its runs, go together"),
+        ("--source x", "go together"),
+        ("--protocol lake --source x", "this one has --dataset sinusoid"),
+    ):
+        code, _, err = run(capsys, f"evaluate {flags}", place)
+        assert code == 2
+        assert message in err
