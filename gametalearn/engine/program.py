@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,11 +94,25 @@ def _trace(
         return result
 
     tensors = [t.detach() for t in (*meta.values(), *fixed.values(), *data)]
-    module = make_fx(chunk)(*tensors)
+    with _one_fake_mode():
+        module = make_fx(chunk)(*tensors)
     for node in module.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise UntraceableError("its forward draws random numbers")
     return tidy(module)
+
+
+@contextmanager
+def _one_fake_mode() -> Iterator[None]:
+    """Let `make_fx` describe results in one fake mode; it makes one an operator otherwise.
+
+    That takes a stack trace each time, which doubles the time of a trace.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with tracing(TracingContext(FakeTensorMode(allow_non_fake_inputs=True))):
+        yield
 
 
 def tidy(module: GraphModule) -> GraphModule:
