@@ -201,8 +201,8 @@ def _errors(setting: Setting) -> dict[str, Any]:
     reference = meta_gradients(double, batch, setting.learner(), method="loop").rows
 
     def error(rows: Tensor) -> Tensor:
-        distance: Tensor = (rows.double() - reference).norm(dim=1)
-        return distance / reference.norm(dim=1)
+        errors: Tensor = (rows.double() - reference).norm(dim=1) / reference.norm(dim=1)
+        return errors
 
     return {
         "float64_rel_error": error(_ours(setting, double, batch)()).max().item(),
