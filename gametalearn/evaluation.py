@@ -1,11 +1,11 @@
 """Evaluation: adapt to unseen episodes, one accuracy each, with a confidence interval.
 
 A trained run or any pretrained module is tested and adapted in three lines, and what comes of it is
-an ordinary module, whose ``state_dict`` loads where gametalearn is not installed:
+an ordinary module, whose ``state_dict`` loads where gametalearn is not installed::
 
->>> run = load_run("runs/a")  # doctest: +SKIP
->>> print(evaluate(run.model, source, run.test_learner, meta=run.meta))  # doctest: +SKIP
->>> torch.save(adapt(run.model, x, y, run.test_learner, meta=run.meta).state_dict(), "w.pt")  # doctest: +SKIP
+    run = load_run("runs/a")
+    print(evaluate(run.model, source, run.test_learner, meta=run.meta))
+    torch.save(adapt(run.model, x, y, run.test_learner, meta=run.meta).state_dict(), "w.pt")
 """
 
 from __future__ import annotations

@@ -375,10 +375,10 @@ def load_run(
 ) -> Run:
     """A saved run, its model with the ``best`` validated or the ``latest`` weights.
 
-    Of a ``team``, only the first process reads files.
+    Of a ``team``, only the first process reads files. To test it::
 
-    >>> run = load_run("runs/demo/uniform/seed0")  # doctest: +SKIP
-    >>> result = evaluate(run.model, source, run.test_learner, meta=run.meta)  # doctest: +SKIP
+        run = load_run("runs/demo/uniform/seed0")
+        result = evaluate(run.model, source, run.test_learner, meta=run.meta)
 
     Raises:
         InputError: no run there, or its checkpoint is damaged.
