@@ -484,7 +484,7 @@ def test_torchrun_stops_after_a_checkpoint_and_one_process_goes_on(tmp_path, num
     checkpoint, waited = tmp_path / "a" / "checkpoint.pt", time.monotonic()
     with torchrun("train", *FLAGS, "600", "--out", tmp_path / "a") as process:
         while not checkpoint.exists() and process.poll() is None:
-            assert time.monotonic() - waited < 100
+            assert time.monotonic() - waited < 400
             time.sleep(0.02)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
