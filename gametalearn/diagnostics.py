@@ -58,6 +58,7 @@ class Diagnostics:
     Attributes:
         cosine: ``(T, T)`` float64 on the CPU, cosines between the g_i; those with a zero gradient
             are 0.
+        norms: ``(T,)`` float64 on the CPU, the lengths ||g_i||.
         mean_cosine: mean cosine between two different tasks; None for one task.
         update_norm: ||sum_i e_i g_i||, the length of the update before the meta-optimizer.
         mean_norm: ||sum_i g_i / T||, that of the uniform update.
@@ -70,6 +71,7 @@ class Diagnostics:
     """
 
     cosine: Tensor
+    norms: Tensor
     mean_cosine: float | None
     update_norm: float
     mean_norm: float
@@ -105,6 +107,7 @@ class Diagnostics:
             str(group): {name: plain(value) for name, value in vars(objective).items()}
             for group, objective in self.objectives.items()
         }
+        record["norms"] = [plain(value) for value in self.norms.tolist()]
         if matrices:
             for name in ("cosine", "objective_cosine"):
                 rows = getattr(self, name).tolist()
@@ -138,7 +141,10 @@ def diagnose(gradients: TaskGradients, weights: Weights) -> Diagnostics:
     uniform = torch.full_like(effective, 1 / len(effective))
     means = members / members.sum(1, keepdim=True)
     combinations = torch.cat([torch.stack([effective, uniform]), members * effective, means])
-    lengths = update_length(gradients.rows, combinations.to(gradients.rows.device)).tolist()
+    each = torch.eye(len(effective), dtype=torch.float64)
+    wanted = torch.cat([combinations, each]).to(gradients.rows.device)
+    found = update_length(gradients.rows, wanted).cpu()
+    lengths, norms = found[: len(combinations)].tolist(), found[len(combinations) :]
     size = combinations.abs()
     between = _cosines(
         combinations @ products @ combinations.T, ((size @ products.abs()) * size).sum(1)
@@ -158,6 +164,7 @@ def diagnose(gradients: TaskGradients, weights: Weights) -> Diagnostics:
         )
     return Diagnostics(
         cosine=cosine,
+        norms=norms.double(),
         mean_cosine=_mean_off_diagonal(cosine),
         update_norm=lengths[0],
         mean_norm=lengths[1],

@@ -46,6 +46,7 @@ def test_equals_numpy(scale: float) -> None:
     update, mean = e @ g, g.mean(0)
     expected = np.array([[cosine(a, b) for b in g] for a in g])
     np.testing.assert_allclose(found.cosine.numpy(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.norms.numpy(), np.linalg.norm(g, axis=1) * scale, rtol=1e-5)
     off = expected[~np.eye(6, dtype=bool)]
     assert found.mean_cosine == pytest.approx(off.mean(), rel=1e-5)
     assert found.update_norm == pytest.approx(np.linalg.norm(update) * scale, rel=1e-5)

@@ -1,0 +1,273 @@
+"""Compare weighting rules where a share of the training tasks disagrees with the others.
+
+One `gametalearn compare` for each cell of the grid optimiser x meta-batch x kind x share, in its own
+folder below --out; what is finished there is not run again, so the script can be interrupted, and
+called again with more of the grid. It writes
+
+- ``table.md``: test accuracy of every rule in every cell, its paired difference from uniform, and
+  what the rule did: mean weight (times T, so that uniform has 1) and share of negative weights of
+  clean and of spoiled tasks; and how the tasks' gradients differ: their mean lengths, and mean
+  cosines between clean tasks, between clean and spoiled ones, between spoiled ones;
+- ``disagreement.json``: the same as data;
+- ``disagreement.png``: accuracy over the share, a panel for each kind, optimiser and meta-batch;
+- ``weights.png``: the mean weights of clean and spoiled tasks over the share.
+
+example:
+  python experiments/run_disagreement.py --out runs/disagreement --jobs 2 --threads 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gametalearn import InputError, TrainConfig, compare
+from gametalearn.checkpoint import replacing
+from gametalearn.comparison import paired_difference
+from gametalearn.config import read_toml
+from gametalearn.evaluation import ci95
+from gametalearn.report import COLOURS
+
+HERE = Path(__file__).parent
+RULES = "uniform,agreement,agreement-update,agreement-cosine,norm-control"
+KINDS = "shuffled,permuted,contradictory"
+
+Cell = dict[str, Any]
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=HERE / "configs" / "disagreement.toml",
+                        help="settings that all cells share (default %(default)s)")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="folder of all runs and results")
+    for name, default, text in (
+        ("rules", RULES, "weighting rules"),
+        ("kinds", KINDS, "kinds of disagreement"),
+        ("shares", "0,0.1,0.2,0.4", "shares of spoiled tasks; 0 is run once for all kinds"),
+        ("optimizers", "adam,sgd", "meta-optimisers"),
+        ("meta-batches", "4,16", "tasks in a meta-update"),
+    ):
+        parser.add_argument(f"--{name}", default=default, help=f"{text} (default %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default 3)")
+    parser.add_argument("--episodes", type=int, default=600, help="test episodes a seed (600)")
+    parser.add_argument("--iterations", type=int, help="meta-updates (default: the config's)")
+    parser.add_argument("--adam-lr", type=float, help="Adam's meta rate (default: the config's)")
+    parser.add_argument("--sgd-lr", type=float, default=0.5, help="SGD's (default %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each (default 1)")
+    return parser.parse_args(argv)
+
+
+def grid(args: argparse.Namespace) -> list[Cell]:
+    """The cells in the order in which they run: the smallest shares first."""
+    shares = sorted(float(s) for s in args.shares.split(","))
+    kinds = args.kinds.split(",")
+    return [
+        {
+            "optimizer": optimizer,
+            "meta_batch": int(tasks),
+            "kind": "none" if share == 0 else kind,
+            "share": share,
+        }
+        for share in shares
+        for optimizer in args.optimizers.split(",")
+        for tasks in args.meta_batches.split(",")
+        for kind in (kinds if share else kinds[:1])
+    ]
+
+
+def settings(args: argparse.Namespace, cell: Cell) -> TrainConfig:
+    given = {k.replace("-", "_"): v for k, v in read_toml(args.config).items()}
+    rate = args.sgd_lr if cell["optimizer"] == "sgd" else args.adam_lr
+    changes = {
+        "iterations": args.iterations,
+        "meta_lr": rate,
+        "meta_batch": cell["meta_batch"],
+        "meta_optimizer": cell["optimizer"],
+        "disagree": cell["share"],
+        "disagree_kind": None if cell["kind"] == "none" else cell["kind"],
+        "threads": args.threads,
+    }
+    return TrainConfig.of(**{**given, **{k: v for k, v in changes.items() if v is not None}})
+
+
+def measure(
+    place: Path, config: TrainConfig, rules: list[str], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Run what is missing of one cell; its results by rule."""
+    done = compare(config, rules, args.seeds, args.episodes, place, jobs=args.jobs)
+    found = {}
+    for rule in rules:
+        runs = [place / rule.replace(":", "-") / f"seed{seed}" for seed in range(args.seeds)]
+        values, baseline = done.pooled(rule), done.pooled(done.baseline)
+        found[rule] = {
+            "accuracy": done.mean(rule),
+            "ci95": ci95(values),
+            "ci95_over_seeds": done.over_seeds(rule),
+            "by_seed": [r.evaluation.mean for r in done.results[rule]],
+            "paired": None if rule == done.baseline else paired_difference(values, baseline),
+            "tasks": tasks_of(runs),
+        }
+    return found
+
+
+def tasks_of(runs: list[Path]) -> dict[str, float | None]:
+    """Weights, lengths and cosines of clean and spoiled tasks, means over the logged iterations."""
+    columns: dict[str, list[float]] = {}
+
+    def add(name: str, values: Any) -> None:
+        columns.setdefault(name, []).extend(np.ravel(values).tolist())
+
+    for run in runs:
+        for line in (run / "metrics.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            weight = np.array(record["effective"])
+            spoiled = np.array(record.get("spoiled", [False] * len(weight)), dtype=bool)
+            norms, cosine = (np.array(record["diagnostics"][k]) for k in ("norms", "cosine"))
+            different = ~np.eye(len(weight), dtype=bool)
+            for name, of in (("clean", ~spoiled), ("spoiled", spoiled)):
+                add(f"weight_{name}", weight[of] * len(weight))
+                add(f"negative_{name}", weight[of] < 0)
+                add(f"norm_{name}", norms[of])
+                add(f"cosine_{name}", cosine[np.outer(of, of) & different])
+            add("cosine_between", cosine[np.outer(~spoiled, spoiled)])
+    return {name: float(np.mean(v)) if v else None for name, v in columns.items()}
+
+
+HEADER = (
+    "optimiser", "tasks", "kind", "share", "rule", "accuracy (%)", "± over seeds",
+    "minus uniform [95%]", "p", "weight x T, clean / spoiled", "negative (%), clean / spoiled",
+    "length, clean / spoiled", "cosine, clean / between / spoiled",
+)  # fmt: skip
+
+
+def table(cells: list[Cell]) -> str:
+    """Everything as a Markdown table, a line for each cell and rule."""
+    lines: list[Sequence[str]] = [HEADER, ["---"] * len(HEADER)]
+    for cell in cells:
+        for rule, r in cell["rules"].items():
+            tasks = r["tasks"]
+
+            def show(*names: str, scale: float = 1, digits: int = 2, of: Any = tasks) -> str:
+                values = [of[name] for name in names]
+                return " / ".join("-" if v is None else f"{scale * v:.{digits}f}" for v in values)
+
+            seeds, paired, difference = r["ci95_over_seeds"], r["paired"], ""
+            if paired is not None:
+                low, high = (100 * v for v in paired["ci95"])
+                difference = f"{100 * paired['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+            lines.append([
+                cell["optimizer"],
+                str(cell["meta_batch"]),
+                cell["kind"],
+                f"{cell['share']:g}",
+                rule,
+                f"{100 * r['accuracy']:.2f} ± {100 * r['ci95']:.2f}",
+                "" if seeds is None else f"{100 * seeds:.2f}",
+                difference,
+                "" if paired is None else f"{paired['p_value']:.2g}",
+                show("weight_clean", "weight_spoiled"),
+                show("negative_clean", "negative_spoiled", scale=100, digits=1),
+                show("norm_clean", "norm_spoiled", digits=3),
+                show("cosine_clean", "cosine_between", "cosine_spoiled", digits=3),
+            ])  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def panels(cells: list[Cell]) -> dict[tuple[str, str, int], list[Cell]]:
+    """The cells of each (kind, optimiser, tasks) by share; those of share 0 belong to all kinds."""
+    found: dict[tuple[str, str, int], list[Cell]] = {}
+    kinds = dict.fromkeys(c["kind"] for c in cells if c["share"]) or {"none": None}
+    for kind in kinds:
+        for cell in cells:
+            if cell["kind"] in (kind, "none"):
+                found.setdefault((kind, cell["optimizer"], cell["meta_batch"]), []).append(cell)
+    return {key: sorted(own, key=lambda c: float(c["share"])) for key, own in found.items()}
+
+
+def plot(cells: list[Cell], rules: list[str], out: Path) -> None:
+    """``disagreement.png`` and ``weights.png``."""
+    from matplotlib.figure import Figure
+
+    found = panels(cells)
+    columns = list(dict.fromkeys(key[1:] for key in found))
+    rows = list(dict.fromkeys(key[0] for key in found))
+    for name, label in (("disagreement", "test accuracy (%)"), ("weights", "mean weight x T")):
+        figure = Figure(figsize=(3.4 * len(columns) + 0.6, 2.9 * len(rows) + 0.7))
+        grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
+        for axes in grid.flat:
+            axes.set_visible(False)
+        for (kind, optimizer, tasks), own in found.items():
+            axes = grid[rows.index(kind)][columns.index((optimizer, tasks))]
+            axes.set_visible(True)
+            shares = [100 * c["share"] for c in own]
+            for i, rule in enumerate(rules):
+                colour = COLOURS[i % len(COLOURS)]
+                results = [c["rules"][rule] for c in own]
+                if name == "disagreement":
+                    y = [100 * r["accuracy"] for r in results]
+                    error = [100 * r["ci95"] for r in results]
+                    x = [s + 0.5 * (i - len(rules) / 2) for s in shares]
+                    axes.errorbar(x, y, error, color=colour, label=rule, capsize=2, marker="o",
+                                  markersize=3, linewidth=1.2)  # fmt: skip
+                    continue
+                for of, style in (("clean", "-"), ("spoiled", "--")):
+                    pairs = [
+                        (s, r["tasks"][f"weight_{of}"])
+                        for s, r in zip(shares, results, strict=True)
+                    ]
+                    pairs = [(s, w) for s, w in pairs if w is not None]
+                    axes.plot(*zip(*pairs, strict=True), style, color=colour, marker="o",
+                              markersize=3, label=rule if of == "clean" else None)  # fmt: skip
+            axes.set_title(f"{kind}, {optimizer}, {tasks} tasks", fontsize=9)
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xlabel("spoiled tasks (%)", fontsize=8)
+            if name == "weights":
+                axes.axhline(0, color="black", linewidth=0.8)
+        for line in grid:
+            line[0].set_ylabel(label, fontsize=8)
+        handles, labels = next(a for a in grid.flat if a.get_visible()).get_legend_handles_labels()
+        note = "" if name == "disagreement" else "; solid: clean tasks, dashed: spoiled ones"
+        figure.suptitle(f"{label}{note}", fontsize=10)
+        figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False,
+                      fontsize=8)  # fmt: skip
+        figure.tight_layout(rect=(0, 0.3 / (2.9 * len(rows)), 1, 1))
+        figure.savefig(out / f"{name}.png", dpi=140)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    rules, cells = args.rules.split(","), grid(args)
+    try:
+        for number, cell in enumerate(cells, 1):
+            name = f"{cell['optimizer']}-{cell['meta_batch']}-{cell['kind']}-{cell['share']:g}"
+            print(f"cell {number} of {len(cells)}: {name}", file=sys.stderr, flush=True)
+            cell["rules"] = measure(args.out / name, settings(args, cell), rules, args)
+            finished = cells[:number]
+            with replacing(args.out / "disagreement.json") as stream:
+                content = {"schema": "gametalearn.disagreement/1", "cells": finished}
+                stream.write(json.dumps(content, indent=1, allow_nan=False).encode())
+            with replacing(args.out / "table.md") as stream:
+                stream.write(table(finished).encode())
+            plot(finished, rules, args.out)
+    except InputError as error:
+        print(f"run_disagreement: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("run_disagreement: interrupted; what was done is kept", file=sys.stderr)
+        return 130
+    print(table(cells))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""The scripts of experiments/, on the smallest of problems."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gametalearn
+from gametalearn import TrainConfig, train
+
+ROOT = Path(gametalearn.__file__).parents[1] / "experiments"
+
+TINY = """
+dataset = "glyphs"
+hidden = 4
+ways = 3
+queries = 2
+iterations = 3
+meta-batch = 4
+validation-episodes = 2
+validate-every = 3
+log-every = 1
+inner-steps = 1
+"""
+
+
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_disagreement_grid_runs_resumes_and_draws(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "c.toml").write_text(TINY)
+    out = tmp_path / "out"
+    command = f"--config {tmp_path}/c.toml --out {out} --seeds 1 --episodes 3 --meta-batches 4"
+    command += " --rules uniform,agreement --kinds shuffled,permuted --optimizers sgd"
+    main = script("run_disagreement").main
+    assert main([*command.split(), "--shares", "0,0.5"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 + 3 * 2 + 1  # header, cells x rules, a blank line
+    cells = json.loads((out / "disagreement.json").read_text())["cells"]
+    assert [(c["kind"], c["share"]) for c in cells] == [
+        ("none", 0.0), ("shuffled", 0.5), ("permuted", 0.5),
+    ]  # fmt: skip
+    for cell in cells:
+        uniform, agreement = (cell["rules"][rule] for rule in ("uniform", "agreement"))
+        assert uniform["paired"] is None
+        assert set(agreement["paired"]) == {"difference", "ci95", "p_value"}
+        tasks = uniform["tasks"]
+        assert tasks["weight_clean"] == pytest.approx(1)
+        assert tasks["norm_clean"] > 0
+        assert (tasks["weight_spoiled"] is None) == (cell["share"] == 0)
+        config = (
+            out / f"sgd-4-{cell['kind']}-{cell['share']:g}" / "uniform" / "seed0" / "config.toml"
+        )
+        assert f"disagree = {cell['share']}" in config.read_text()
+    for name in ("disagreement.png", "weights.png"):
+        assert (out / name).stat().st_size > 5000
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("checkpoint.pt")}
+    assert main([*command.split(), "--shares", "0,0.25,0.5"]) == 0  # more of the grid
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())  # nothing trained again
+    assert len(json.loads((out / "disagreement.json").read_text())["cells"]) == 5
+
+
+def test_bad_input_is_one_line(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "c.toml").write_text(TINY)
+    flags = ["--config", str(tmp_path / "c.toml"), "--out", str(tmp_path), "--rules", "unifrom"]
+    assert script("run_disagreement").main(flags) == 2
+    assert "unifrom" in capsys.readouterr().err
+    assert script("plot_sinusoid").main([str(tmp_path), "--out", str(tmp_path / "a.png")]) == 2
+    assert "no run there" in capsys.readouterr().err
+
+
+def test_adaptation_curves_are_drawn(tmp_path: Path, capsys: Any) -> None:
+    for learner in ("maml", "reptile"):
+        config = TrainConfig.of(
+            "sinusoid", learner=learner, iterations=3, meta_batch=2, hidden=8,
+            validation_episodes=2, inner_steps=2,
+        )  # fmt: skip
+        train(config, tmp_path / learner, progress=False)
+    folders = [str(tmp_path / learner) for learner in ("maml", "reptile")]
+    flags = ["--steps", "0,1,3", "--tasks", "4", "--half", "--out", str(tmp_path / "s.png")]
+    assert script("plot_sinusoid").main([*folders, *flags]) == 0
+    assert (tmp_path / "s.png").stat().st_size > 5000
+    assert capsys.readouterr().out.count("mean squared error") == 2
