@@ -118,11 +118,40 @@ def _one_fake_mode() -> Iterator[None]:
 def tidy(module: GraphModule) -> GraphModule:
     """Drop what is computed twice or not used."""
     graph = module.graph
+    _shorten_views(graph)
     _merge(graph)
     graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
     return module
+
+
+_VIEWS = {
+    *(aten.view.default, aten._unsafe_view.default, aten.permute.default, aten.transpose.int),
+    *(aten.t.default, aten.unsqueeze.default, aten.expand.default),
+    *(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims),
+    *(aten.detach.default, aten.alias.default),
+}
+"""Views that start where their tensor starts."""
+
+
+def _shorten_views(graph: Graph) -> None:
+    """Replace a chain of views by one `as_strided`, or by nothing where it comes back."""
+    root: dict[Node, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in _VIEWS:
+            continue
+        source = node.args[0]
+        root[node] = base = root.get(source, source)
+        value, start = node.meta.get("val"), base.meta.get("val")
+        if value is None or start is None:
+            continue
+        if value.shape == start.shape and value.stride() == start.stride():
+            node.replace_all_uses_with(base)
+        else:
+            node.target = aten.as_strided.default
+            node.args = (base, list(value.shape), list(value.stride()))
+            node.kwargs = {}
 
 
 def _functional_op(node: Node) -> bool:
