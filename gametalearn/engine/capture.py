@@ -80,8 +80,10 @@ class Capture(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor | None:
-        if x.ndim != 4 or not training or x.numel() // x.shape[1] < 2:
+        if not training or x.numel() // x.shape[1] < 2:
             return None
+        if x.ndim != 4:  # running statistics would be updated, and thrown away
+            return F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
         weight = x.new_ones(x.shape[1]) if weight is None else weight
         bias = x.new_zeros(x.shape[1]) if bias is None else bias
         z = layers.norm_relu(x, weight, bias, eps, False)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gametalearn.adaptation import Gradient, Learner, Params, SupportLoss, default_score
 from gametalearn.episodes import TaskBatch
@@ -56,7 +57,8 @@ def predict(
     fixed = fixed_tensors(model) if fixed is None else fixed
     # A forward may write into its buffers (running statistics): it gets copies.
     fixed = {n: t.clone() for n, t in fixed.items()}
-    output: Tensor = functional_call(model, {**fixed, **params}, args)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
+        output: Tensor = functional_call(model, {**fixed, **params}, args)
     return output
 
 
