@@ -19,6 +19,7 @@ __all__ = [
     "conv_input",
     "conv_weight",
     "gather",
+    "max_pool",
     "norm",
     "norm_grad",
     "norm_grad_grad",
@@ -37,14 +38,58 @@ PLAIN: dict[object, Callable[..., object]] = {}
 """The function behind each operator: what a replay calls."""
 
 
-def _operator(function: F) -> F:
-    name = function.__name__
-    schema = torch.library.infer_schema(function, mutates_args=())
-    _library.define(name + schema)  # type: ignore[no-untyped-call]
-    _library.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    operator = getattr(torch.ops.gametalearn, name).default
-    PLAIN[operator] = function
-    return operator  # type: ignore[no-any-return]
+def _operator(geometry: Callable[..., object]) -> Callable[[F], F]:
+    """Register a function as an operator.
+
+    Args:
+        geometry: the same for meta tensors. A trace runs on tensors without memory and takes the
+            layout of every result from here: images lie in channels-last memory.
+    """
+
+    def register(function: F) -> F:
+        name = function.__name__
+        schema = torch.library.infer_schema(function, mutates_args=())
+        _library.define(name + schema)  # type: ignore[no-untyped-call]
+        _library.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        _library.impl(name, geometry, "Meta")  # type: ignore[no-untyped-call]
+        operator = getattr(torch.ops.gametalearn, name).default
+        PLAIN[operator] = function
+        return operator  # type: ignore[no-any-return]
+
+    return register
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _image(like: Tensor, b: int, c: int, h: int, w: int) -> Tensor:
+    """An image tensor whose values nobody reads."""
+    return like.new_empty(b, h, w, c).permute(0, 3, 1, 2)
+
+
+def _same(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Results laid out as these are."""
+    return tuple(_image(t, *t.shape) if t.ndim == 4 else torch.empty_like(t) for t in tensors)
+
+
+def _pooled(y: Tensor, kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int]) -> Tensor:
+    b, c, *sides = y.shape
+    h, w = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(sides, kernel, stride, pad, strict=True))
+    return _image(y, b, c, h, w)
+
+
+def _convolved(
+    x: Tensor,
+    w: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, w.shape[2:], strict=True)]
+    _, _, h, width = _pooled(x, spans, stride, padding).shape
+    return _image(x, x.shape[0], w.shape[0], h, width)
 
 
 def _count(y: Tensor) -> int:
@@ -104,13 +149,7 @@ def _nonzero(gamma: Tensor) -> Tensor:
     return torch.where(gamma.abs() < 1e-15, 1e-15, gamma)
 
 
-def _unset(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Memory nobody reads: a native backward asks for the tensor that it differentiates in."""
-    b, c, h, w = shape
-    return like.new_empty(b, h, w, c).permute(0, 3, 1, 2)
-
-
-@_operator
+@_operator(_convolved)
 def conv(
     x: Tensor,
     w: Tensor,
@@ -120,10 +159,10 @@ def conv(
     groups: int,
 ) -> Tensor:
     """The convolution of ``x (B, C, H, W)`` by ``w (O, C / groups, h, w)``."""
-    return aten.convolution(x, w, None, stride, padding, dilation, False, (0, 0), groups)  # type: ignore[no-any-return]
+    return _last(aten.convolution(x, w, None, stride, padding, dilation, False, (0, 0), groups))
 
 
-@_operator
+@_operator(lambda g, w, shape, *options: _image(g, *shape))
 def conv_input(
     g: Tensor,
     w: Tensor,
@@ -135,12 +174,12 @@ def conv_input(
 ) -> Tensor:
     """The derivative of ``<g, conv(x, w)>`` in x, of the given shape."""
     options = (stride, padding, dilation, False, (0, 0), groups)
-    return aten.convolution_backward(  # type: ignore[no-any-return]
-        g, _unset(shape, g), w, None, *options, [True, False, False]
-    )[0]
+    return _last(
+        aten.convolution_backward(g, _image(g, *shape), w, None, *options, [True, False, False])[0]
+    )
 
 
-@_operator
+@_operator(lambda x, g, shape, *options: _image(g, *shape))
 def conv_weight(
     x: Tensor,
     g: Tensor,
@@ -152,12 +191,12 @@ def conv_weight(
 ) -> Tensor:
     """The derivative of ``<g, conv(x, w)>`` in w, of the given shape."""
     options = (stride, padding, dilation, False, (0, 0), groups)
-    return aten.convolution_backward(  # type: ignore[no-any-return]
-        g, x, _unset(shape, g), None, *options, [False, True, False]
-    )[1]
+    return _last(
+        aten.convolution_backward(g, x, _image(g, *shape), None, *options, [False, True, False])[1]
+    )
 
 
-@_operator
+@_operator(lambda y, gamma, *rest: _same(y, gamma, gamma))
 def norm(
     y: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,7 +207,7 @@ def norm(
     return z.relu_() if relu else z, mean, r
 
 
-@_operator
+@_operator(lambda g, y, gamma, *rest: _same(y, gamma, gamma))
 def norm_grad(
     g: Tensor, y: Tensor, gamma: Tensor, mean: Tensor, r: Tensor, z: Tensor, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,7 +220,7 @@ def norm_grad(
     return gy.addcmul_(a, _channel(scale)), moment, total
 
 
-@_operator
+@_operator(lambda v, ug, ub, y, gamma, *rest: _same(y, y, gamma))
 def norm_grad_grad(
     v: Tensor,
     ug: Tensor,
@@ -220,7 +259,21 @@ def norm_grad_grad(
     return gg, dy, e / gamma
 
 
-@_operator
+def _like_norm_pool(
+    y: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    relu: bool,
+) -> tuple[Tensor, ...]:
+    z = _pooled(y, kernel, stride, padding)
+    return *_same(z, gamma, gamma, z), _image(z.long(), *z.shape)
+
+
+@_operator(_like_norm_pool)
 def norm_pool(
     y: Tensor,
     gamma: Tensor,
@@ -243,7 +296,7 @@ def norm_pool(
     return z.relu_() if relu else z, mean, r, peak, index
 
 
-@_operator
+@_operator(lambda g, y, gamma, *rest: _same(y, gamma, gamma))
 def norm_pool_grad(
     g: Tensor,
     y: Tensor,
@@ -265,7 +318,7 @@ def norm_pool_grad(
     return gy, moment, total
 
 
-@_operator
+@_operator(lambda v, ug, ub, g, y, gamma, *rest: _same(g, y, gamma))
 def norm_pool_grad_grad(
     v: Tensor,
     ug: Tensor,
@@ -307,13 +360,29 @@ def _unflat(x: Tensor, like: Tensor) -> Tensor:
     return x.view(x.shape[0], *like.shape[2:], x.shape[2]).permute(0, 3, 1, 2)
 
 
-@_operator
+def _like_max_pool(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    y = _pooled(x, kernel, stride, padding)
+    return y, _image(y.long(), *y.shape)
+
+
+@_operator(_like_max_pool)
+def max_pool(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The maxima and their flat positions ``(B, C, H', W')``."""
+    y, index = aten.max_pool2d_with_indices(x, kernel, stride, padding)
+    return _last(y), _last(index)
+
+
+@_operator(lambda x, index: _image(x, *index.shape))
 def gather(x: Tensor, index: Tensor) -> Tensor:
     """``x (B, C, H, W)`` at the flat positions ``index (B, C, H', W')``."""
     return _unflat(_flat(x).gather(1, _flat(index)), index)
 
 
-@_operator
+@_operator(lambda x, index, height, width: _image(x, x.shape[0], x.shape[1], height, width))
 def scatter(x: Tensor, index: Tensor, height: int, width: int) -> Tensor:
     """The transpose of `gather`: zeros, and x added at its positions."""
     out = x.new_zeros(x.shape[0], height * width, x.shape[1])

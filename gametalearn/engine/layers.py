@@ -26,7 +26,6 @@ from gametalearn.engine import kernels
 
 __all__ = ["conv2d", "max_pool2d", "norm_relu", "norm_relu_pool"]
 
-aten = torch.ops.aten
 Pair = tuple[int, int]
 Pool = tuple[Pair, Pair, Pair]
 """Kernel, stride and padding."""
@@ -355,7 +354,7 @@ class _MaxPool(Function):
 
     @staticmethod
     def forward(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Tensor, Tensor]:
-        return aten.max_pool2d_with_indices(x, kernel, stride, padding)  # type: ignore[no-any-return]
+        return kernels.max_pool(x, kernel, stride, padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

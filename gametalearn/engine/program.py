@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, vmap
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from gametalearn.adaptation import Gradient, Learner, LossFn, Params
 from gametalearn.engine.capture import Capture
@@ -94,12 +94,41 @@ def _trace(
         return result
 
     tensors = [t.detach() for t in (*meta.values(), *fixed.values(), *data)]
-    with _one_fake_mode():
-        module = make_fx(chunk)(*tensors)
+    module = make_fx(chunk, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
+    module.graph.eliminate_dead_code()
     for node in module.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise UntraceableError("its forward draws random numbers")
+    if not _Layouts(module).hold(tensors):  # PyTorch misjudges an operator: trace on real tensors
+        with _one_fake_mode():
+            module = make_fx(chunk)(*tensors)
     return tidy(module)
+
+
+class _Layouts(Interpreter):
+    """Runs a program, and notes whether its tensors lie in memory as the trace took them to."""
+
+    wrong = False
+
+    def hold(self, tensors: list[Tensor]) -> bool:
+        """Whether all do, for these inputs."""
+        try:
+            with torch.inference_mode():
+                self.run(*tensors)
+        except RuntimeError:  # a view that is none
+            return False
+        return not self.wrong
+
+    def run_node(self, n: Node) -> Any:
+        result, expected = super().run_node(n), n.meta.get("val")
+        if isinstance(result, Tensor) and isinstance(expected, Tensor):
+            self.wrong |= _layout(result) != _layout(expected)
+        return result
+
+
+def _layout(t: Tensor) -> tuple[torch.dtype, list[tuple[int, int]], torch.Size]:
+    strides = [(d, s) for d, (n, s) in enumerate(zip(t.shape, t.stride(), strict=True)) if n > 1]
+    return t.dtype, strides, t.shape
 
 
 @contextmanager
