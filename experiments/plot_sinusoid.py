@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 model = adapt(run.model, x, y, run.learner.for_test(steps), meta=run.meta)
                 with torch.no_grad():
                     axes.plot(grid, model(grid), color=COLOURS[i], linestyle="--" if i else ":",
-                              label=f"{steps} steps")  # fmt: skip
+                              label="1 step" if steps == 1 else f"{steps} steps")  # fmt: skip
             name = f"{run.config.learner}, {run.config.rule}"
             axes.set_title(name, fontsize=10)
             axes.legend(frameon=False, fontsize=8)

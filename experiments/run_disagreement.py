@@ -60,7 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=600, help="test episodes a seed (600)")
     parser.add_argument("--iterations", type=int, help="meta-updates (default: the config's)")
     parser.add_argument("--adam-lr", type=float, help="Adam's meta rate (default: the config's)")
-    parser.add_argument("--sgd-lr", type=float, default=0.5, help="SGD's (default %(default)s)")
+    parser.add_argument("--sgd-lr", type=float, default=1.0, help="SGD's (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (default 1)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each (default 1)")
     return parser.parse_args(argv)
