@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import tempfile
 import time
@@ -10,11 +11,11 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
 
 try:
     import fcntl
@@ -103,10 +104,28 @@ def replacing(target: Path) -> Iterator[IO[bytes]]:
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` (tensors and plain values) atomically."""
     with replacing(path) as stream:
+        failed: list[OSError] = []
         try:
-            torch.save({"format": FORMAT, **content}, stream)
-        except RuntimeError as error:  # torch's zip writer reports a full disk this way
-            raise OSError(f"torch.save: {str(error).splitlines()[0]}") from error
+            torch.save({"format": FORMAT, **content}, cast(IO[bytes], _Noting(stream, failed)))
+        except RuntimeError as error:  # torch's zip writer hides what the disk said
+            raise (failed or [OSError(f"torch.save: {summary(error)}")])[0] from error
+
+
+class _Noting(io.RawIOBase):
+    """A stream that notes the error of a write."""
+
+    def __init__(self, stream: IO[bytes], failed: list[OSError]) -> None:
+        self._stream, self._failed = stream, failed
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._stream.write(data)
+        except OSError as error:
+            self._failed.append(error)
+            raise
+
+    def flush(self) -> None:
+        """Left to the stream's owner."""
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:

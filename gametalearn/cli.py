@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from gametalearn.config import CHOICES, DEFAULTS, TrainConfig, read_toml
 from gametalearn.distributed import SharedError, Team
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
 
 __all__ = ["main"]
 
@@ -48,9 +48,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout has gone, as in `gametalearn ... | head`
         sys.stderr.close()
         return 0
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not (reason := _of_the_machine(error)) or "--debug" in words:
+            raise
+        _say(reason, shared=False)
+        return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     return 0
+
+
+def _of_the_machine(error: Exception) -> str:
+    """What a file system or a lack of memory made impossible; "" for any other error."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'input or output'}: {error.strerror or summary(error)}"
+    text = str(error).lower()
+    signs = ("out of memory", "not enough memory", "can't allocate", "storage size", "numel: ")
+    if isinstance(error, MemoryError) or any(sign in text for sign in signs):
+        return f"not enough memory ({summary(error)}); lower --meta-batch, --hidden or the shots"
+    return ""
 
 
 def _say(message: str, shared: bool) -> None:
@@ -78,7 +94,7 @@ def _with_config(parser: argparse.ArgumentParser, words: list[str]) -> list[str]
         action = options.get(flag)
         if action is None or flag == "--config":
             known = ", ".join(sorted(s[2:] for s in options if s.startswith("--")))
-            raise InputError(f"{file}: '{key}' is no option of {words[0]}; options: {known}")
+            raise InputError(f"{file}: '{key[:60]}' is no option of {words[0]}; options: {known}")
         if isinstance(value, bool):
             if action.nargs != 0:
                 raise InputError(f"{file}: {key} takes a value, got {str(value).lower()}")
@@ -89,7 +105,9 @@ def _with_config(parser: argparse.ArgumentParser, words: list[str]) -> list[str]
         elif isinstance(value, (str, int, float)):
             given.append(f"{flag}={value}")
         else:
-            raise InputError(f"{file}: {key} must be a plain value or a list, got {value!r}")
+            raise InputError(
+                f"{file}: {key} must be a plain value or a list, got {str(value)[:60]}"
+            )
     return [words[0], *given, *words[1:]]
 
 
@@ -539,8 +557,8 @@ def _compare(args: argparse.Namespace) -> None:
             team=team,
         )
         if team.first:
+            print(comparison.table(), flush=True)
             plots = plot_comparison(comparison, args.out)
-            print(comparison.table())
             print(f"\nwrote {', '.join(str(p) for p in [args.out / 'results.json', *plots])}")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
 
 __all__ = ["DEFAULTS", "LEARNERS", "TrainConfig", "read_toml"]
 
@@ -143,13 +144,10 @@ class TrainConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{_flag(name)} must be at least {least}, got {getattr(self, name)}"
-                )
+        for setting in dataclasses.fields(self):
+            _check(setting.name, str(setting.type), getattr(self, setting.name))
         for name in ("inner_lr", "meta_lr"):
-            if not 0 < getattr(self, name) < float("inf"):
+            if not getattr(self, name) > 0:
                 raise InputError(f"{_flag(name)} must be positive, got {getattr(self, name)}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
@@ -211,12 +209,34 @@ class TrainConfig:
             raise InputError(f"{where}: settings of another version ({error})") from error
 
 
-_LEAST = {
+def _check(name: str, kind: str, value: Any) -> None:
+    """Is a setting of its type, in its range, and fit to be written to a file?"""
+    if not isinstance(value, _KINDS[kind]) or isinstance(value, bool) != (kind == "bool"):
+        raise InputError(f"{_flag(name)} must be {_KIND_NAMES[kind]}, got {value!r}")
+    if isinstance(value, str):
+        if not (value.isprintable() and value == value.encode(errors="replace").decode()):
+            raise InputError(f"{_flag(name)} must be printable text in UTF-8, got {value!r}")
+    elif name == "seed":
+        if abs(value) > 2**60:
+            raise InputError(f"--seed must be between -2**60 and 2**60, got {value}")
+    elif not isinstance(value, bool):
+        if not value >= (least := _LEAST.get(name, -math.inf)):
+            raise InputError(f"{_flag(name)} must be at least {least}, got {value}")
+        if not value <= _MOST:
+            raise InputError(f"{_flag(name)} must be at most {_MOST}, got {value}")
+
+
+_KINDS: dict[str, Any] = {
+    "int": (int,), "float": (int, float), "str": (str,), "bool": (bool,),
+}  # fmt: skip
+_KIND_NAMES = {"int": "an integer", "float": "a number", "str": "text", "bool": "true or false"}
+_MOST = 10**9
+_LEAST: dict[str, int] = {
     "ways": 1, "shots": 1, "queries": 1, "hidden": 1, "inner_steps": 0, "test_steps": 0,
     "iterations": 1, "meta_batch": 1, "clip_value": 0, "clip_norm": 0, "log_every": 1,
     "image_size": 0, "channels": 0, "validate_every": 1, "validation_episodes": 2,
     "checkpoint_every": 1, "threads": 0, "inner_batch": 0, "train_shots": 0, "multi_step_loss": 0,
-    "first_order_until": 0, "meta_lr_final": 0,
+    "first_order_until": 0, "meta_lr_final": 0, "inner_lr": 0, "meta_lr": 0,
 }  # fmt: skip
 
 _LEARNERS_OF = {
@@ -260,5 +280,5 @@ def read_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(stream)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file ({error})") from error
+    except (ValueError, RecursionError) as error:  # tomllib's own errors are ValueErrors
+        raise InputError(f"{path}: not a TOML file ({summary(error)})") from error

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gametalearn.checkpoint import replacing
 from gametalearn.comparison import Comparison
 from gametalearn.episodes import TaskBatch
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
 from gametalearn.evaluation import ci95
 
 if TYPE_CHECKING:
@@ -31,6 +34,20 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
+def _saved(figure: Figure, file: Path, dpi: int) -> Path:
+    """Write a figure in the format of the file's suffix, or not at all."""
+    kinds = figure.canvas.get_supported_filetypes()
+    if (kind := file.suffix.lower().lstrip(".")) not in kinds:
+        raise InputError(f"{file}: pictures are {', '.join(sorted(kinds))}; end its name on one")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{file.parent}: cannot be made ({error.strerror})") from error
+    with replacing(file) as stream:
+        figure.savefig(stream, dpi=dpi, format=kind)
+    return file
+
+
 def _tidy(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
@@ -46,7 +63,8 @@ def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     metric = comparison.config.metric
     records = {
         rule: [
-            _records(folder / rule.replace(":", "-") / f"seed{seed}") for seed in comparison.seeds
+            _records(folder / rule.replace(":", "-") / f"seed{seed}", metric)
+            for seed in comparison.seeds
         ]
         for rule in comparison.results
     }
@@ -55,28 +73,46 @@ def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
         _bars(comparison, folder / f"{metric}.png"),
     ]
     for rule, runs in records.items():
-        effective = [np.array(r["effective"]) for r in runs[0]]
-        if any(np.ptp(e) > 1e-9 for e in effective):
+        if any(np.ptp(r.effective) > 1e-9 for r in runs[0]):
             written.append(_weights(rule, runs, folder / f"weights-{rule.replace(':', '-')}.png"))
     return written
 
 
-def _records(place: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Record:
+    """What is drawn of a line of ``metrics.jsonl``; ``validation`` is NaN where it diverged."""
+
+    iteration: int
+    effective: np.ndarray[Any, np.dtype[np.float64]]
+    validation: float | None
+
+
+def _records(place: Path, metric: str) -> list[_Record]:
+    file = place / "metrics.jsonl"
     try:
-        return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{place / 'metrics.jsonl'}: cannot be read ({error})") from error
+        records = []
+        for line in file.read_text().splitlines():
+            r = json.loads(line)
+            value = r["validation"][metric] if "validation" in r else None
+            value = math.nan if "validation" in r and value is None else value
+            effective = np.array(r["effective"], dtype=np.float64).reshape(-1)
+            records.append(_Record(int(r["iteration"]), effective, value and float(value)))
+        if not records or not len(records[0].effective):
+            raise ValueError("no lines")
+    except (OSError, LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise InputError(
+            f"{file}: cannot be read ({summary(error)}); the results stand, only the plots need it"
+        ) from error
+    return records
 
 
-def _learning_curves(
-    records: dict[str, list[list[dict[str, Any]]]], metric: str, file: Path
-) -> Path:
+def _learning_curves(records: dict[str, list[list[_Record]]], metric: str, file: Path) -> Path:
     figure = _figure(7, 4.2)
     axes = figure.subplots()
     scale = 100 if metric == "accuracy" else 1
     for (rule, runs), colour in zip(records.items(), _colours(len(records)), strict=True):
         curves = [
-            {r["iteration"]: r["validation"][metric] * scale for r in run if "validation" in r}
+            {r.iteration: r.validation * scale for r in run if r.validation is not None}
             for run in runs
         ]
         iterations = sorted(set.intersection(*(set(c) for c in curves)))
@@ -91,8 +127,7 @@ def _learning_curves(
     axes.set_title("Mean over seeds; the band is their range", fontsize=10)
     axes.legend(frameon=False)
     _tidy(axes)
-    figure.savefig(file, dpi=140)
-    return file
+    return _saved(figure, file, 140)
 
 
 def _colours(count: int) -> list[str]:
@@ -120,21 +155,20 @@ def _bars(comparison: Comparison, file: Path) -> Path:
     axes.set_ylabel("test accuracy (%)" if accuracy else "test MSE")
     axes.set_title("95% interval over episodes; dots: seeds", fontsize=10)
     _tidy(axes)
-    figure.savefig(file, dpi=140)
-    return file
+    return _saved(figure, file, 140)
 
 
-def _weights(rule: str, runs: list[list[dict[str, Any]]], file: Path) -> Path:
+def _weights(rule: str, runs: list[list[_Record]], file: Path) -> Path:
     figure = _figure(8, 5.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
-    iterations = [r["iteration"] for r in runs[0]]
+    iterations = [r.iteration for r in runs[0]]
     for record in runs[0]:
-        weights = np.array(record["effective"])
+        weights = record.effective
         upper.scatter(
-            np.full(len(weights), record["iteration"]), weights,
+            np.full(len(weights), record.iteration), weights,
             s=5, c=np.where(weights < 0, COLOURS[1], COLOURS[0]), alpha=0.5, linewidths=0,
         )  # fmt: skip
-    tasks = len(runs[0][0]["effective"])
+    tasks = len(runs[0][0].effective)
     upper.axhline(
         1 / tasks, color="black", linewidth=0.8, linestyle="--", label=f"uniform, 1/{tasks}"
     )
@@ -143,16 +177,15 @@ def _weights(rule: str, runs: list[list[dict[str, Any]]], file: Path) -> Path:
     upper.set_title(f"{rule}: effective weights of the first seed; red: negative", fontsize=10)
     upper.legend(frameon=False)
     for run in runs:
-        share = [100 * float(np.mean(np.array(r["effective"]) < 0)) for r in run]
-        lower.plot([r["iteration"] for r in run], _smooth(share), color=COLOURS[1], alpha=0.8)
+        share = [100 * float(np.mean(r.effective < 0)) for r in run]
+        lower.plot([r.iteration for r in run], _smooth(share), color=COLOURS[1], alpha=0.8)
     lower.set_ylabel("negative weights (%)")
     lower.set_xlabel("meta-iteration")
     lower.set_ylim(0, max(5.0, lower.get_ylim()[1]))
     lower.set_xlim(0, iterations[-1])
     _tidy(upper)
     _tidy(lower)
-    figure.savefig(file, dpi=140)
-    return file
+    return _saved(figure, file, 140)
 
 
 def _smooth(values: list[float]) -> np.ndarray[Any, Any]:
@@ -201,6 +234,4 @@ def contact_sheet(
                     -0.1, 0.5, names[task][label], fontsize=6, ha="right", va="center",
                     transform=grid[label][0].transAxes,
                 )  # fmt: skip
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=130)
-    return file
+    return _saved(figure, file, 130)

@@ -334,17 +334,16 @@ def _claim(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(alone_in(folder))
-        if file.exists():
+        if file.exists() and not overwrite:
             there = read_toml(file)
-            if there == config.as_dict() and not overwrite:
+            if there == config.as_dict():
                 return _saved(folder, config)
-            if not overwrite:
-                differ = [k for k, v in config.as_dict().items() if there.get(k) != v]
-                raise InputError(
-                    f"{folder} holds a run with other settings ({', '.join(differ[:4])}); "
-                    "choose another --out, or --overwrite it"
-                )
-        elif any(folder.iterdir()) and not overwrite:
+            differ = [k for k, v in config.as_dict().items() if there.get(k) != v]
+            raise InputError(
+                f"{folder} holds a run with other settings ({', '.join(differ[:4])}); "
+                "choose another --out, or --overwrite it"
+            )
+        if any(folder.iterdir()) and not overwrite:
             raise InputError(f"{folder} is not empty and holds no run; choose another --out")
         for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "evaluation.json", "lake.json"):
             (folder / name).unlink(missing_ok=True)
