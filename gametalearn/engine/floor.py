@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from gametalearn.adaptation import Learner, Params
+from gametalearn.engine.kernels import PLAIN
 from gametalearn.engine.plan import Plan
 from gametalearn.engine.program import trace_gradients
 from gametalearn.engine.replay import chunks_of, program_for, program_inputs
@@ -21,7 +22,7 @@ __all__ = ["floor_of"]
 
 aten, own = torch.ops.aten, torch.ops.gametalearn
 HEAVY = {
-    *(own.conv.default, own.conv_input.default, own.conv_weight.default),
+    *(PLAIN[f] for f in (own.conv.default, own.conv_input.default, own.conv_weight.default)),
     *(aten.convolution.default, aten.convolution_backward.default),
     *(aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default),
 }

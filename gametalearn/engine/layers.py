@@ -40,8 +40,10 @@ def _fold(x: Tensor, dim: int | None, tasks: int) -> Tensor:
 def _fold_first(w: Tensor, dim: int | None, tasks: int) -> Tensor:
     """``(O, *)`` with tasks at ``dim`` (or shared) to ``(T O, *)``."""
     w = w.unsqueeze(0).expand(tasks, *w.shape) if dim is None else w.movedim(dim, 0)
-    w = w.reshape(-1, *w.shape[2:])
-    return w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w
+    if w.ndim != 5:
+        return w.reshape(-1, *w.shape[2:])
+    # One copy at most, to channels-last memory at once.
+    return w.permute(0, 1, 3, 4, 2).flatten(0, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def _fold_all(tasks: int, dims: Any, *tensors: Tensor) -> list[Tensor]:

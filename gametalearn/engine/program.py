@@ -12,6 +12,7 @@ from torch.func import grad, grad_and_value, vmap
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from gametalearn.adaptation import Gradient, Learner, LossFn, Params
+from gametalearn.engine import kernels
 from gametalearn.engine.capture import Capture
 from gametalearn.engine.task import Data, Loss, query_loss, updates_of
 
@@ -149,7 +150,11 @@ def tidy(module: GraphModule) -> GraphModule:
     graph = module.graph
     _shorten_views(graph)
     _merge(graph)
+    _fold_factors(graph)
     graph.eliminate_dead_code()
+    _overwrite(graph)
+    for node in graph.nodes:  # a replay needs no dispatcher
+        node.target = kernels.PLAIN.get(node.target, node.target)
     graph.lint()
     module.recompile()
     return module
@@ -181,6 +186,63 @@ def _shorten_views(graph: Graph) -> None:
             node.target = aten.as_strided.default
             node.args = (base, list(value.shape), list(value.stride()))
             node.kwargs = {}
+
+
+def _factor(value: Any) -> tuple[Any, float]:
+    """A node that is ``x * number`` or ``-x`` as ``(x, number)``."""
+    if isinstance(value, Node) and len(value.users) == 1:
+        if value.target == aten.mul.Tensor and isinstance(value.args[1], float):
+            x, factor = _factor(value.args[0])
+            return x, factor * value.args[1]
+        if value.target == aten.neg.default:
+            x, factor = _factor(value.args[0])
+            return x, -factor
+    return value, 1.0
+
+
+def _fold_factors(graph: Graph) -> None:
+    """``a + c x`` and ``a - c x`` in one pass, as in ``theta - inner_lr * gradient``."""
+    sign = {aten.add.Tensor: 1.0, aten.sub.Tensor: -1.0}
+    for node in graph.nodes:
+        if node.target in sign and not node.kwargs and all(isinstance(a, Node) for a in node.args):
+            x, factor = _factor(node.args[1])
+            if x is not node.args[1] and x.meta["val"].dtype == node.meta["val"].dtype:
+                node.kwargs = {"alpha": sign[node.target] * factor}
+                node.target, node.args = aten.add.Tensor, (node.args[0], x)
+
+
+def _overwrite(graph: Graph) -> None:
+    """Let the first derivative of a norm take the place of its input, where that is read last."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    convolution = torch.ops.gametalearn.conv.default
+    for node in graph.nodes:
+        if node.target not in _OVERWRITING:
+            continue
+        y = node.args[1]
+        base = y.args[0] if y.target == aten.as_strided.default else y
+        if base.target != convolution:
+            continue
+        views = [u for u in base.users if u.target == aten.as_strided.default]
+        readers = {*base.users, *(u for view in views for u in view.users)}
+        if any(u.target == aten.as_strided.default for view in views for u in view.users):
+            continue
+        last = all(order[r] <= order[node] for r in readers)
+        if last and node.args[0] not in (y, *views, base) and not any(map(_aliases, readers)):
+            node.args = (*node.args, True)
+
+
+def _aliases(node: Node) -> bool:
+    """Whether a step's result may share memory with an argument, `as_strided` apart."""
+    if node.target == aten.as_strided.default:
+        return False
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or any(r.alias_info is not None for r in schema.returns)
+
+
+_OVERWRITING = {
+    torch.ops.gametalearn.norm_grad.default,
+    torch.ops.gametalearn.norm_pool_grad.default,
+}
 
 
 def _functional_op(node: Node) -> bool:

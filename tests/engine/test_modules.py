@@ -115,6 +115,23 @@ class Images(nn.Module):
         return output
 
 
+class Reread(nn.Module):
+    """A convolution's result that is normalised, sliced, and read again after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = F.max_pool2d(F.relu(self.norm(y)), 2).mean((2, 3))
+        part = y[:, :1].square().mean((2, 3))
+        output: Tensor = self.head(torch.cat([z, part], 1))
+        return output
+
+
 class Residual(nn.Module):
     """A ReLU in place whose input is read again, and a norm that is read twice."""
 
@@ -155,7 +172,7 @@ def test_modules_of_users(make: type[nn.Module]) -> None:
         assert torch.equal(value, before[name])
 
 
-@pytest.mark.parametrize("make", [Images, Residual], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("make", [Images, Residual, Reread], ids=lambda c: c.__name__)
 def test_layers_on_images(make: type[nn.Module]) -> None:
     torch.manual_seed(1)
     model = make().double()
