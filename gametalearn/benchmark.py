@@ -51,6 +51,7 @@ class Setting:
         steps, inner_lr: the inner loop, a rate for the mean loss.
         channels, image_size, hidden, pool: the Conv4.
         first_order: FOMAML on both sides.
+        constant_memory: gametalearn's option of that name.
     """
 
     tasks: int = 16
@@ -64,6 +65,7 @@ class Setting:
     hidden: int = 64
     pool: Literal["stride", "max"] = "stride"
     first_order: bool = False
+    constant_memory: bool = False
 
     def model(self) -> Conv4:
         """The network, from a fixed seed."""
@@ -138,7 +140,8 @@ def learn2learn_gradient(
 
 def _ours(setting: Setting, model: nn.Module, batch: TaskBatch) -> Callable[[], Tensor]:
     learner = setting.learner()
-    return lambda: meta_gradients(model, batch, learner).rows
+    constant = setting.constant_memory
+    return lambda: meta_gradients(model, batch, learner, constant_memory=constant).rows
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

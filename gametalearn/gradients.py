@@ -66,6 +66,7 @@ def meta_gradients(
     method: Method = "auto",
     chunk: int | None = None,
     threads: int | None = None,
+    constant_memory: bool = False,
 ) -> TaskGradients:
     """Exact per-task meta-gradients of one meta-batch.
 
@@ -85,6 +86,9 @@ def meta_gradients(
             replayed falls to the loop with one warning.
         chunk: tasks computed by one replay; chosen from the shapes by default.
         threads: threads to share the tasks out to; by default `torch.get_num_threads`.
+        constant_memory: for many inner steps of second order: memory that does not grow with them,
+            for about twice the time. Tasks are looped over, and each inner step is differentiated
+            by a Hessian-vector product when its turn comes.
 
     Returns:
         `TaskGradients` with ``rows (T, P)`` and ``updates (T, P)``, detached.
@@ -96,9 +100,13 @@ def meta_gradients(
             f"meta_gradients: no parameter of {type(model).__name__} requires gradients"
         )
     data = data_of(batch)
+    if constant_memory and method == "replay":
+        raise InputError(
+            "meta_gradients: constant_memory=True loops over tasks; it takes no method='replay'"
+        )
     plan = choose(meta, data, method=method, chunk=chunk, threads=threads)
-    if plan.method == "loop":
-        result = loop_gradients(model, learner, loss, meta, data)
+    if plan.method == "loop" or constant_memory:
+        result = loop_gradients(model, learner, loss, meta, data, constant_memory)
     else:
         result = replay_gradients(model, learner, loss, meta, data, plan)
     return TaskGradients(*result, group=batch.group)

@@ -225,6 +225,35 @@ def test_every_learner_agrees_with_the_loop(learner: Learner) -> None:
     torch.testing.assert_close(scored[1], loop.score)
 
 
+@pytest.mark.parametrize("learner", [MAML(0.2, 3), ANIL(0.2, 3), MetaSGD(0.2, 3)], ids=repr)
+def test_constant_memory_is_exact(learner: Learner) -> None:
+    torch.manual_seed(2)
+    model = Conv4(3, image_size=16, hidden=4).double()
+    batch = episodes(2, 3, 1, 2, (1, 16, 16))
+    loop = meta_gradients(model, batch, learner, method="loop")
+    got = meta_gradients(model, batch, learner, constant_memory=True)
+    assert distance(got.rows, loop.rows) < 1e-12
+    assert torch.equal(got.updates, loop.updates)
+    with pytest.raises(InputError, match="constant_memory=True loops over tasks"):
+        meta_gradients(model, batch, learner, constant_memory=True, method="replay")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_method_chunk_and_threads_do_not_matter(dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    model = SmoothConv(3).to(dtype)
+    batch = episodes(5, 3, 1, 2, (1, 10, 10)).to(dtype=dtype)
+    bound = 1e-9 if dtype == torch.float64 else 1e-5
+    loop = meta_gradients(model, batch, MAML(0.1, 2), method="loop")
+    for chunk in (1, 2, 5):
+        for threads in (1, 2):
+            got = meta_gradients(model, batch, MAML(0.1, 2), chunk=chunk, threads=threads)
+            again = meta_gradients(model, batch, MAML(0.1, 2), chunk=chunk, threads=threads)
+            assert distance(got.rows, loop.rows) < bound
+            assert distance(got.updates, loop.updates) < bound
+            assert torch.equal(got.rows, again.rows)  # and one method repeats itself to the bit
+
+
 def test_learned_rates_get_rows() -> None:
     model = MLP(4, 3, (5,)).double()
     batch = episodes(2, 3, 1, 2, (4,))
