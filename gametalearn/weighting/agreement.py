@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
-from gametalearn.weighting.weights import Gradients, Weights, as_rows, check_finite, largest_entries
+from gametalearn.weighting.weights import (
+    Gradients,
+    Weights,
+    as_rows,
+    check_finite,
+    check_tensor,
+    largest_entries,
+)
 
 __all__ = [
     "GradientAgreement",
@@ -186,8 +193,9 @@ def agreement_weights_from_gramian(gramian: Tensor, *, normalize: bool = False) 
     """The weights of `agreement_weights` from the ``(T, T)`` Gramian G_ij = <g_i, g_j> alone.
 
     Args:
-        gramian: symmetric, finite; in the dtype in which it was computed, since the dtype tells
-            how large its rounding errors may be.
+        gramian: that of some vectors: finite, symmetric, |G_ij| <= sqrt(G_ii G_jj), up to rounding
+            (sqrt(eps) of its largest entry, float32's eps for float64, too); in the dtype in which it was computed, since the dtype
+            tells how large its rounding errors may be.
         normalize: as in `agreement_weights`: G_ij / sqrt(G_ii G_jj) first.
 
     Returns:
@@ -195,24 +203,44 @@ def agreement_weights_from_gramian(gramian: Tensor, *, normalize: bool = False) 
         (sum |s| <= c * eps * sum |G_ij|, c = 64, or 4 below float32): uniform, 1/T.
 
     Raises:
-        InputError: not square, or not finite.
+        InputError: not a square tensor, not finite, or not the Gramian of any vectors; the message
+            names the task, or the two.
 
     >>> agreement_weights_from_gramian(torch.tensor([[2.0, 1.0], [1.0, 4.0]]))
     tensor([0.3750, 0.6250])
     """
+    check_tensor(gramian, "gramian")
     if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or not len(gramian):
         raise InputError(f"gramian: expected a (T, T) tensor, got {tuple(gramian.shape)}")
-    if not gramian.is_floating_point():
-        raise InputError(f"gramian: expected floating-point numbers, got {gramian.dtype}")
-    largest = gramian.detach().abs().amax(1)
-    check_finite(largest, "Gramian row")
-    top = largest.max().to(_wide(gramian))
-    products = gramian.detach().to(_wide(gramian)) / torch.where(top > 0, top, 1.0)
+    gramian = gramian.detach()
+    # A gradient that is not finite makes a whole row and column so; its own place is the diagonal.
+    check_finite(gramian.diagonal(), "Gramian row")
+    check_finite(gramian.abs().amax(1), "Gramian row")
+    eps = torch.finfo(gramian.dtype).eps
+    top = gramian.abs().max().to(_wide(gramian))
+    products = gramian.to(_wide(gramian)) / torch.where(top > 0, top, 1.0)
+    _check_possible(products, math.sqrt(max(eps, torch.finfo(torch.float32).eps)))
     inverse = _inverse(products.diagonal().clamp(min=0).sqrt(), normalize)
     products = inverse.unsqueeze(1) * products * inverse
-    eps = torch.finfo(gramian.dtype).eps
     threshold = eps * (GRAMIAN_TOLERANCE if eps < 1e-5 else TOLERANCE)
     return _normalized(products.sum(1), products.abs().sum(), threshold).to(gramian.dtype)
+
+
+def _check_possible(products: Tensor, tolerance: float) -> None:
+    """Are these ``(T, T)`` numbers, of which the largest is 1, inner products of some vectors?"""
+    square = products.diagonal().clamp(min=0)
+    bound = (square.unsqueeze(1) * square).sqrt()
+    for wrong, law in (
+        (products.diagonal().diag() < -tolerance, "a squared length is not negative"),
+        ((products - products.T).abs() > tolerance, "G_ij = G_ji"),
+        (products.abs() > bound + tolerance, "|G_ij| <= sqrt(G_ii G_jj)"),
+    ):
+        if bool(wrong.any()):
+            i, j = wrong.nonzero()[0].tolist()
+            raise InputError(
+                f"gramian: G[{i}, {j}] cannot be the inner product of the gradients of tasks {i} "
+                f"and {j} ({law}); pass G = g @ g.T of gradients g (T, P)"
+            )
 
 
 def _normalized(s: Tensor, magnitude: Tensor, threshold: float) -> Tensor:

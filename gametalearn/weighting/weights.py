@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,15 @@ from torch import Tensor
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
 
-__all__ = ["Gradients", "Rule", "Weights", "as_rows", "check_finite", "largest_entries"]
+__all__ = [
+    "Gradients",
+    "Rule",
+    "Weights",
+    "as_rows",
+    "check_finite",
+    "check_tensor",
+    "largest_entries",
+]
 
 TaskGradient = Tensor | Sequence[Tensor | None] | Mapping[str, Tensor | None]
 """One task's gradient: a tensor, or tensors by position or name; None is a zero gradient."""
@@ -50,17 +58,22 @@ def as_rows(gradients: Gradients) -> Tensor:
     """Flatten T per-task gradients into a ``(T, P)`` tensor; a tensor passes through.
 
     Raises:
-        InputError: no task, or tasks whose gradients differ in structure.
+        InputError: no task, anything but dense floating-point tensors (numbers and numpy arrays
+            are not taken for such), or tasks whose gradients differ in structure.
     """
     if isinstance(gradients, Tensor):
         if gradients.ndim != 2 or not len(gradients):
             raise InputError(
                 f"gradients: expected a (T, P) tensor with T >= 1, got {tuple(gradients.shape)}"
             )
-        if not gradients.is_floating_point():
-            raise InputError(f"gradients: expected floating-point numbers, got {gradients.dtype}")
+        check_tensor(gradients, "gradients")
         return gradients
-    tasks = [_parts(task) for task in gradients]
+    if not _is_sequence(gradients):
+        raise InputError(
+            "gradients: expected a (T, P) tensor, or T per-task gradients of tensors; got a "
+            f"{type(gradients).__name__}; {REMEDY}"
+        )
+    tasks = [_parts(task, f"gradients: task {i}") for i, task in enumerate(gradients)]
     if not tasks:
         raise InputError("gradients: expected at least one task, got an empty sequence")
     shapes: dict[object, torch.Size] = {}
@@ -95,12 +108,35 @@ def as_rows(gradients: Gradients) -> Tensor:
     return as_rows(torch.stack(rows))
 
 
-def _parts(task: TaskGradient) -> dict[object, Tensor | None]:
-    if isinstance(task, Tensor):
-        return {0: task}
+REMEDY = "numbers and arrays become tensors by torch.as_tensor(...)"
+
+
+def _parts(task: TaskGradient, what: str) -> dict[object, Tensor | None]:
+    parts: dict[object, Any]
     if isinstance(task, Mapping):
-        return dict(sorted(task.items()))
-    return dict(enumerate(task))
+        parts = {key: task[key] for key in sorted(task, key=str)}
+    elif isinstance(task, Tensor) or not _is_sequence(task):
+        parts = {0: task}
+    else:
+        parts = dict(enumerate(task))
+    for key, part in parts.items():
+        if part is not None or part is task:
+            check_tensor(part, what if part is task else f"{what}, part {key}")
+    return parts
+
+
+def _is_sequence(value: object) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+
+
+def check_tensor(value: object, what: str) -> None:
+    """Raise an `InputError` unless ``value`` is a dense tensor of floating-point numbers."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{what}: expected a tensor, got a {type(value).__name__}; {REMEDY}")
+    if not value.is_floating_point():
+        raise InputError(f"{what}: expected floating-point numbers, got {value.dtype}")
+    if value.layout != torch.strided:
+        raise InputError(f"{what}: expected a dense tensor, got {value.layout}; use .to_dense()")
 
 
 def largest_entries(rows: Tensor) -> Tensor:

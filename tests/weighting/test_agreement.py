@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -317,9 +319,24 @@ def test_weights_carry_no_graph_and_leave_gradients_alone() -> None:
         ([[None], [None]], "None"),
         ([torch.ones(2), torch.ones(3)], r"\(3,\) in task 1"),
         ([{"a": torch.ones(2)}, {"b": torch.ones(2)}], "tasks 0 and 1 differ in their parts: a, b"),
+        (None, "T per-task gradients of tensors; got a NoneType"),
+        (1.0, "got a float"),
+        ("rows", "got a str"),
+        ({"a": torch.ones(2)}, "got a dict"),
+        (np.ones((2, 3)), r"task 0, part 0: expected a tensor, got a float64; .*torch.as_tensor"),
+        ([np.ones(3)], r"task 0, part 0: expected a tensor, got a float64; .*torch.as_tensor"),
+        ([torch.ones(3), None], "task 1: expected a tensor, got a NoneType"),
+        ([1.0, 2.0], "task 0: expected a tensor, got a float; numbers and arrays become tensors"),
+        ([[1.0, 2.0], [3.0, 4.0]], "task 0, part 0: expected a tensor, got a float"),
+        (
+            [{"w": torch.ones(2)}, {"w": [1.0, 2.0]}],
+            "task 1, part w: expected a tensor, got a list",
+        ),
+        ([torch.ones(3), torch.ones(3).long()], "task 1: expected floating-point numbers, got"),
+        (torch.eye(3).to_sparse(), "a dense tensor, got torch.sparse_coo"),
     ],
 )
-def test_malformed_gradients(gradients: list[Tensor], message: str) -> None:
+def test_malformed_gradients(gradients: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         agreement_weights(gradients)
 
@@ -330,11 +347,69 @@ def test_malformed_gradients(gradients: list[Tensor], message: str) -> None:
         (torch.ones(2, 3), r"\(T, T\) tensor, got \(2, 3\)"),
         (torch.ones(0, 0), r"got \(0, 0\)"),
         (torch.ones(2, 2, dtype=torch.int32), "floating-point"),
+        (None, "expected a tensor, got a NoneType"),
+        ([[1.0, 0.0], [0.0, 1.0]], "expected a tensor, got a list; .*torch.as_tensor"),
+        (np.eye(2), "expected a tensor, got a ndarray"),
+        (torch.eye(2).to_sparse(), "dense"),
     ],
 )
-def test_malformed_gramians(gramian: Tensor, message: str) -> None:
+def test_malformed_gramians(gramian: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         agreement_weights_from_gramian(gramian)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_gramian_that_is_not_finite_names_the_task_whose_gradient_is_not(bad: float) -> None:
+    """Its products with all others are not finite either."""
+    g = rows(4, 10)
+    g[2, 5] = bad
+    with pytest.raises(InputError, match=r"Gramian row of task 2 is not finite"):
+        agreement_weights_from_gramian(g @ g.T)
+    overflown = torch.eye(3).index_put((torch.tensor([1]), torch.tensor([2])), torch.tensor(bad))
+    with pytest.raises(InputError, match=r"Gramian row of task 1 is not finite"):
+        agreement_weights_from_gramian(overflown)
+
+
+@pytest.mark.parametrize(
+    ("gramian", "message"),
+    [
+        ([[1.0, 0.0], [0.0, -1.0]], r"G\[1, 1\] .* \(a squared length is not negative\)"),
+        ([[-1.0]], r"G\[0, 0\]"),
+        ([[1.0, 0.5], [0.2, 1.0]], r"G\[0, 1\] .* tasks 0 and 1 \(G_ij = G_ji\); pass G = g @ g.T"),
+        ([[1.0, 0.0, 0.0], [0.0, 1.0, -2.0], [0.0, -2.0, 1.0]], r"G\[1, 2\] .*sqrt\(G_ii G_jj\)"),
+        ([[0.0, 1.0], [1.0, 0.0]], r"G\[0, 1\]"),
+        ([[1.0, 1.01], [1.01, 1.0]], r"G\[0, 1\]"),
+    ],
+)
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_no_gramian_is_refused(
+    gramian: list[list[float]], message: str, scale: float, dtype: torch.dtype
+) -> None:
+    with pytest.raises(InputError, match=message):
+        agreement_weights_from_gramian(torch.tensor(gramian, dtype=dtype) * scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_rounding_is_no_reason_to_refuse_a_gramian(dtype: torch.dtype, normalize: bool) -> None:
+    """Parallel, opposing and zero rows of lengths far apart, their products summed in ``dtype``."""
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 30, 3000):
+        lengths = torch.tensor([1.0, 30.0, 0.01, 1.0, 0.0, 1.0])
+        g = torch.randn(1, size, generator=generator).expand(6, -1) * lengths.unsqueeze(1)
+        g[3] = torch.randn(size, generator=generator)
+        g[5] *= -1
+        g = (g / size**0.5).to(dtype)
+        products = torch.zeros(6, 6, dtype=dtype)
+        for part in torch.split(g, 100, dim=1):
+            products += part @ part.T
+        products[0, 1] *= 1 + 4 * torch.finfo(dtype).eps
+        products[4, 4] = -torch.finfo(dtype).eps
+        weights = agreement_weights_from_gramian(products, normalize=normalize)
+        assert torch.isfinite(weights).all()
+        if dtype == torch.float32:  # nor is it where the dtype promises more
+            agreement_weights_from_gramian(products.double(), normalize=normalize)
 
 
 def test_gramian_is_relative_to_the_longest_gradient() -> None:
