@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gametalearn.adaptation import ANIL, LSLR, MAML, Learner, MetaSGD, Reptile
 from gametalearn.config import TrainConfig
@@ -15,8 +15,9 @@ from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
 from gametalearn.mixture import MixedSource
 from gametalearn.models import MLP, Conv4, ResNet12
+from gametalearn.weighting import Rule, make_rule
 
-__all__ = ["build_learner", "build_model", "build_source", "objective_names"]
+__all__ = ["build_learner", "build_model", "build_rule", "build_source", "objective_names"]
 
 _STREAMS = {"train": 1, "val": 2, "test": 3}
 
@@ -126,3 +127,24 @@ def build_learner(config: TrainConfig) -> Learner:
     if config.learned_rates:
         return LSLR(lr, steps, first_order=config.learner == "fomaml")
     return MAML(lr, steps, first_order=config.learner == "fomaml")
+
+
+def build_rule(config: TrainConfig, objectives: int, columns: slice | Tensor | None = None) -> Rule:
+    """The weighting rule with its options; ``objectives`` and ``columns`` as in `make_rule`."""
+    settings = {
+        "objectives": objectives,
+        "regression": config.regression,
+        "within": config.within,
+        "columns": columns,
+        "seed": config.seed,
+    }
+    if others := config.rule_options.keys() - {config.rule}:
+        raise InputError(
+            f"--rule-options: given for '{min(others)}', but the rule is '{config.rule}'"
+        )
+    options = config.rule_options.get(config.rule, {})
+    if taken := options.keys() & {"name", *settings}:
+        raise InputError(
+            f"rule '{config.rule}': '{min(taken)}' is a setting of the run and no option of a rule"
+        )
+    return make_rule(config.rule, **settings, **options)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 import traceback
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gametalearn.config import CHOICES, DEFAULTS, TrainConfig, read_toml
+from gametalearn.config import CHOICES, DEFAULTS, TrainConfig, parse_rule_options, read_toml
 from gametalearn.distributed import SharedError, Team
 from gametalearn.errors import InputError, summary
 
@@ -104,6 +105,14 @@ def _with_config(parser: argparse.ArgumentParser, words: list[str]) -> list[str]
             given.append(f"{flag}={('+' if key == 'dataset' else ',').join(map(str, value))}")
         elif isinstance(value, (str, int, float)):
             given.append(f"{flag}={value}")
+        elif flag == "--rule-options" and all(
+            isinstance(v, dict) for v in [value, *value.values()]
+        ):
+            given += [
+                f"{flag}={rule}.{option}={json.dumps(one, ensure_ascii=False, default=str)}"
+                for rule, own in value.items()
+                for option, one in own.items()
+            ]
         else:
             raise InputError(
                 f"{file}: {key} must be a plain value or a list, got {str(value)[:60]}"
@@ -250,7 +259,17 @@ def _bench(args: argparse.Namespace) -> None:
 def _rules() -> str:
     from gametalearn.weighting import RULES
 
-    return ", ".join(RULES)
+    return f"{', '.join(RULES)}, or torchjd:NAME for TorchJD's UPGrad, MGDA, CAGrad, ..."
+
+
+def _rule_options() -> str:
+    from gametalearn.weighting import RULES, rule_options
+
+    return ", ".join(
+        f"{rule}.{option}={str(value).lower()}"
+        for rule in RULES
+        for option, value in rule_options(rule).items()
+    )
 
 
 def _default(name: str) -> str:
@@ -325,6 +344,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     _add(group, "disagree_kind", str, "random ones, the same wrong ones in all of them, or opposed "
          "to those of another task")  # fmt: skip
     _add(group, "within", str, "how a loss-based rule combines an objective's tasks")
+    group.add_argument("--rule-options", nargs="+", action="extend", metavar="RULE.OPTION=VALUE",
+                       help="options of weighting rules; in TOML a table, [rule-options.RULE] "
+                       f"(defaults: {_rule_options()})")  # fmt: skip
     group.add_argument("--shared", metavar="NAME", help="gradnorm's shared weights, a parameter or "
                        "module by name (default: the last shared layer)")  # fmt: skip
     _add(group, "meta_lr", float, "outer rate")
@@ -352,6 +374,8 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 def _config(args: argparse.Namespace, **more: Any) -> TrainConfig:
     names = {f.name for f in dataclasses.fields(TrainConfig)}
     given = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    if "rule_options" in given:
+        given["rule_options"] = parse_rule_options(given["rule_options"])
     config = TrainConfig.of(**{**given, **more})
     if config.threads == 0:
         import torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -17,14 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from gametalearn.build import build_source, objective_names, stream_seed
+from gametalearn.build import build_rule, build_source, objective_names, stream_seed
 from gametalearn.checkpoint import replacing
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, ci95, evaluate, protocol_of
 from gametalearn.training import Run, train
-from gametalearn.weighting import make_rule
 
 __all__ = ["Comparison", "compare", "paired_difference"]
 
@@ -247,11 +245,17 @@ def compare(
             else f"--jobs {jobs} makes processes of its own: leave torchrun or --jobs out"
         )
     team.everywhere(lambda: build_source(config, "test"))  # bad settings are found before training
+    if others := config.rule_options.keys() - set(rules):
+        raise InputError(
+            f"--rule-options: given for '{min(others)}', which is not among the rules "
+            f"{', '.join(rules)}"
+        )
+    objectives = team.everywhere(lambda: objective_names(config))
     for rule in rules:
-        make_rule(rule, objectives=max(2, len(config.datasets)), regression=config.regression)
+        build_rule(config.of_rule(rule, config.seed), len(objectives))
     plan = [
         (
-            dataclasses.replace(config, rule=rule, seed=seed),
+            config.of_rule(rule, seed),
             None if folder is None else folder / rule.replace(":", "-") / f"seed{seed}",
             f"{rule}, seed {seed}",
         )

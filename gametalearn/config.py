@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from gametalearn.errors import InputError, summary
 
-__all__ = ["DEFAULTS", "LEARNERS", "TrainConfig", "read_toml"]
+__all__ = ["DEFAULTS", "LEARNERS", "TrainConfig", "parse_rule_options", "read_toml"]
 
 LEARNERS = ("maml", "fomaml", "anil", "metasgd", "reptile")
 MODELS = ("conv4", "resnet12", "mlp")
@@ -65,6 +66,8 @@ class TrainConfig:
             `gametalearn.disagreement.Disagreement`.
         learner: ``maml``, ``fomaml``, ``anil``, ``metasgd`` or ``reptile``.
         rule: the weighting rule's name; see `gametalearn.weighting.RULES`.
+        rule_options: of rules, by the rule's name, such as ``{"dwa": {"period": 10}}``; see
+            `gametalearn.weighting.rule_options`. In a comparison each rule takes its own.
         within: how a loss-based rule combines an objective's tasks: ``uniform`` or ``agreement``.
         shared: GradNorm's shared weights W, the name of a parameter or module; "" is the last
             shared layer.
@@ -110,6 +113,7 @@ class TrainConfig:
     disagree_kind: str = "shuffled"
     learner: str = "maml"
     rule: str = "uniform"
+    rule_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     within: str = "uniform"
     shared: str = ""
     model: str = "conv4"
@@ -145,7 +149,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
-            _check(setting.name, str(setting.type), getattr(self, setting.name))
+            if setting.name != "rule_options":
+                _check(setting.name, str(setting.type), getattr(self, setting.name))
+        _check_rule_options(self.rule_options)
         for name in ("inner_lr", "meta_lr"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{_flag(name)} must be positive, got {getattr(self, name)}")
@@ -197,8 +203,16 @@ class TrainConfig:
         return "mse" if self.regression else "accuracy"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for TOML and checkpoints."""
-        return dataclasses.asdict(self)
+        """Plain values, for TOML and checkpoints; ``rule_options`` where there are any."""
+        values = dataclasses.asdict(self)
+        if not self.rule_options:
+            del values["rule_options"]
+        return values
+
+    def of_rule(self, rule: str, seed: int) -> Self:
+        """The settings of one run of a comparison, with the options of its own rule alone."""
+        own = {rule: self.rule_options[rule]} if rule in self.rule_options else {}
+        return dataclasses.replace(self, rule=rule, seed=seed, rule_options=own)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> Self:
@@ -224,6 +238,48 @@ def _check(name: str, kind: str, value: Any) -> None:
             raise InputError(f"{_flag(name)} must be at least {least}, got {value}")
         if not value <= _MOST:
             raise InputError(f"{_flag(name)} must be at most {_MOST}, got {value}")
+
+
+def _check_rule_options(options: Any) -> None:
+    """Are they a table of tables of plain values? What a rule takes, `make_rule` knows."""
+    if not isinstance(options, dict) or not all(isinstance(o, dict) for o in options.values()):
+        raise InputError(
+            f"--rule-options must be a table of options for each rule, got {options!r}"
+        )
+    for rule, own in options.items():
+        _check("rule_options", "str", rule)
+        for option, value in own.items():
+            _check("rule_options", "str", option)
+            for one in value if isinstance(value, list) else [value]:
+                kind = type(one).__name__
+                if kind not in _KINDS or (kind == "float" and not math.isfinite(one)):
+                    raise InputError(
+                        f"--rule-options {rule}.{option} must be a number, text, true or false, or "
+                        f"a list of them; got {value!r}"
+                    )
+                _check(f"rule_options {rule}.{option}", kind, one)
+
+
+def parse_rule_options(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """``RULE.OPTION=VALUE`` each, the value as in TOML or a bare word; the last one of several wins.
+
+    >>> parse_rule_options(["dwa.period=10", "gradnorm.optimizer=sgd", "dtp.gamma=[1, 2.5]"])
+    {'dwa': {'period': 10}, 'gradnorm': {'optimizer': 'sgd'}, 'dtp': {'gamma': [1, 2.5]}}
+    """
+    options: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        rule, _, option = name.rpartition(".")
+        if not (rule and option and equals):
+            raise InputError(
+                f"--rule-options takes RULE.OPTION=VALUE, such as dwa.period=10; got '{text[:60]}'"
+            )
+        try:
+            plain = tomllib.loads(f"value = {value}")["value"]
+        except (ValueError, RecursionError):
+            plain = value
+        options.setdefault(rule, {})[option] = plain
+    return options
 
 
 _KINDS: dict[str, Any] = {

@@ -21,7 +21,14 @@ from torch import nn
 from tqdm import tqdm
 
 from gametalearn.adaptation import Learner, Params, model_parameters
-from gametalearn.build import build_learner, build_model, build_source, objective_names, stream_seed
+from gametalearn.build import (
+    build_learner,
+    build_model,
+    build_rule,
+    build_source,
+    objective_names,
+    stream_seed,
+)
 from gametalearn.checkpoint import alone_in, load_checkpoint, replacing, save_checkpoint
 from gametalearn.config import TrainConfig, read_toml
 from gametalearn.diagnostics import diagnose
@@ -33,7 +40,7 @@ from gametalearn.evaluation import Evaluation, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.schedules import learner_at
 from gametalearn.update import apply_update, clip, make_optimizer, meta_rate
-from gametalearn.weighting import Rule, make_rule, shared_columns
+from gametalearn.weighting import Rule, shared_columns
 
 __all__ = ["Run", "load_run", "train"]
 
@@ -114,13 +121,8 @@ def _start(config: TrainConfig, out: Path | None, team: Team = ALONE) -> Run:
         for name, value in learner.meta_parameters(own).items()
     }
     objectives = objective_names(config)
-    rule = make_rule(
-        config.rule,
-        objectives=len(objectives),
-        regression=config.regression,
-        within=config.within,  # type: ignore[arg-type]
-        columns=shared_columns({name: p.shape for name, p in meta.items()}, config.shared or None),
-    )
+    shapes = {name: p.shape for name, p in meta.items()}
+    rule = build_rule(config, len(objectives), shared_columns(shapes, config.shared or None))
     optimizer = make_optimizer(config.meta_optimizer, list(meta.values()), config.meta_lr)
     return Run(
         config, model, meta, learner, rule, optimizer, source, objectives, out=out, team=team

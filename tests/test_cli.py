@@ -1,8 +1,11 @@
 import json
+import tomllib
 
 import pytest
 
+from gametalearn import DynamicWeightAverage, GradNorm
 from gametalearn.cli import main
+from gametalearn.training import load_run
 
 TINY = "--dataset sinusoid --iterations 4 --meta-batch 2 --hidden 8 --validation-episodes 3 --quiet"
 
@@ -48,6 +51,41 @@ def test_options_come_from_a_file_and_flags_win(capsys, tmp_path):
     assert list(found["rules"]) == ["uniform", "agreement"]
 
 
+def test_options_of_rules_come_from_flags_and_files(capsys, tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("rules = ['uniform', 'dwa', 'gradnorm']\nseeds = 1\nepisodes = 3\n"
+                    "[rule-options.dwa]\nperiod = 7\n"
+                    "[rule_options.gradnorm]\nalpha = 0\noptimizer = 'sgd'\n")  # fmt: skip
+    flags = "--rule-options dwa.temperature=0.5 dwa.period=3 --rule-options gradnorm.lr=0.1"
+    command = f"compare {TINY} --config {file} --out {tmp_path / 'a'}"
+    assert run(capsys, f"{command} {flags}")[0] == 0
+    wanted = {
+        "dwa": {"period": 3, "temperature": 0.5},
+        "gradnorm": {"alpha": 0, "optimizer": "sgd", "lr": 0.1},
+    }
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results["config"]["rule_options"] == wanted
+    for name in (
+        "uniform",
+        "dwa",
+        "gradnorm",
+    ):  # each run has its own rule's, and goes on with them
+        place = tmp_path / "a" / name / "seed0"
+        with (place / "config.toml").open("rb") as stream:
+            stored = tomllib.load(stream)
+        own = {name: wanted[name]} if name in wanted else None
+        assert stored.get("rule_options") == own
+        assert run(capsys, "train --quiet --resume", place)[0] == 0
+    dwa, gradnorm = (load_run(tmp_path / "a" / name / "seed0").rule for name in wanted)
+    assert isinstance(dwa, DynamicWeightAverage)
+    assert isinstance(gradnorm, GradNorm)
+    assert (dwa.period, dwa.temperature) == (3, 0.5)
+    assert (gradnorm.alpha, gradnorm.descent.lr) == (0, 0.1)
+    code, _, err = run(capsys, f"{command} {flags} gradnorm.lr=0.2")
+    assert code == 2
+    assert "holds a run with other settings (rule_options)" in err
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -58,6 +96,7 @@ def test_options_come_from_a_file_and_flags_win(capsys, tmp_path):
         ("train --learner maml++ --out {t}/a", "maml++"),
         ("train --dataset nonesuch --out {t}/a", "'nonesuch' is unknown"),
         ("train --dataset omniglot --out {t}/a", "gametalearn data prepare omniglot"),
+        ("train --dataset sinusoid --rule torchjd:UPGard --out {t}/a", "known: AlignedMTL"),
         ("train --dataset sinusoid --rule agreemnt --out {t}/a", "agreement"),
         ("train --dataset sinusoid --device nonesuch --out {t}/a", "--device nonesuch"),
         ("train --dataset sinusoid --meta-batch 0 --out {t}/a", "--meta-batch must be at least 1"),
@@ -66,6 +105,46 @@ def test_options_come_from_a_file_and_flags_win(capsys, tmp_path):
         ("train --config {t}/odd.toml --out {t}/a", "'metabatch' is no option of train"),
         ("train --dataset sinusoid --rule gradnorm --shared nose --out {t}/a", "'nose'"),
         ("train --dataset sinusoid --rule dtp --out {t}/a", "dtp"),
+        (
+            "train --dataset sinusoid --rule dwa --rule-options dwa.perod=9 --out {t}/a",
+            "it takes period, temperature",
+        ),
+        (
+            "train --dataset sinusoid --rule dwa --rule-options dwa.period=x --out {t}/a",
+            "must be an integer, got 'x'",
+        ),
+        (
+            "train --dataset sinusoid --rule dwa --rule-options dwa.period=0 --out {t}/a",
+            "period must be at least 1",
+        ),
+        (
+            "train --dataset sinusoid --rule dwa --rule-options dwa.period --out {t}/a",
+            "RULE.OPTION=VALUE",
+        ),
+        (
+            "train --dataset sinusoid --rule dwa --rule-options dwa.within=uniform --out {t}/a",
+            "no option of a rule",
+        ),
+        (
+            "train --dataset sinusoid --rule dwa --rule-options dtp.gamma=1 --out {t}/a",
+            "but the rule is 'dwa'",
+        ),
+        (
+            "train --dataset sinusoid --rule dwa --rule-options dwa.period=nan --out {t}/a",
+            "dwa.period must be",
+        ),
+        (
+            "train --dataset sinusoid --config {t}/flat.toml --rule dwa --out {t}/a",
+            "rule-options must be",
+        ),
+        (
+            "compare --dataset sinusoid --rules dwa --rule-options dtp.gamma=1 --out {t}/a",
+            "not among the rules dwa",
+        ),
+        (
+            "compare --dataset sinusoid --rules dwa --rule-options dwa.gamma=1 --out {t}/a",
+            "no option 'gamma'",
+        ),
         ("train --resume {t}/none", "no run there"),
         ("train --dataset sinusoid --out {t}/file", "file"),
         ("evaluate {t}/none", "no run there"),
@@ -80,6 +159,7 @@ def test_options_come_from_a_file_and_flags_win(capsys, tmp_path):
 def test_bad_input_is_one_line_and_exit_2(capsys, tmp_path, command, message):
     (tmp_path / "bad.toml").write_text("ways = = 5")
     (tmp_path / "odd.toml").write_text("metabatch = 5")
+    (tmp_path / "flat.toml").write_text("[rule-options]\nperiod = 5")
     (tmp_path / "file").write_text("")
     code, _, err = run(capsys, command.format(t=tmp_path))
     assert code == 2

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
 from gametalearn.weighting.agreement import agreement_weights_from_gramian
+from gametalearn.weighting.options import check_options
 from gametalearn.weighting.weights import Weights, check_finite, largest_entries
 
 try:
@@ -113,7 +114,7 @@ class TorchJDRule(nn.Module):
             ``Weighting``: ``"UPGrad"``, ``"imtl-g"``, ``"MGDAWeighting"``. Or an aggregator of your
             own: ``GramianWeightedAggregator(CRMOGMWeighting(UPGradWeighting()))``.
         seed: any int64; the start of the random numbers.
-        options: of the aggregator. Where TorchJD asks for one, CAGrad's ``c`` is 0.5 here,
+        options: of the aggregator; lists of numbers become tensors. Where TorchJD asks for one, CAGrad's ``c`` is 0.5 here,
             FairGrad's ``alpha`` 1, and NashMTL's ``n_tasks`` the first meta-batch's.
 
     Raises:
@@ -236,15 +237,17 @@ def _build(name: str, options: dict[str, Any]) -> WeightedAggregator:
     given = {**OPTIONS.get(cls.__name__, {}), **options}
     if cls.__name__ == "NashMTL":
         given.setdefault("n_tasks", 1)
-    for option in given:
-        if option not in parameters:
-            takes = f"it takes {', '.join(parameters)}" if parameters else "it takes none"
-            raise InputError(f"{label}: no option '{option}'; {takes}")
+    try:
+        given = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in given.items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{label}: lists must be of numbers, got {options}") from error
+    check_options(f"torchjd:{cls.__name__}", cls, given)
     missing = [o for o, p in parameters.items() if p.default is p.empty and o not in given]
     if missing:
         raise InputError(
-            f"{label} needs {', '.join(missing)}; pass TorchJDRule('{cls.__name__}', "
-            f"{', '.join(f'{option}=...' for option in missing)})"
+            f"{label} needs {', '.join(missing)}; give --rule-options "
+            f"{' '.join(f'torchjd:{name}.{option}=...' for option in missing)}, or pass "
+            f"TorchJDRule('{name}', {', '.join(f'{option}=...' for option in missing)})"
         )
     try:
         return cls(**given)

@@ -9,7 +9,7 @@ from gametalearn.weighting.agreement import (
 from gametalearn.weighting.dtp import DynamicTaskPrioritization
 from gametalearn.weighting.dwa import DynamicWeightAverage
 from gametalearn.weighting.gradnorm import GradNorm, shared_columns
-from gametalearn.weighting.make import RULES, make_rule
+from gametalearn.weighting.make import RULES, make_rule, rule_options
 from gametalearn.weighting.uncertainty import UncertaintyWeighting
 from gametalearn.weighting.uniform import NormControl, Uniform
 from gametalearn.weighting.weights import Gradients, Rule, Weights
@@ -30,5 +30,6 @@ __all__ = [
     "agreement_weights_from_gramian",
     "gramian",
     "make_rule",
+    "rule_options",
     "shared_columns",
 ]

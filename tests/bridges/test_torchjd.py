@@ -18,6 +18,8 @@ from torchjd.autojac import backward, jac_to_grad
 
 from gametalearn import InputError, TaskGradients, agreement_weights
 from gametalearn.bridges.torchjd import AgreementWeighting, TorchJDRule, torchjd_rules
+from gametalearn.build import build_rule
+from gametalearn.config import TrainConfig
 from gametalearn.weighting import make_rule
 
 # cvxpy says so of NashMTL's program, once.
@@ -240,6 +242,17 @@ def test_random_ones_are_seeded_and_leave_the_global_state(name):
     assert not torch.equal(TorchJDRule(name, seed=1)(rows).effective, first)
 
 
+def test_the_runs_seed_seeds_the_rule():
+    rows = gradients_of(make_rows())
+    rules = [
+        build_rule(TrainConfig.of("sinusoid", rule="torchjd:Random", seed=seed), 1)
+        for seed in (0, 0, 1)
+    ]
+    first, again, other = (rule(rows).effective for rule in rules)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
@@ -273,6 +286,14 @@ def test_options_and_aggregators_of_ones_own():
     resumed.load_state_dict(state)
     other = gradients_of(make_rows(seed=1))
     torch.testing.assert_close(resumed(other).effective, rule(other).effective)
+    constant = TorchJDRule("Constant", weights=[0.0, 0.25, 0.5, 0.25, 1.0])
+    assert constant(gradients_of(make_rows(dtype=torch.float32))).effective.tolist() == [
+        0.0,
+        0.25,
+        0.5,
+        0.25,
+        1.0,
+    ]
     assert "MGDA(epsilon=0.001, max_iters=1)" in repr(TorchJDRule("MGDA", max_iters=1))
 
 
@@ -293,8 +314,15 @@ def test_bad_input(monkeypatch):
         TorchJDRule("MGDA", eps=1)
     with pytest.raises(InputError, match=r"torchjd:Mean': no option 'c'; it takes none"):
         TorchJDRule("Mean", c=1)
-    with pytest.raises(InputError, match=r"torchjd:Krum' needs n_byzantine; pass TorchJDRule\("):
+    with pytest.raises(
+        InputError,
+        match=r"torchjd:Krum' needs n_byz.*torchjd:Krum.n_byzantine=..., .* TorchJDRule\(",
+    ):
         TorchJDRule("Krum")
+    with pytest.raises(InputError, match="torchjd:MGDA': max_iters must be an integer"):
+        TorchJDRule("MGDA", max_iters=1.5)
+    with pytest.raises(InputError, match=r"torchjd:Constant': lists must be of numbers"):
+        TorchJDRule("Constant", weights=["a"])
     with pytest.raises(InputError, match="torchjd:MGDA': epsilon must be positive"):
         TorchJDRule("MGDA", epsilon=-1)
     with pytest.raises(InputError, match="an aggregator of TorchJD that weights rows"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from torch import nn
 
@@ -17,6 +19,7 @@ from gametalearn import (
     Uniform,
     make_rule,
 )
+from gametalearn.weighting import rule_options
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -83,3 +86,44 @@ def test_unknown_options_are_refused() -> None:
         make_rule("dwa", alpha=1)
     with pytest.raises(InputError, match="no option 'form'"):
         make_rule("uncertainty-positive", form="kendall")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_options_of_a_rule_are_its_keyword_arguments(name: str) -> None:
+    assert make_rule(name, objectives=2, **rule_options(name))
+
+
+def test_the_options_of_every_rule() -> None:
+    assert {name: list(rule_options(name)) for name in RULES} == {
+        "uniform": [],
+        "agreement": ["signal", "normalize"],
+        "agreement-update": ["normalize"],
+        "agreement-cosine": ["signal"],
+        "norm-control": [],
+        "gradnorm": ["alpha", "lr", "floor", "optimizer"],
+        "uncertainty": ["form", "lr", "optimizer"],
+        "uncertainty-positive": ["lr", "optimizer"],
+        "dwa": ["temperature", "period"],
+        "dtp": ["gamma", "decay"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "wanted"),
+    [
+        ("dwa", "period", 2.5, "an integer, got 2.5"),
+        ("dwa", "period", True, "an integer, got True"),
+        ("dwa", "temperature", "hot", "a number, got 'hot'"),
+        ("gradnorm", "alpha", float("inf"), "a number, got inf"),
+        ("gradnorm", "alpha", [1.0], r"a number, got \[1.0\]"),
+        ("uncertainty", "optimizer", "lion", "'adam' or 'sgd', got 'lion'"),
+        ("agreement", "normalize", 1, "true or false, got 1"),
+        ("dtp", "gamma", "[1", "a number or a list, each a number, got '\\[1'"),
+        ("dtp", "gamma", [1.0, "x"], "a number or a list, each a number, got"),
+    ],
+)
+def test_values_of_another_type_are_refused(
+    name: str, option: str, value: Any, wanted: str
+) -> None:
+    with pytest.raises(InputError, match=f"rule '{name}': {option} must be {wanted}"):
+        make_rule(name, objectives=2, **{option: value})
