@@ -309,8 +309,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rotations", action=argparse.BooleanOptionalAction,
                        help="omniglot: add training classes turned by 90, 180, 270 degrees "
                        f"({_default('rotations')})")  # fmt: skip
-    _add(group, "image_size", int, "resize images; 0 keeps them, or 28 for several data sets")
-    _add(group, "channels", int, "1 grayscale, 3 RGB; 0 keeps them, or 1 for several data sets")
+    _add(group, "image_size", int, "side that images are resized to; 0 is the data set's own, "
+         "28 for glyphs, omniglot and several data sets, 84 for mini-imagenet and folders")  # fmt: skip
+    _add(group, "channels", int, "1 grayscale, 3 RGB; 0 is the data set's own, 1 for glyphs, omniglot "
+         "and several data sets, 3 for mini-imagenet and folders")  # fmt: skip
     _add(group, "objectives", str, "one objective a data set, or one an alphabet or script")
 
 

@@ -57,7 +57,8 @@ class TrainConfig:
         split: how classes are split: ``lake`` or ``maml`` for Omniglot.
         rotations: omniglot: add each training class turned by 90, 180 and 270 degrees.
         image_size, channels: resize to a square of this side, convert to 1 (grayscale) or 3 (RGB)
-            channels; 0 keeps the data set's own, and stands for 28 and 1 where there are several.
+            channels; 0 is the data set's own: 28 and 1 for glyphs, omniglot and several data sets,
+            84 and 3 for mini-imagenet and folders, whose images may be of any size.
         objectives: ``dataset``: each data set is one objective; ``group``: each alphabet or script
             is one, and an episode's classes come from one of them.
         share: tasks of several data sets: ``fixed``, or ``proportional`` to their classes.

@@ -159,9 +159,13 @@ def _bars(comparison: Comparison, file: Path) -> Path:
 
 
 def _weights(rule: str, runs: list[list[_Record]], file: Path) -> Path:
-    figure = _figure(8, 5.4)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
-    iterations = [r.iteration for r in runs[0]]
+    """Effective weights of the first seed; below them, if there are any, the negative ones' share."""
+    negative = any((r.effective < 0).any() for run in runs for r in run)
+    figure = _figure(8, 5.4 if negative else 3.8)
+    panels = figure.subplots(
+        1 + negative, 1, sharex=True, squeeze=False, height_ratios=[2.2, 1][: 1 + negative]
+    )[:, 0]
+    upper, last = panels[0], panels[-1]
     for record in runs[0]:
         weights = record.effective
         upper.scatter(
@@ -174,17 +178,19 @@ def _weights(rule: str, runs: list[list[_Record]], file: Path) -> Path:
     )
     upper.axhline(0, color="black", linewidth=0.8)
     upper.set_ylabel("weight of each task")
-    upper.set_title(f"{rule}: effective weights of the first seed; red: negative", fontsize=10)
+    legend = "; red: negative" if negative else ", none of them negative"
+    upper.set_title(f"{rule}: effective weights of the first seed{legend}", fontsize=10)
     upper.legend(frameon=False)
-    for run in runs:
-        share = [100 * float(np.mean(r.effective < 0)) for r in run]
-        lower.plot([r.iteration for r in run], _smooth(share), color=COLOURS[1], alpha=0.8)
-    lower.set_ylabel("negative weights (%)")
-    lower.set_xlabel("meta-iteration")
-    lower.set_ylim(0, max(5.0, lower.get_ylim()[1]))
-    lower.set_xlim(0, iterations[-1])
-    _tidy(upper)
-    _tidy(lower)
+    if negative:
+        for run in runs:
+            share = [100 * float(np.mean(r.effective < 0)) for r in run]
+            last.plot([r.iteration for r in run], _smooth(share), color=COLOURS[1], alpha=0.8)
+        last.set_ylabel("negative weights (%)")
+        last.set_ylim(0, max(5.0, last.get_ylim()[1]))
+    last.set_xlabel("meta-iteration")
+    last.set_xlim(0, runs[0][-1].iteration)
+    for axes in panels:
+        _tidy(axes)
     return _saved(figure, file, 140)
 
 

@@ -3,13 +3,14 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from gametalearn.comparison import Comparison, Result, compare, paired_difference
 from gametalearn.config import TrainConfig
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation
-from gametalearn.report import plot_comparison
+from gametalearn.report import _Record, _weights, plot_comparison
 from gametalearn.training import load_run
 
 
@@ -131,6 +132,15 @@ def test_plots_are_written(tmp_path):
     files = plot_comparison(comparison, tmp_path)
     assert {f.name for f in files} == {"learning_curves.png", "mse.png", "weights-agreement.png"}
     assert all(f.read_bytes().startswith(b"\x89PNG") for f in files)
+
+
+def test_the_share_of_negative_weights_is_drawn_where_there_are_any(tmp_path):
+    def height(*weights):
+        runs = [[_Record(i, np.array(weights), None) for i in (1, 10, 20)]]
+        with Image.open(_weights("rule", runs, tmp_path / "weights.png")) as picture:
+            return picture.height
+
+    assert height(0.2, 0.8) < height(-0.2, 1.2)
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,12 @@ def load_folder(
                 for name, members in classes.items():
                     images = []
                     for member in members:
-                        image = decode(files.read(member), str(folder / member))
+                        try:
+                            image = decode(files.read(member), str(folder / member))
+                        except InputError as error:
+                            raise InputError(
+                                f"{error}; repair the file, or take it out of the folder"
+                            ) from error
                         images.append(resized(image, image_size, channels))
                         progress.update()
                     out.add(name, folder.name, np.stack(images), part)
