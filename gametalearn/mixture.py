@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from gametalearn.episodes import Source, TaskBatch
+from gametalearn.episodes import EpisodeSampler, Source, TaskBatch
 from gametalearn.errors import InputError
 
 __all__ = ["MixedSource"]
@@ -36,14 +36,11 @@ class MixedSource:
             raise InputError("MixedSource: at least one source is needed")
         self.sources, self.share = list(sources), share
         self._generator = torch.Generator().manual_seed(seed)
-        shapes = []
-        for source in self.sources:
-            probe = source.with_seed(0).sample(1)
-            shapes.append((tuple(probe.support_x.shape[1:]), tuple(probe.query_x.shape[1:])))
+        shapes = [_shape(source) for source in self.sources]
         if len(set(shapes)) > 1:
             raise InputError(
-                "MixedSource: objectives need episodes of one shape (ways x shots, input); got "
-                + " and ".join(f"support {s}, query {q}" for s, q in shapes)
+                "MixedSource: objectives need episodes of one shape (ways, shots, queries, input); "
+                "got " + "; ".join(map(_described, range(len(shapes)), self.sources, shapes))
             )
         if share != "fixed" and (len(share) != len(sources) or min(share) <= 0):
             raise InputError(
@@ -85,3 +82,16 @@ class MixedSource:
         self._generator.set_state(state["generator"])
         for source, inner in zip(self.sources, state["sources"], strict=True):
             source.load_state_dict(inner)
+
+
+def _shape(source: Source) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Ways (1 for regression), and the shapes of one task's support and query set."""
+    task = source.with_seed(0).sample(1)
+    ways = 1 if task.support_y.is_floating_point() else len(set(task.support_y.flatten().tolist()))
+    return ways, tuple(task.support_x.shape[1:]), tuple(task.query_x.shape[1:])
+
+
+def _described(number: int, source: Source, shape: tuple[Any, ...]) -> str:
+    name = source.dataset.name if isinstance(source, EpisodeSampler) else type(source).__name__
+    ways, support, query = shape
+    return f"{number} ({name}) {ways}-way, support {support}, query {query}"

@@ -7,10 +7,10 @@ from gametalearn.images import ClassImages
 from gametalearn.mixture import MixedSource
 
 
-def sampler(ways=3, value=0, classes=6, seed=0):
-    images = torch.full((classes * 5, 1, 4, 4), value, dtype=torch.uint8)
-    data = ClassImages.from_tensors(images, torch.arange(classes * 5) // 5)
-    return EpisodeSampler(data, ways=ways, shots=1, queries=2, seed=seed)
+def sampler(ways=3, value=0, classes=6, seed=0, shots=1, queries=2, name="tensors"):
+    images = torch.full((classes * 6, 1, 4, 4), value, dtype=torch.uint8)
+    data = ClassImages.from_tensors(images, torch.arange(classes * 6) // 6, name)
+    return EpisodeSampler(data, ways=ways, shots=shots, queries=queries, seed=seed)
 
 
 def test_group_is_the_source_and_fixed_shares_are_equal():
@@ -41,8 +41,11 @@ def test_state_is_restored_exactly():
 
 
 def test_objectives_of_different_ways_are_refused():
-    with pytest.raises(InputError, match="one shape"):
-        MixedSource([sampler(ways=3), sampler(ways=4)])
+    with pytest.raises(InputError, match=r"one shape .* 0 \(one\) 3-way, .*; 1 \(two\) 4-way, "):
+        MixedSource([sampler(ways=3, name="one"), sampler(ways=4, name="two")])
+    # equal shapes, but other labels: 2 x 3 and 3 x 2
+    with pytest.raises(InputError, match=r"0 \(tensors\) 2-way, .*; 1 \(tensors\) 3-way"):
+        MixedSource([sampler(ways=2, shots=3, queries=3), sampler(ways=3, shots=2, queries=2)])
 
 
 @pytest.mark.parametrize("share", ["fixed", [1, 2, 1]])
