@@ -66,3 +66,12 @@ def omniglot_root(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     root = tmp_path_factory.mktemp("omniglot")
     prepare_omniglot(root, real_data / "omniglot")
     return root
+
+
+@pytest.fixture(scope="session")
+def two_real_root(real_data: Path, omniglot_root: Path) -> Path:
+    """The same with the 25 classes of mini-ImageNet beside it."""
+    from gametalearn.data import prepare_mini_imagenet
+
+    prepare_mini_imagenet(omniglot_root, real_data / "mini-imagenet-25")
+    return omniglot_root

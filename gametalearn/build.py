@@ -63,6 +63,8 @@ def _source(config: TrainConfig, split: str, seed: int) -> Source:
         if len(config.datasets) > 1:
             raise InputError(f"--dataset {config.dataset}: sinusoid cannot be joined with images")
         return Sinusoid(shots=shots, queries=config.queries, seed=seed)
+    if twice := [name for i, name in enumerate(config.datasets) if name in config.datasets[:i]]:
+        raise InputError(f"--dataset {config.dataset}: {twice[0]} stands there twice")
     images = load_images(config, split)
     samplers = [
         EpisodeSampler(

@@ -492,7 +492,7 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
 def _evaluate(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from gametalearn.build import build_source, stream_seed
+    from gametalearn.build import build_source, objective_names, stream_seed
     from gametalearn.distributed import joined
     from gametalearn.evaluation import protocol_of
     from gametalearn.protocols import evaluate_all, write_evaluations
@@ -532,8 +532,12 @@ def _evaluate(args: argparse.Namespace) -> None:
                 protocols, meta=run.meta, progress=bar.update, team=team,
             )  # fmt: skip
         if team.first:
+            names = objective_names(config, args.on)
             for result in found.values():
                 print(f"{title}: {result}")
+                if len(names) > 1:
+                    for group in result.by_group():
+                        print(f"  {names[group]}: {result.of_group(group)}")
             file = args.folder / "evaluation.json"
             write_evaluations(file, found, own, run.iteration, learner.steps)
 

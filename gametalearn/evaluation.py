@@ -14,7 +14,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -78,6 +78,11 @@ class Evaluation:
     def by_group(self) -> dict[int, np.ndarray[Any, np.dtype[np.float64]]]:
         """The values of each objective."""
         return {int(g): self.values[self.group == g] for g in np.unique(self.group)}
+
+    def of_group(self, group: int) -> Evaluation:
+        """The episodes of one objective."""
+        own = self.group == group
+        return replace(self, values=self.values[own], group=self.group[own])
 
     def __str__(self) -> str:
         scale, unit = (100, "%") if self.metric == "accuracy" else (1, "")

@@ -170,6 +170,7 @@ def train(
         if run.iteration >= config.iterations:
             return run
         validation = team.everywhere(lambda: build_source(config, "val"))
+        names = team.everywhere(lambda: objective_names(config, "val"))
         metrics = stack.enter_context(_Metrics(run))
         if progress and team.size > 1 and team.first:
             print(f"{label}: {told(run.rule, team, config.meta_batch)}", file=sys.stderr)
@@ -201,6 +202,7 @@ def train(
                     "losses": tasks.loss.tolist(),
                     "scores": tasks.score.tolist(),
                     "group": tasks.group.tolist(),
+                    "objectives": _by_objective(run, tasks),
                     "raw": weights.raw.tolist(),
                     "effective": weights.effective.tolist(),
                     "diagnostics": diagnose(team.whole(gradients, tasks), weights).as_record(),
@@ -218,6 +220,9 @@ def train(
                     found = {config.metric: result.mean, "ci95": result.ci95}
                     finite = math.isfinite(sum(found.values()))
                     record["validation"] = found if finite else dict.fromkeys(found)
+                    if finite and len(names) > 1:
+                        means = {names[g]: float(v.mean()) for g, v in result.by_group().items()}
+                        record["validation"]["objectives"] = means
                 metrics.write(record)
                 bar.show(record)
             bar.advance()
@@ -227,6 +232,17 @@ def train(
                 raise KeyboardInterrupt
             resumed, clock = run.seconds, time.perf_counter()
     return run
+
+
+def _by_objective(run: Run, tasks: Tasks) -> dict[str, dict[str, float]]:
+    """The mean query loss and score of each objective that has a task in the meta-batch."""
+    found = {}
+    for number, name in enumerate(run.objectives):
+        own = tasks.group == number
+        if bool(own.any()):
+            values = {"loss": tasks.loss[own], run.config.metric: tasks.score[own]}
+            found[name] = {key: float(value.double().mean()) for key, value in values.items()}
+    return found
 
 
 def _gradients(run: Run, batch: TaskBatch) -> TaskGradients:

@@ -271,12 +271,8 @@ def test_a_missing_pickle(tmp_path: Path) -> None:
         prepare_mini_imagenet(tmp_path / "root", source)
 
 
-def test_the_real_25_classes(tmp_path: Path) -> None:
-    data = os.environ.get("GAMETALEARN_REAL_DATA")
-    if not data:
-        pytest.skip("GAMETALEARN_REAL_DATA is not set")
-    prepare_mini_imagenet(tmp_path, Path(data) / "mini-imagenet-25")
-    parts = [load_dataset("mini-imagenet", s, root=tmp_path) for s in ("train", "val", "test")]
+def test_the_real_25_classes(two_real_root: Path) -> None:
+    parts = [load_dataset("mini-imagenet", s, root=two_real_root) for s in ("train", "val", "test")]
     assert [p.num_classes for p in parts] == [14, 6, 5]
     assert all((p.count == 500).all() for p in parts)
     assert len({c for p in parts for c in p.classes}) == 25

@@ -1,0 +1,224 @@
+"""Several objectives, from the command line to the metrics, the table and the refusals."""
+
+import itertools
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gametalearn.cli import main
+from gametalearn.data import load_dataset
+
+TINY = "--hidden 4 --queries 2 --inner-steps 1 --test-steps 1 --meta-batch 4 --log-every 1"
+TINY += " --validation-episodes 4 --threads 1 --quiet"
+SEVEN = ("uniform", "gradnorm", "uncertainty", "uncertainty-positive", "dwa", "dtp", "agreement")
+
+
+def run(capsys, command, *more):
+    code = main([*command.split(), *map(str, more)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def metrics(place):
+    return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+
+
+def pictures(root: Path, classes: int = 5, seed: int = 0) -> Path:
+    generator = np.random.default_rng(seed)
+    for split in ("train", "val", "test"):
+        for number in range(classes):
+            place = root / split / f"{split}{number}"
+            place.mkdir(parents=True)
+            for i in range(4):
+                pixels = generator.integers(0, 256, (20, 20), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{i}.png")
+    return root
+
+
+def test_seven_rules_weigh_two_real_data_sets_differently(
+    capsys, tmp_path, monkeypatch, two_real_root
+):
+    monkeypatch.setenv("GAMETALEARN_DATA", str(two_real_root))
+    command = f"compare --dataset omniglot+mini-imagenet --rules {','.join(SEVEN)} {TINY}"
+    command += " --iterations 12 --no-rotations --seeds 1 --episodes 6 --rule-options dwa.period=2"
+    command += " uncertainty.lr=0.1 uncertainty-positive.lr=0.1"  # 12 iterations are few
+    code, out, _ = run(capsys, f"{command} --out", tmp_path)
+    assert code == 0
+    weights = {}
+    for rule in SEVEN:
+        records = metrics(tmp_path / rule / "seed0")
+        assert len(records) == 12
+        assert all(r["group"] == [0, 0, 1, 1] for r in records)
+        assert all(len(r["raw"]) == (4 if rule in ("uniform", "agreement") else 2) for r in records)
+        weights[rule] = np.array([r["effective"] for r in records])
+    np.testing.assert_allclose(weights["uniform"], 0.25)
+    for one, other in itertools.combinations(SEVEN, 2):
+        assert np.abs(weights[one] - weights[other]).max() > 1e-3, (one, other)
+    found = json.loads((tmp_path / "results.json").read_text())
+    for rule in SEVEN:
+        parts = found["rules"][rule]["objectives"]
+        assert list(parts) == ["omniglot", "mini-imagenet"]
+        mean = np.mean([part["accuracy"] for part in parts.values()])
+        assert found["rules"][rule]["accuracy"] == pytest.approx(mean)
+    header = out.splitlines()[2]
+    assert "omniglot" in header
+    assert "mini-imagenet" in header
+
+
+def test_three_torchjd_rules_in_compare_on_glyphs(capsys, tmp_path):
+    rules = ["torchjd:UPGrad", "torchjd:MGDA", "torchjd:IMTL-G"]
+    command = f"compare --dataset glyphs --rules uniform,{','.join(rules)} {TINY}"
+    code, out, _ = run(capsys, f"{command} --iterations 3 --seeds 1 --episodes 4 --out", tmp_path)
+    assert code == 0
+    assert all(f"\n{rule} " in out for rule in rules)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert list(found["rules"]) == ["uniform", *rules]
+    # the first meta-batch is the same for all, before any rule has moved the model
+    first = {
+        rule: metrics(tmp_path / rule.replace(":", "-") / "seed0")[0] for rule in found["rules"]
+    }
+    for one, other in itertools.combinations(first, 2):
+        assert first[one]["losses"] == first[other]["losses"]
+        difference = np.subtract(first[one]["effective"], first[other]["effective"])
+        assert np.abs(difference).max() > 1e-3, (one, other)
+
+
+def test_each_objective_stands_in_the_metrics_and_the_evaluation(capsys, tmp_path):
+    name = f"folder:{pictures(tmp_path / 'dots')}"
+    file = tmp_path / "c.toml"
+    file.write_text(f"dataset = ['glyphs', '{name}']\n")  # a list, as good as glyphs+folder:...
+    command = f"train --config {file} --rule gradnorm {TINY} --iterations 2 --meta-batch 5"
+    code, *_ = run(capsys, f"{command} --out", tmp_path / "a")
+    assert code == 0
+    for record in metrics(tmp_path / "a"):
+        assert record["group"] == [0, 0, 0, 1, 1]
+        assert list(record["objectives"]) == ["glyphs", name]
+        for number, found in enumerate(record["objectives"].values()):
+            own = [i for i, group in enumerate(record["group"]) if group == number]
+            assert found["loss"] == pytest.approx(np.mean([record["losses"][i] for i in own]))
+            assert found["accuracy"] == pytest.approx(np.mean([record["scores"][i] for i in own]))
+        assert len(record["raw"]) == 2
+        assert len(record["effective"]) == 5
+        assert list(record["diagnostics"]["objectives"]) == ["0", "1"]
+    validation = record["validation"]
+    assert validation["accuracy"] == pytest.approx(np.mean(list(validation["objectives"].values())))
+    code, out, _ = run(capsys, "evaluate --episodes 6 --quiet", tmp_path / "a")
+    assert code == 0
+    total, first, second = out.splitlines()
+    assert "(6 episodes" in total
+    assert first.startswith("  glyphs: accuracy")
+    assert second.startswith(f"  {name}: accuracy")
+    assert "(3 episodes" in first
+    assert "(3 episodes" in second
+
+
+def test_proportional_shares(capsys, tmp_path):
+    name = f"folder:{pictures(tmp_path / 'dots')}"
+    command = f"train --dataset glyphs+{name} --share proportional {TINY} --iterations 2"
+    code, *_ = run(capsys, f"{command} --meta-batch 40 --out", tmp_path / "a")
+    assert code == 0
+    groups = [g for record in metrics(tmp_path / "a") for g in record["group"]]
+    assert len(groups) == 80
+    assert sum(groups) < 8  # 5 classes beside some hundreds
+
+
+def test_scripts_as_objectives_of_one_data_set(capsys, tmp_path):
+    command = f"train --dataset glyphs --objectives group --rule dtp {TINY} --iterations 2"
+    code, *_ = run(capsys, f"{command} --meta-batch 6 --out", tmp_path / "a")
+    assert code == 0
+    for record in metrics(tmp_path / "a"):
+        groups = record["group"]
+        assert len(set(groups)) > 1
+        assert len(record["objectives"]) == len(set(groups))
+        assert len(record["raw"]) > max(groups)
+    code, out, _ = run(capsys, "evaluate --episodes 12 --quiet", tmp_path / "a")
+    assert code == 0
+    assert len(out.splitlines()) > 2
+
+
+# Bad input: exit 2, one line that names the file or the objective.
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+def a_pickle(folder):
+    for split in ("train", "val", "test"):
+        content = {"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {split: [0, 1]}}
+        content |= {"x": Evil(folder / "marker")} if split == "val" else {}
+        (folder / f"mini-imagenet-cache-{split}.pkl").write_bytes(pickle.dumps(content))
+    return "data prepare mini-imagenet --source {t}", "mini-imagenet-cache-val.pkl"
+
+
+def a_table(folder, missing=True):
+    (folder / "images").mkdir()
+    for split in ("train", "val", "test"):
+        Image.new("RGB", (90, 90)).save(folder / "images" / f"{split}.jpg")
+        named = "gone.jpg" if missing and split == "test" else f"{split}.jpg"
+        (folder / f"{split}.csv").write_text(f"filename,label\n{named},{split}\n")
+    return "data prepare mini-imagenet --source {t}", "test.csv line 2: names 'gone.jpg'"
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def a_truncated_image(folder):
+    command, _ = a_table(folder, missing=False)
+    cut(folder / "images" / "val.jpg")
+    return command, "val.jpg: not a readable image"
+
+
+def a_truncated_image_of_a_folder(folder):
+    cut(pictures(folder / "dots") / "val" / "val1" / "2.png")
+    return "train --dataset folder:{t}/dots --out {t}/a", "val/val1/2.png: not a readable image"
+
+
+def too_few_classes_for_the_ways(folder):
+    pictures(folder / "dots", classes=3)
+    return "train --dataset glyphs+folder:{t}/dots --queries 2 --out {t}/a", "'dots' has 3 classes"
+
+
+def ways_of_each_objective(folder):
+    (folder / "c.toml").write_text("dataset = ['glyphs', 'omniglot']\nways = [5, 20]")
+    return "train --config {t}/c.toml --out {t}/a", "--ways: invalid int value: '5,20'"
+
+
+def the_same_twice(folder):
+    return "train --dataset glyphs+glyphs --out {t}/a", "glyphs stands there twice"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        a_pickle,
+        a_table,
+        a_truncated_image,
+        a_truncated_image_of_a_folder,
+        too_few_classes_for_the_ways,
+        ways_of_each_objective,
+        the_same_twice,
+    ],
+)
+def test_bad_input_is_named_in_one_line(capsys, tmp_path, monkeypatch, data_root, case):
+    (tmp_path / "source").mkdir()
+    command, message = case(tmp_path / "source")
+    if "data prepare" in command:
+        monkeypatch.setenv("GAMETALEARN_DATA", str(tmp_path / "root"))
+    else:
+        load_dataset("glyphs", "train")  # to draw them, once, says so on stderr
+        capsys.readouterr()
+    code, _, err = run(capsys, command.format(t=tmp_path / "source"))
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert not (tmp_path / "source" / "marker").exists()
