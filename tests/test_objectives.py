@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from gametalearn import GradNorm
 from gametalearn.cli import main
 from gametalearn.data import load_dataset
+from gametalearn.training import load_run
 
 TINY = "--hidden 4 --queries 2 --inner-steps 1 --test-steps 1 --meta-batch 4 --log-every 1"
 TINY += " --validation-episodes 4 --threads 1 --quiet"
@@ -114,6 +117,21 @@ def test_each_objective_stands_in_the_metrics_and_the_evaluation(capsys, tmp_pat
     assert second.startswith(f"  {name}: accuracy")
     assert "(3 episodes" in first
     assert "(3 episodes" in second
+
+
+def test_gradnorms_shared_weights_are_the_last_shared_layer_or_the_one_named(capsys, tmp_path):
+    command = f"train --dataset glyphs --objectives group --rule gradnorm {TINY} --iterations 1"
+    spans = {}
+    for name, flag in (("default", ""), ("named", "--shared blocks.0.conv.weight")):
+        assert run(capsys, f"{command} {flag} --out", tmp_path / name)[0] == 0
+        loaded = load_run(tmp_path / name)
+        assert isinstance(loaded.rule, GradNorm)
+        assert isinstance(loaded.rule.span, slice)
+        rows = torch.cat([p.detach().flatten() for p in loaded.meta.values()])
+        spans[name] = rows[loaded.rule.span], loaded.meta
+    for name, layer in (("default", "blocks.3.conv.weight"), ("named", "blocks.0.conv.weight")):
+        found, meta = spans[name]
+        assert torch.equal(found, meta[layer].detach().flatten())
 
 
 def test_proportional_shares(capsys, tmp_path):
