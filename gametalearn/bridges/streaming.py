@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from typing import Any, Generic, TypeVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gametalearn.errors import InputError
 from gametalearn.weighting.agreement import TOLERANCE
-from gametalearn.weighting.weights import TaskGradient
+from gametalearn.weighting.weights import TaskGradient, check_tensor
 
 __all__ = ["stream_agreement"]
 
@@ -118,12 +118,16 @@ class _Form(Generic[G]):
         """The parts of a task's gradient; an `InputError` if they do not fit those before."""
         kind: type = list if isinstance(gradient, list) else tuple
         found: dict[Any, Tensor | None]
-        if isinstance(gradient, Tensor):
-            kind, found = Tensor, {0: gradient}
-        elif isinstance(gradient, Mapping):
+        if isinstance(gradient, Mapping):
             kind, found = dict, dict(gradient)
-        else:
+        elif isinstance(gradient, Iterable) and not isinstance(gradient, Tensor):
             found = dict(enumerate(gradient))
+        else:
+            check_tensor(gradient, f"stream_agreement: gradient of task {task}")
+            kind, found = Tensor, {0: gradient}
+        for key, part in found.items():
+            if part is not None:
+                check_tensor(part, f"stream_agreement: gradient of task {task}, part {key}")
         if self._type is None:
             self._type, self._keys = kind, list(found)
         if kind is not self._type or found.keys() != set(self._keys):

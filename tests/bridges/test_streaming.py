@@ -5,6 +5,7 @@ import weakref
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -179,5 +180,14 @@ def test_bad_input():
         stream_agreement(lambda i: {"a": torch.ones(2)} if i else [torch.ones(2)], 2)
     with pytest.raises(InputError, match=r"part 0 is \(3,\) in task 1, \(2,\) before"):
         stream_agreement(lambda i: torch.ones(2 + i), 2)
+    for bad, message in (
+        (None, "gradient of task 0: expected a tensor, got a NoneType"),
+        (1.0, "gradient of task 0: expected a tensor, got a float"),
+        ([1.0, 2.0], "gradient of task 0, part 0: expected a tensor, got a float"),
+        (np.ones(2), r"part 0: expected a tensor, got a float64; .*torch.as_tensor"),
+        ({"w": torch.ones(2).long()}, "part w: expected floating-point numbers, got torch.int64"),
+    ):
+        with pytest.raises(InputError, match=message):
+            stream_agreement(lambda i, bad=bad: bad, 2)  # type: ignore[misc]
     with pytest.raises(InputError, match="every part of every task's gradient is None"):
         stream_agreement(lambda i: (None,), 2)
