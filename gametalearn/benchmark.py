@@ -73,14 +73,23 @@ class Setting:
             torch.manual_seed(0)
             return Conv4(self.ways, self.channels, self.image_size, self.hidden, self.pool)
 
-    def batch(self) -> TaskBatch:
-        """Random images of the right shapes, from a fixed seed: speed does not depend on them."""
-        g = torch.Generator().manual_seed(0)
-        shape = (self.channels, self.image_size, self.image_size)
+    def batch(self, seed: int = 0) -> TaskBatch:
+        """Smooth random images, alike within a class: what networks see is not white noise.
+
+        Speed does not depend on them, errors do: noise looks the same everywhere after pooling.
+        """
+        g = torch.Generator().manual_seed(seed)
+
+        def images(number: int) -> Tensor:
+            coarse = torch.rand(self.tasks * number, self.channels, 7, 7, generator=g)
+            fine = F.interpolate(coarse, size=(self.image_size,) * 2, mode="bilinear")
+            return fine.view(self.tasks, number, *fine.shape[1:])
+
+        classes = images(self.ways)
 
         def part(each: int) -> tuple[Tensor, Tensor]:
             y = torch.arange(self.ways).repeat(self.tasks, each)
-            return torch.rand(*y.shape, *shape, generator=g), y
+            return 0.6 * classes.repeat(1, each, 1, 1, 1) + 0.4 * images(y.shape[1]), y
 
         support, query = part(self.shots), part(self.queries)
         return TaskBatch(*support, *query, torch.zeros(self.tasks, dtype=torch.int64))
@@ -105,6 +114,7 @@ CONFIGS = {
     ),
 }
 REPEATS = {"omniglot-5w1s": 21, "omniglot-5w1s-q15": 11, "mini-imagenet-5w1s": 5}
+ERROR_BATCHES = {"omniglot-5w1s": 16, "omniglot-5w1s-q15": 8, "mini-imagenet-5w1s": 2}
 
 
 def learn2learn_gradient(
@@ -189,32 +199,41 @@ def _alone_main(side: str, threads: str, repeats: str, text: str) -> None:
     print(json.dumps({"ms": statistics.median(times), "rss_mb": _peak_rss_mb()}))
 
 
-def _errors(setting: Setting) -> dict[str, Any]:
-    """Relative errors of the rows against the float64 loop.
+def _errors(setting: Setting, batches: int) -> dict[str, Any]:
+    """Relative errors of the rows against the float64 loop, over the tasks of several batches.
 
-    The median over tasks is what a side's arithmetic is good for; the largest is that of a task in
-    which rounding has moved a number across the kink of a ReLU or a max-pool, on either side.
+    In a few tasks of each, rounding moves a number across the kink of a ReLU or a max-pool, on
+    either side; they decide the error of a batch, so one batch tells luck from precision badly.
+    The median over tasks is what a side's arithmetic is good for, the largest error is a kink's.
     """
-    model, batch = setting.model(), setting.batch()
-    single = {
-        "gametalearn": _ours(setting, model, batch)(),
-        "learn2learn": torch.stack(learn2learn_gradient(setting, model, batch)()),
-    }
-    double, batch = setting.model().double(), batch.to(dtype=torch.float64)
-    reference = meta_gradients(double, batch, setting.learner(), method="loop").rows
+    model, double = setting.model(), setting.model().double()
+    exact, found = [], dict[str, list[Tensor]]()
+    for seed in range(batches):
+        batch = setting.batch(seed)
+        wide = batch.to(dtype=torch.float64)
+        exact.append(meta_gradients(double, wide, setting.learner(), method="loop").rows)
+        theirs = torch.stack(learn2learn_gradient(setting, model, batch)())
+        found.setdefault("gametalearn", []).append(_ours(setting, model, batch)().double())
+        found.setdefault("learn2learn", []).append(theirs.double())
+    first = _ours(setting, double, setting.batch().to(dtype=torch.float64))()
+    reference = torch.cat(exact)
+    rows = {side: torch.cat(parts) for side, parts in found.items()}
 
-    def error(rows: Tensor) -> Tensor:
-        errors: Tensor = (rows.double() - reference).norm(dim=1) / reference.norm(dim=1)
+    def error(rows: Tensor, reference: Tensor) -> Tensor:
+        errors: Tensor = (rows - reference).norm(dim=1) / reference.norm(dim=1)
         return errors
 
     return {
-        "float64_rel_error": error(_ours(setting, double, batch)()).max().item(),
+        "float64_rel_error": error(first, exact[0]).max().item(),
         "float32_rel_error": {
-            side: ((r.double() - reference).norm() / reference.norm()).item()
-            for side, r in single.items()
+            side: ((r - reference).norm() / reference.norm()).item() for side, r in rows.items()
         },
-        "float32_rel_error_median": {side: error(r).median().item() for side, r in single.items()},
-        "float32_rel_error_max": {side: error(r).max().item() for side, r in single.items()},
+        "float32_rel_error_median": {
+            side: error(r, reference).median().item() for side, r in rows.items()
+        },
+        "float32_rel_error_max": {
+            side: error(r, reference).max().item() for side, r in rows.items()
+        },
     }
 
 
@@ -244,9 +263,8 @@ def run_bench(
         threads and allocator settings; ``*_ms_quartiles`` tells the spread; ``floor_ms`` is the
         time of the convolutions and matrix products alone; ``first_order_ms`` is gametalearn's
         FOMAML. ``float64_rel_error`` is the largest over tasks of the norm of a row's error over
-        the row's; ``float32_rel_error`` the same of the whole batch's rows at once. One kink of
-        ReLU or max-pool that rounding crosses can decide it, so ``*_median`` and ``*_max`` over
-        tasks stand beside it.
+        the row's; ``float32_rel_error`` the same of the rows of several batches at once
+        (`ERROR_BATCHES`), with ``*_median`` and ``*_max`` over their tasks beside it.
     """
     if config not in CONFIGS:
         raise InputError(f"bench: config must be one of {', '.join(CONFIGS)}; got '{config}'")
@@ -309,7 +327,7 @@ def _measure(
         "machine": machine(),
     }
     if errors:
-        result |= _errors(setting)
+        result |= _errors(setting, ERROR_BATCHES[config])
     return result
 
 
@@ -344,9 +362,14 @@ def write_json(path: Path, result: Any) -> None:
 
 
 def sweep(
-    config: str, axis: str, values: Iterable[int], threads: int | None = None, repeats: int = 3
+    config: str,
+    axis: str,
+    values: Iterable[int],
+    threads: int | None = None,
+    repeats: int = 3,
+    **changes: Any,
 ) -> list[dict[str, Any]]:
-    """`run_bench` of a config while one of tasks, steps, shots or threads varies.
+    """`run_bench` of a config, with ``changes``, while one of tasks, steps, shots or threads varies.
 
     Each result has ``axis`` and ``value`` besides the fields of `run_bench`; without errors.
     """
@@ -354,7 +377,7 @@ def sweep(
         raise InputError(f"bench: --sweep must be one of {', '.join(AXES)}; got '{axis}'")
     results = []
     for value in values:
-        setting = CONFIGS[config]
+        setting = dataclasses.replace(CONFIGS[config], **changes)
         if axis != "threads":
             setting = Setting(**{**dataclasses.asdict(setting), axis: value})
         used = value if axis == "threads" else threads
@@ -402,17 +425,22 @@ def plot_sweep(results: list[dict[str, Any]], path: Path) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """``gametalearn bench``: print the figures, write them where asked."""
+    changes = {"constant_memory": args.constant_memory}
     if args.sweep is None:
-        result = run_bench(args.config, args.threads, args.json, repeats=args.repeats)
+        setting = dataclasses.replace(CONFIGS[args.config], **changes)
+        result = run_bench(
+            args.config, args.threads, args.json, repeats=args.repeats, setting=setting
+        )
         print(summary(result))
         return
     values = SWEEP_VALUES[args.sweep]
-    results = sweep(args.config, args.sweep, values, args.threads, args.repeats or 3)
+    results = sweep(args.config, args.sweep, values, args.threads, args.repeats or 3, **changes)
     for r in results:
+        memory = r["peak_rss_mb"]
         print(
-            f"{args.sweep} {r['value']:3d}: gametalearn {r['gametalearn_ms']:7.1f} ms, "
-            f"learn2learn {r['learn2learn_ms']:7.1f} ms ({r['speedup']:.2f}x), "
-            f"floor {r['floor_ms']:.1f} ms"
+            f"{args.sweep} {r['value']:3d}: gametalearn {r['gametalearn_ms']:7.1f} ms "
+            f"{memory['gametalearn']:5.0f} MB, learn2learn {r['learn2learn_ms']:7.1f} ms "
+            f"{memory['learn2learn']:5.0f} MB ({r['speedup']:.2f}x), floor {r['floor_ms']:.1f} ms"
         )
     if args.json is not None:
         write_json(args.json, results)

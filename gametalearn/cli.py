@@ -246,6 +246,8 @@ def _parser() -> argparse.ArgumentParser:
                        help="timed pairs (default: enough for a steady median)")  # fmt: skip
     bench.add_argument("--sweep", choices=("tasks", "steps", "shots", "threads"),
                        help="let this vary; a plot is drawn beside the JSON file")  # fmt: skip
+    bench.add_argument("--constant-memory", action="store_true",
+                       help="gametalearn's option of that name, for many inner steps")  # fmt: skip
     bench.add_argument("--debug", action="store_true", help="show a traceback for bad input")
     return parser
 
@@ -338,6 +340,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     _add(
         group, "first_order_until", int, "iterations without second derivatives (MAML++); 0 is none"
     )
+    group.add_argument("--constant-memory", action="store_true", default=None,
+                       help="for many inner steps: memory that does not grow with them, for about "
+                       "twice the time")  # fmt: skip
     group = parser.add_argument_group("outer loop")
     _add(group, "iterations", int, "meta-updates")
     _add(group, "meta_batch", int, "tasks in each")

@@ -248,7 +248,13 @@ def _by_objective(run: Run, tasks: Tasks) -> dict[str, dict[str, float]]:
 def _gradients(run: Run, batch: TaskBatch) -> TaskGradients:
     """Of this process's tasks; none where there are more processes than tasks."""
     if len(batch):
-        return meta_gradients(run.model, batch, run.learner_now, meta=run.meta)
+        return meta_gradients(
+            run.model,
+            batch,
+            run.learner_now,
+            meta=run.meta,
+            constant_memory=run.config.constant_memory,
+        )
     parameters = list(run.meta.values())
     none = parameters[0].new_zeros(0)
     rows = none.new_zeros(0, sum(p.numel() for p in parameters))

@@ -105,37 +105,52 @@ def _affine(x: Tensor, slope: Tensor, constant: Tensor, overwrite: bool = False)
     return torch.addcmul(_channel(constant), x, _channel(slope), out=out)
 
 
-def _grouped(y: Tensor) -> Tensor:
-    """``(B, C, H, W)`` as ``(1, W C, B H, 1)``, a view: neighbours in a row as channels.
+def _grouped(y: Tensor) -> tuple[Tensor, int]:
+    """``(B, C, H, W)`` as ``(1, G C, N / G, 1)``, a view: neighbours in memory as channels; and G.
 
     The native reductions of batch norm add N numbers one by one in y's precision: for N = 500,000
     that is an error of 1e-4. An error of the mean moves every activation, and with it the kink of
-    its ReLU. Summed by groups, which are then joined, they are as exact as the convolutions.
+    its ReLU. Summed by groups of a few hundred, which are then joined in float64, they are as exact
+    as the convolutions.
     """
     b, c, h, w = y.shape
-    return y.permute(0, 2, 3, 1).view(1, b * h, 1, w * c).permute(0, 3, 1, 2)
+    groups = w if b * h <= 256 else h * w
+    return y.permute(0, 2, 3, 1).reshape(1, -1, 1, groups * c).permute(0, 3, 1, 2), groups
 
 
 def _statistics(y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and ``r = (var + eps)^-1/2`` per channel."""
-    _, c, _, w = y.shape
-    means, variances = aten.batch_norm_update_stats(_grouped(y), None, None, 0.0)
-    means, variances = means.view(w, c), variances.view(w, c)
+    """Mean and ``r = (var + eps)^-1/2`` per channel, in float64."""
+    grouped, groups = _grouped(y)
+    stats = aten.batch_norm_update_stats(grouped, None, None, 0.0)
+    means, variances = (t.view(groups, -1).double() for t in stats)
     mean = means.mean(0)
     variances += (means - mean).square_()
     return mean, variances.mean(0).add_(eps).rsqrt_()
 
 
+def _normalise(
+    x: Tensor, mean: Tensor, r: Tensor, gamma: Tensor, beta: Tensor, relu: bool
+) -> Tensor:
+    """``act(gamma (x - mean) r + beta)``; mean and r in float64.
+
+    In one pass, as ``slope x + constant``. A feature's mean can be many times its deviation: were
+    the two rounded before they cancel, more kinks of the ReLU would be crossed.
+    """
+    slope = (gamma * r).to(x)
+    z = _affine(x, slope, (beta - slope * mean).to(x))
+    return z.relu_() if relu else z
+
+
 def _sums(a: Tensor, y: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """``sum a xh`` and ``sum a`` per channel, ``xh = (y - mean) r``."""
-    _, c, _, w = y.shape
     reduce, mask = aten.native_batch_norm_backward, [False, True, True]
     if _count(y) < 4096:  # no kink hangs on these sums: an error of 1e-6 is no more than others
         _, moment, total = reduce(a, y, None, None, None, mean, r, True, 0.0, mask)
         return moment, total
-    a, y, mean, r = _grouped(a), _grouped(y), mean.repeat(w), r.repeat(w)
+    (a, groups), (y, _) = _grouped(a), _grouped(y)
+    mean, r = mean.repeat(groups), r.repeat(groups)
     _, moment, total = reduce(a, y, None, None, None, mean, r, True, 0.0, mask)
-    return moment.view(w, c).sum(0), total.view(w, c).sum(0)
+    return moment.view(groups, -1).sum(0), total.view(groups, -1).sum(0)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -205,9 +220,7 @@ def norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``z = act(gamma xh + beta)`` by batch statistics; also mean and ``r = (var + eps)^-1/2``."""
     mean, r = _statistics(y, eps)
-    slope = gamma * r
-    z = _affine(y, slope, beta - slope * mean)
-    return z.relu_() if relu else z, mean, r
+    return _normalise(y, mean, r, gamma, beta, relu), mean.to(y), r.to(y)
 
 
 @_operator(lambda g, y, gamma, *rest: _same(y, gamma, gamma))
@@ -304,9 +317,7 @@ def norm_pool(
     """
     mean, r = _statistics(y, eps)
     peak, index = aten.max_pool2d_with_indices(y, kernel, stride, padding)
-    slope = gamma * r
-    z = _affine(peak, slope, beta - slope * mean)
-    return z.relu_() if relu else z, mean, r, peak, index
+    return _normalise(peak, mean, r, gamma, beta, relu), mean.to(y), r.to(y), peak, index
 
 
 @_operator(lambda g, y, gamma, *rest: _same(y, gamma, gamma))
