@@ -26,9 +26,9 @@ from gametalearn.checkpoint import alone_in, load_checkpoint, replacing, save_ch
 from gametalearn.config import TrainConfig, read_toml
 from gametalearn.diagnostics import diagnose
 from gametalearn.disagreement import Disagreement
-from gametalearn.distributed import ALONE, SharedError, Tasks, Team, told, weigh
+from gametalearn.distributed import ALONE, Tasks, Team, told, weigh
 from gametalearn.episodes import Source, TaskBatch
-from gametalearn.errors import InputError, summary
+from gametalearn.errors import InputError, SharedError, summary
 from gametalearn.evaluation import Evaluation, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.schedules import learner_at

@@ -25,9 +25,9 @@ from gametalearn.adaptation import MAML
 from gametalearn.checkpoint import load_checkpoint
 from gametalearn.cli import main
 from gametalearn.config import TrainConfig
-from gametalearn.distributed import ALONE, SharedError, Tasks, Team, joined, weigh
+from gametalearn.distributed import ALONE, Tasks, Team, joined, weigh
 from gametalearn.episodes import EpisodeSampler
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, SharedError
 from gametalearn.gradients import TaskGradients, adapt_and_score, meta_gradients
 from gametalearn.images import ClassImages
 from gametalearn.mixture import MixedSource
