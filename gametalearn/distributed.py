@@ -7,7 +7,7 @@ update, bit for bit, and N processes find what one does up to rounding:
 
 ====================================  ==========================================================
 uniform                               P: the sum of the rows
-agreement (-update, -cosine)          2P + 3T: S = sum_j g_j, then sum_i s_i g_i with s_i = <g_i, S>
+agreement (-update, -cosine)          2P + 2T + 2: S = sum_j g_j, then sum_i s_i g_i with s_i = <g_i, S>
 norm-control                          the same
 rules over K objectives               K x P: the objectives' gradients (twice with
                                       ``within="agreement"``)
