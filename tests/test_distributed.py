@@ -415,9 +415,15 @@ def test_where_a_process_dies_the_others_end_with_a_clear_error(tmp_path):
     assert load_checkpoint(tmp_path / "a" / "checkpoint.pt")["iteration"] == 20
 
 
-def full_disk(team, folder):
-    def fail(*_):
-        raise OSError(28, os.strerror(28))
+def full_disk(team, folder, writes):
+    done = []
+    replace = os.replace
+
+    def fail(*args):
+        done.append(1)
+        if len(done) > writes:
+            raise OSError(28, os.strerror(28))
+        return replace(*args)
 
     with small(torch.float64), pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", fail)
@@ -425,11 +431,16 @@ def full_disk(team, folder):
 
 
 def test_where_the_first_process_cannot_write_all_end(tmp_path):
-    first, second = processes(2, full_disk, tmp_path / "a")
+    first, second = processes(2, full_disk, tmp_path / "a", 0)
     assert isinstance(first, SharedError)
     assert isinstance(second, SharedError)
     assert str(first) == str(second)
     assert "No space left on device" in str(first)
+    first, second = processes(2, full_disk, tmp_path / "b", 2)  # config.toml and one checkpoint
+    assert "No space left on device" in str(first)
+    assert isinstance(second, InputError)
+    assert "another process of this run is gone" in str(second)
+    assert load_checkpoint(tmp_path / "b" / "checkpoint.pt")["iteration"] == 6
 
 
 def test_shares_are_contiguous_complete_and_even():
