@@ -1,77 +1,24 @@
-"""gametalearn: gradient-based few-shot meta-learning with gradient agreement."""
+"""gametalearn: gradient-based few-shot meta-learning with gradient agreement.
 
-from gametalearn.adaptation import ANIL, LSLR, MAML, MetaSGD, Reptile
-from gametalearn.comparison import Comparison, compare
-from gametalearn.config import TrainConfig
-from gametalearn.data import load_dataset
-from gametalearn.data.sinusoid import Sinusoid
-from gametalearn.diagnostics import Diagnostics, diagnose
-from gametalearn.disagreement import Disagreement
-from gametalearn.episodes import EpisodeSampler, TaskBatch
-from gametalearn.errors import InputError
-from gametalearn.evaluation import Evaluation, adapt, evaluate
-from gametalearn.gradients import TaskGradients, meta_gradients
-from gametalearn.images import ClassImages
-from gametalearn.mixture import MixedSource
-from gametalearn.models import MLP, Conv4, ResNet12
-from gametalearn.training import Run, load_run, train
-from gametalearn.weighting import (
-    RULES,
-    DynamicTaskPrioritization,
-    DynamicWeightAverage,
-    GradientAgreement,
-    GradNorm,
-    NormControl,
-    UncertaintyWeighting,
-    Uniform,
-    Weights,
-    agreement_weights,
-    agreement_weights_from_gramian,
-    make_rule,
-    shared_columns,
-)
+The names of `gametalearn.public` are imported when the first of them is asked for: the command line
+is at work, and can answer Ctrl-C, before the seconds that torch takes.
+"""
 
-__all__ = [
-    "ANIL",
-    "LSLR",
-    "MAML",
-    "MLP",
-    "RULES",
-    "ClassImages",
-    "Comparison",
-    "Conv4",
-    "Diagnostics",
-    "Disagreement",
-    "DynamicTaskPrioritization",
-    "DynamicWeightAverage",
-    "EpisodeSampler",
-    "Evaluation",
-    "GradNorm",
-    "GradientAgreement",
-    "InputError",
-    "MetaSGD",
-    "MixedSource",
-    "NormControl",
-    "Reptile",
-    "ResNet12",
-    "Run",
-    "Sinusoid",
-    "TaskBatch",
-    "TaskGradients",
-    "TrainConfig",
-    "UncertaintyWeighting",
-    "Uniform",
-    "Weights",
-    "adapt",
-    "agreement_weights",
-    "agreement_weights_from_gramian",
-    "compare",
-    "diagnose",
-    "evaluate",
-    "load_dataset",
-    "load_run",
-    "make_rule",
-    "meta_gradients",
-    "shared_columns",
-    "train",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gametalearn.public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__") and name != "__all__":  # what the import system looks for
+        raise AttributeError(name)
+    public = importlib.import_module("gametalearn.public")
+    if name in globals():  # a module that it has imported
+        return globals()[name]
+    return getattr(public, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__getattr__("__all__")]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gametalearn.config import CHOICES, DEFAULTS, TrainConfig, parse_rule_options, read_toml
-from gametalearn.distributed import SharedError, Team
-from gametalearn.errors import InputError, summary
+from gametalearn.errors import InputError, SharedError, summary
+
+if TYPE_CHECKING:
+    from gametalearn.distributed import Team
 
 __all__ = ["main"]
 
@@ -34,8 +39,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0, 2 for bad usage or input, 130 on Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
     try:
+        with _ended_by_ctrl_c():
+            parser = _parser()  # imports torch
         args = parser.parse_args(_with_config(parser, words))
         args.run(args)
     except InputError as error:
@@ -57,6 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     return 0
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends the process at once: within an import its exception may get lost, or be shown."""
+
+    def leave(_number: int, _frame: object) -> None:
+        _say("interrupted", shared=True)
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no handler can be set
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _of_the_machine(error: Exception) -> str:

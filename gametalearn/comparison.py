@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, ci95, evaluate, protocol_of
-from gametalearn.training import Run, train
+from gametalearn.training import Run, interruptible, train
 
 __all__ = ["Comparison", "compare", "paired_difference"]
 
@@ -278,27 +280,47 @@ def compare(
 
 
 def _in_processes(plan: list[tuple[Any, ...]], jobs: int) -> None:
-    """Carry out `_run` for each entry, ``jobs`` at a time; on Ctrl-C all stop after a checkpoint."""
+    """Carry out `_run` for each entry, ``jobs`` at a time.
+
+    On Ctrl-C and SIGTERM all stop after a checkpoint; then this raises KeyboardInterrupt.
+    """
     context = multiprocessing.get_context("spawn")
     waiting, running = list(plan), list[Any]()
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                process = context.Process(target=_run_quietly, args=waiting.pop(0))
-                process.start()
-                running.append(process)
-            multiprocessing.connection.wait([p.sentinel for p in running])
-            for process in [p for p in running if not p.is_alive()]:
-                running.remove(process)
-                if process.exitcode:
-                    raise InputError(
-                        "a run failed; its message stands above. What was done is kept"
-                    )
+        with interruptible() as interrupted:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    process = context.Process(target=_run_quietly, args=waiting.pop(0))
+                    with _deaf_to_ctrl_c():
+                        process.start()
+                    running.append(process)
+                multiprocessing.connection.wait([p.sentinel for p in running], timeout=0.2)
+                if interrupted():
+                    raise KeyboardInterrupt
+                for process in [p for p in running if not p.is_alive()]:
+                    running.remove(process)
+                    if process.exitcode:
+                        raise InputError(
+                            "a run failed; its message stands above. What was done is kept"
+                        )
     finally:
         for process in running:
             process.terminate()
         for process in running:
             process.join()
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started meanwhile do not see a terminal's Ctrl-C; their parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run_quietly(config: TrainConfig, *rest: Any) -> None:

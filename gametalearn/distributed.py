@@ -7,7 +7,7 @@ update, bit for bit, and N processes find what one does up to rounding:
 
 ====================================  ==========================================================
 uniform                               P: the sum of the rows
-agreement (-update, -cosine)          2P + 3T: S = sum_j g_j, then sum_i s_i g_i with s_i = <g_i, S>
+agreement (-update, -cosine)          2P + 2T + 2: S = sum_j g_j, then sum_i s_i g_i with s_i = <g_i, S>
 norm-control                          the same
 rules over K objectives               K x P: the objectives' gradients (twice with
                                       ``within="agreement"``)
@@ -32,7 +32,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gametalearn.errors import InputError, summary
+from gametalearn.errors import InputError, SharedError, summary
 from gametalearn.gradients import TaskGradients
 from gametalearn.update import combine
 from gametalearn.weighting import GradientAgreement, NormControl, Rule, Uniform, Weights
@@ -40,7 +40,7 @@ from gametalearn.weighting.agreement import TOLERANCE
 from gametalearn.weighting.objectives import Objectives
 from gametalearn.weighting.weights import largest_entries
 
-__all__ = ["ALONE", "SharedError", "Tasks", "Team", "joined", "told", "weigh"]
+__all__ = ["ALONE", "Tasks", "Team", "joined", "told", "weigh"]
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a process waits for one that neither answers nor ends; one that ends is noticed at once.
@@ -50,10 +50,6 @@ SLICE = 2**18
 """Entries of a slice of columns in float64: 2 MB, which stay in the cache."""
 
 R = TypeVar("R")
-
-
-class SharedError(InputError):
-    """Bad input that every process of a team has been told of; one of them need say it."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The error that a person's input can cause; the command line turns it into one line and exit 2."""
 
-__all__ = ["InputError", "summary"]
+__all__ = ["InputError", "SharedError", "summary"]
 
 
 class InputError(ValueError):
@@ -11,6 +11,10 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))
+
+
+class SharedError(InputError):
+    """Bad input that every process of a team has been told of; one of them need say it."""
 
 
 def summary(error: Exception) -> str:

@@ -33,16 +33,16 @@ from gametalearn.checkpoint import alone_in, load_checkpoint, replacing, save_ch
 from gametalearn.config import TrainConfig, read_toml
 from gametalearn.diagnostics import diagnose
 from gametalearn.disagreement import Disagreement
-from gametalearn.distributed import ALONE, SharedError, Tasks, Team, told, weigh
+from gametalearn.distributed import ALONE, Tasks, Team, told, weigh
 from gametalearn.episodes import Source, TaskBatch
-from gametalearn.errors import InputError, summary
+from gametalearn.errors import InputError, SharedError, summary
 from gametalearn.evaluation import Evaluation, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.schedules import learner_at
 from gametalearn.update import apply_update, clip, make_optimizer, meta_rate
 from gametalearn.weighting import Rule, shared_columns
 
-__all__ = ["Run", "load_run", "train"]
+__all__ = ["Run", "interruptible", "load_run", "train"]
 
 
 @dataclass
@@ -162,19 +162,20 @@ def train(
     config = team.on_first(lambda: config)
     folder = None if out is None or not team.first else Path(out)
     with contextlib.ExitStack() as stack:
+        # settings that do not fit are found before the folder is touched
+        run = team.everywhere(lambda: _start(config, folder, team))
+        validation = team.everywhere(lambda: build_source(config, "val"))
         # the first process reads the files, the others are told
         saved = team.on_first(lambda: _claim(folder, config, overwrite, stack) if folder else None)
-        run = team.everywhere(lambda: _start(config, folder, team))
         if saved:
             team.everywhere(lambda: _restore(run, saved))
         if run.iteration >= config.iterations:
             return run
-        validation = team.everywhere(lambda: build_source(config, "val"))
         names = team.everywhere(lambda: objective_names(config, "val"))
         metrics = stack.enter_context(_Metrics(run))
         if progress and team.size > 1 and team.first:
             print(f"{label}: {told(run.rule, team, config.meta_batch)}", file=sys.stderr)
-        interrupted = stack.enter_context(_interruptible())
+        interrupted = stack.enter_context(interruptible())
         bar = stack.enter_context(_bar(run, progress and team.first, label))
         parameters, own = list(run.meta.values()), team.share(config.meta_batch)
         resumed, clock = run.seconds, time.perf_counter()
@@ -273,11 +274,13 @@ def _finite(
         place, named = bad[0] - tasks.own.start, ""
         if 0 <= place < len(batch) and batch.classes is not None:
             named = f", classes {batch.classes[place].tolist()}"
+        alternative = "leave such tasks out with --nonfinite skip"
+        if run.config.nonfinite == "skip":
+            alternative = "raise --meta-batch: every task of this one is such"
         raise SharedError(
             f"iteration {run.iteration + 1}: loss or gradient of task {bad[0]} is not finite "
             f"(loss {float(tasks.loss[bad[0]]):g}{max(run.team.objects(named), key=len)}); lower "
-            "--inner-lr or --meta-lr, clip with --clip-value, or leave such tasks out with "
-            "--nonfinite skip"
+            f"--inner-lr or --meta-lr, clip with --clip-value, or {alternative}"
         )
     run.skipped += len(bad)
     if isinstance(run.source, Disagreement):  # it goes on telling of the tasks that are left
@@ -353,7 +356,10 @@ def _restore(run: Run, content: dict[str, Any]) -> None:
 def _claim(
     folder: Path, config: TrainConfig, overwrite: bool, stack: contextlib.ExitStack
 ) -> dict[str, Any] | None:
-    """Make ``folder`` this run's until ``stack`` ends; what its checkpoint holds, if it has one."""
+    """Make ``folder`` this run's until ``stack`` ends; what its checkpoint holds, if it has one.
+
+    A run of other settings that ended before its first checkpoint, and so keeps nothing, gives way.
+    """
     file = folder / "config.toml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -362,12 +368,14 @@ def _claim(
             there = read_toml(file)
             if there == config.as_dict():
                 return _saved(folder, config)
-            differ = [k for k, v in config.as_dict().items() if there.get(k) != v]
-            raise InputError(
-                f"{folder} holds a run with other settings ({', '.join(differ[:4])}); "
-                "choose another --out, or --overwrite it"
-            )
-        if any(folder.iterdir()) and not overwrite:
+            begun = {p.name for p in folder.iterdir()} - {"config.toml", "metrics.jsonl"}
+            if begun or there.keys() != config.as_dict().keys():
+                differ = [k for k, v in config.as_dict().items() if there.get(k) != v]
+                raise InputError(
+                    f"{folder} holds a run with other settings ({', '.join(differ[:4])}); "
+                    "choose another --out, or --overwrite it"
+                )
+        elif any(folder.iterdir()) and not overwrite:
             raise InputError(f"{folder} is not empty and holds no run; choose another --out")
         for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "evaluation.json", "lake.json"):
             (folder / name).unlink(missing_ok=True)
@@ -492,7 +500,7 @@ class _Metrics:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[Any]:
+def interruptible() -> Iterator[Any]:
     """A function that says whether SIGINT or SIGTERM came; a later second one interrupts at once.
 
     Not a second one within a second: Ctrl-C reaches this process, and torchrun hands it on.

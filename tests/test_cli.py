@@ -1,8 +1,13 @@
 import json
+import os
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
+import gametalearn
 from gametalearn import DynamicWeightAverage, GradNorm
 from gametalearn.cli import main
 from gametalearn.training import load_run
@@ -185,3 +190,19 @@ def test_data_list(capsys):
     code, out, _ = run(capsys, "data list")
     assert code == 0
     assert "gametalearn data prepare omniglot" in out
+
+
+def test_ctrl_c_while_torch_is_imported_is_one_line(tmp_path):
+    # stands in for torch, whose import may swallow the exception or show it
+    (tmp_path / "torch.py").write_text(
+        "import os, signal, time\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
+        "except BaseException:\n    pass\n"
+    )
+    root = Path(gametalearn.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "gametalearn", "train", "--out", tmp_path / "a"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "gametalearn: interrupted\n")

@@ -25,9 +25,9 @@ from gametalearn.adaptation import MAML
 from gametalearn.checkpoint import load_checkpoint
 from gametalearn.cli import main
 from gametalearn.config import TrainConfig
-from gametalearn.distributed import ALONE, SharedError, Tasks, Team, joined, weigh
+from gametalearn.distributed import ALONE, Tasks, Team, joined, weigh
 from gametalearn.episodes import EpisodeSampler
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, SharedError
 from gametalearn.gradients import TaskGradients, adapt_and_score, meta_gradients
 from gametalearn.images import ClassImages
 from gametalearn.mixture import MixedSource
@@ -309,9 +309,16 @@ def test_rules_at_their_edges(dtype, bound):
 def evaluate_small(team):
     source = build_source(torch.float32, None, "test")
     model = build_model(torch.float32, None, source)
-    with small(torch.float32):
+    adapted = []
+
+    def adapting(model, batch, *args, **more):
+        adapted.append(len(batch))
+        return adapt_and_score(model, batch, *args, method="loop", **more)
+
+    with small(torch.float32), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "adapt_and_score", adapting)
         values = evaluation.evaluate(model, source, MAML(0.3), 37, 5, tasks_at_once=4, team=team)
-    return values.values.tolist(), values.group.tolist()
+    return (values.values.tolist(), values.group.tolist()), sum(adapted)
 
 
 def several_things(team, folder):
@@ -350,7 +357,11 @@ def several_things(team, folder):
 
 def test_evaluation_errors_skips_and_signals_are_the_same_on_all(tmp_path):
     first, second = unwrapped(processes(2, several_things, tmp_path))
-    assert first["evaluation"] == second["evaluation"] == evaluate_small(ALONE)
+    (alone, everything), (values, some), (others, rest) = (
+        evaluate_small(ALONE), first["evaluation"], second["evaluation"],
+    )  # fmt: skip
+    assert values == others == alone
+    assert (some, rest, everything) == (20, 17, 37)  # each its share of the episodes
     for found in (first, second):
         kind, message, calls = found["error"]
         assert kind is SharedError
@@ -404,9 +415,15 @@ def test_where_a_process_dies_the_others_end_with_a_clear_error(tmp_path):
     assert load_checkpoint(tmp_path / "a" / "checkpoint.pt")["iteration"] == 20
 
 
-def full_disk(team, folder):
-    def fail(*_):
-        raise OSError(28, os.strerror(28))
+def full_disk(team, folder, writes):
+    done = []
+    replace = os.replace
+
+    def fail(*args):
+        done.append(1)
+        if len(done) > writes:
+            raise OSError(28, os.strerror(28))
+        return replace(*args)
 
     with small(torch.float64), pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", fail)
@@ -414,11 +431,16 @@ def full_disk(team, folder):
 
 
 def test_where_the_first_process_cannot_write_all_end(tmp_path):
-    first, second = processes(2, full_disk, tmp_path / "a")
+    first, second = processes(2, full_disk, tmp_path / "a", 0)
     assert isinstance(first, SharedError)
     assert isinstance(second, SharedError)
     assert str(first) == str(second)
     assert "No space left on device" in str(first)
+    first, second = processes(2, full_disk, tmp_path / "b", 2)  # config.toml and one checkpoint
+    assert "No space left on device" in str(first)
+    assert isinstance(second, InputError)
+    assert "another process of this run is gone" in str(second)
+    assert load_checkpoint(tmp_path / "b" / "checkpoint.pt")["iteration"] == 6
 
 
 def test_shares_are_contiguous_complete_and_even():
@@ -458,11 +480,13 @@ FLAGS = [
 ]
 
 
+ONE_MACHINE = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--nproc-per-node", "2")
+
+
 @contextlib.contextmanager
-def torchrun(*words, size=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size)]
+def torchrun(*words, how=ONE_MACHINE):
+    command = [sys.executable, "-m", "torch.distributed.run", *how, "-m", "gametalearn"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "gametalearn"]
     command += map(str, words)
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -520,6 +544,27 @@ def test_torchrun_twice_the_same_and_the_same_as_one_process(tmp_path):
         found = json.loads((tmp_path / name / "results.json").read_text())
         means.append([found["rules"][rule]["mse"] for rule in ("uniform", "agreement")])
     assert means[0] == pytest.approx(means[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_machines_find_what_two_processes_of_one_do(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    several = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
+    several += ["--master-port", str(port), "--node-rank"]
+    words = ["train", *FLAGS, "100", "--out"]
+    with (
+        torchrun(*words, tmp_path / "a", how=(*several, "0")) as first,
+        torchrun(*words, tmp_path / "elsewhere", how=(*several, "1")) as second,
+    ):
+        for process in (first, second):
+            _, err = process.communicate(timeout=240)
+            assert process.returncode == 0, err
+    torchrun_to_the_end(*words, tmp_path / "b")
+    a, b = (load_checkpoint(tmp_path / n / "checkpoint.pt")["meta"] for n in "ab")
+    assert all(torch.equal(b[name], value) for name, value in a.items())
+    assert not (tmp_path / "elsewhere").exists()  # the first process writes
 
 
 if "child" in globals():

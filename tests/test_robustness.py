@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from gametalearn.training import load_run
 
 FLAGS = "--dataset sinusoid --meta-batch 3 --hidden 8 --rule agreement --threads 1 --quiet"
 FLAGS += " --log-every 1 --validate-every 20 --validation-episodes 3 --checkpoint-every 4"
+SLOW = pytest.mark.slow
 TRAIN = ["train", *FLAGS.split(), "--iterations", "60", "--out"]
 
 
@@ -249,6 +251,54 @@ def reopened(metrics):
 
 
 # ---------------------------------------------------------------------------------------------
+# killed in the middle of writing
+
+KILLED = """
+import os, signal, sys, tempfile
+import torch._dynamo  # what every run would import
+from gametalearn import checkpoint, training
+from gametalearn.cli import main
+
+def die_at(owner, name, number, after):
+    call, calls = getattr(owner, name), []
+
+    def dying(*args, **more):
+        calls.append(1)
+        if len(calls) < number:
+            return call(*args, **more)
+        if after:
+            call(*args, **more)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, dying)
+
+places = [(tempfile, "mkstemp"), (os, "fsync"), (os, "replace"), (checkpoint._Noting, "write"),
+          (training._Metrics, "write"), (training, "save_checkpoint")]
+for owner, name in places:
+    for number in map(int, sys.argv[1].split(",")):
+        for after in (False, True):
+            if (child := os.fork()) == 0:
+                die_at(owner, name, number, after)
+                main(sys.argv[2:])
+                os._exit(1)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert code == -signal.SIGKILL, (name, number, after, code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "iterations"), [("2", "120"), pytest.param("1,2,3", "400", marks=SLOW)]
+)
+def test_killed_at_each_step_of_a_save_it_ends_as_if_never_killed(tmp_path, numbers, iterations):
+    words = [word.replace("60", iterations) for word in TRAIN]
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    subprocess.run([sys.executable, "-c", KILLED, numbers, *words, tmp_path / "a"], check=True)
+    assert main([*words, str(tmp_path / "a")]) == 0
+    assert_same_run(tmp_path / "a", tmp_path / "whole")
+    assert not list((tmp_path / "a").glob(".*"))
+
+
+# ---------------------------------------------------------------------------------------------
 # two at once
 
 
@@ -304,10 +354,15 @@ print(*(value for one in seen for value in one))
 
 
 @pytest.mark.parametrize(
-    ("early", "late"), [(100, 400), pytest.param(200, 2000, marks=pytest.mark.slow)]
+    ("early", "late", "dataset"),
+    [
+        (100, 400, "sinusoid --threads 1"),
+        pytest.param(200, 2000, "sinusoid --threads 1", marks=SLOW),
+        pytest.param(200, 2000, "glyphs --hidden 16 --threads 2", marks=SLOW),
+    ],
 )
-def test_memory_files_and_threads_do_not_grow(tmp_path, early, late):
-    flags = "--dataset sinusoid --meta-batch 4 --rule agreement --quiet --threads 1 --log-every 5"
+def test_memory_files_and_threads_do_not_grow(tmp_path, early, late, dataset):
+    flags = f"--dataset {dataset} --meta-batch 4 --rule agreement --quiet --log-every 5"
     flags += " --validate-every 50 --validation-episodes 8 --checkpoint-every 25"
     words = ["train", *flags.split(), "--iterations", str(late), "--out", str(tmp_path / "a")]
     done = subprocess.run(
@@ -360,7 +415,33 @@ def changed(folder):
     return 0
 
 
-SLOW = pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=SLOW)])
+def test_a_comparison_of_several_processes_saves_all_runs_when_it_is_ended(tmp_path, number):
+    words = comparison(tmp_path, 2, 1, 10**6)
+    words[words.index("--checkpoint-every") + 1] = str(10**6)
+    command = [sys.executable, "-c", PROGRAM, *words]
+    runs = [tmp_path / rule / "seed0" for rule in ("uniform", "agreement")]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        until = time.monotonic() + 300
+        while not all(metrics_of(run) for run in runs) and time.monotonic() < until:
+            time.sleep(0.05)
+        if number == signal.SIGINT:  # a terminal sends it to all
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err == "gametalearn: interrupted; what was done is saved\n"
+    for run in runs:
+        done = load_checkpoint(run / "checkpoint.pt")
+        assert done["iteration"] == json.loads(metrics_of(run)[-1])["iteration"] > 0
+
+
+def metrics_of(run):
+    file = run / "metrics.jsonl"
+    return file.read_text().splitlines() if file.exists() else []
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import random
@@ -5,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gametalearn.checkpoint import load_checkpoint
 from gametalearn.config import TrainConfig
 from gametalearn.errors import InputError
 from gametalearn.gradients import meta_gradients
 from gametalearn.training import load_run, train
+from gametalearn.weighting import RULES
 
 
 def tiny(**given):
@@ -117,6 +122,67 @@ def test_an_interrupted_run_is_saved_and_goes_on_bit_for_bit(tmp_path, monkeypat
     assert len(calls) == 12
 
 
+@pytest.fixture(scope="module")
+def two_folders(tmp_path_factory):
+    """Two small data sets of images, as ``--dataset`` takes them."""
+    root, generator = tmp_path_factory.mktemp("two"), np.random.default_rng(0)
+    for place, split, name in itertools.product("ab", ("train", "val", "test"), "xyz"):
+        folder = root / place / split / f"{split}-{name}"
+        folder.mkdir(parents=True)
+        for i in range(3):
+            pixels = generator.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return f"folder:{root}/a+folder:{root}/b"
+
+
+STATES: list[dict[str, Any]] = [{"rule": rule} for rule in RULES]
+STATES += [{"rule": f"torchjd:{name}"} for name in ("PCGrad", "GradVac", "ExcessMTL", "UPGrad")]
+STATES += [
+    {"disagree": 0.5},
+    {"share": "proportional", "meta_optimizer": "sgd"},
+    {"learner": "reptile", "inner_optimizer": "adam", "inner_batch": 1},
+    {"learned_rates": True, "multi_step_loss": 8, "first_order_until": 6, "clip_norm": 0.1},
+]
+
+
+@pytest.mark.parametrize("given", STATES, ids=lambda given: "-".join(map(str, given.values())))
+def test_every_state_is_restored(tmp_path, monkeypatch, two_folders, given):
+    config = TrainConfig.of(two_folders, model="mlp", hidden=4, image_size=8, channels=1, ways=2,
+                            shots=2, queries=1, meta_batch=4, iterations=9, inner_steps=2,
+                            test_steps=2, log_every=1, validate_every=4, validation_episodes=2,
+                            threads=1, meta_schedule="cosine", **given)  # fmt: skip
+    calls = []
+
+    def interrupting(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 14:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return meta_gradients(*args, method="loop", **kwargs)
+
+    monkeypatch.setattr("gametalearn.training.meta_gradients", interrupting)
+    train(config, tmp_path / "whole", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "parts", progress=False)
+    train(config, tmp_path / "parts", progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    a, b = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
+    del a["seconds"], b["seconds"], a["metrics_bytes"], b["metrics_bytes"]
+    assert_equal(a, b)
+
+
+def assert_equal(a, b):
+    """Two states, bit for bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        a, b = list(a.values()), list(b.values())
+    if isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_equal(one, other)
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
 @pytest.mark.parametrize("wanted", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_as_if_never_killed(tmp_path, wanted):
     # the kills come at any point, in a save or a validation too
@@ -158,10 +224,39 @@ def test_another_run_is_refused_without_overwrite(tmp_path):
         train(tiny(), tmp_path / "b", progress=False)
 
 
+def test_settings_that_do_not_fit_leave_the_folder_alone(tmp_path):
+    for wrong in ({"rule": "agreemnt"}, {"rule": "gradnorm", "shared": "nose"}, {"rule": "dtp"}):
+        with pytest.raises(InputError):
+            train(tiny(**wrong), tmp_path / "a", progress=False)
+        assert not (tmp_path / "a").exists()
+
+
+def test_a_run_without_a_checkpoint_gives_way(tmp_path, monkeypatch):
+    def diverging(*args, **kwargs):
+        gradients = meta_gradients(*args, **kwargs)
+        gradients.rows.fill_(float("inf"))
+        return gradients
+
+    monkeypatch.setattr("gametalearn.training.meta_gradients", diverging)
+    with pytest.raises(InputError, match="not finite"):
+        train(tiny(meta_lr=0.5), tmp_path / "a", progress=False)
+    monkeypatch.undo()
+    train(tiny(iterations=2), tmp_path / "a", progress=False)
+    assert len(lines(tmp_path / "a")) == 2
+    # but a file of the user's own is none of ours
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.toml").write_text("seed = 3")
+    with pytest.raises(InputError, match="other settings"):
+        train(tiny(), tmp_path / "b", progress=False)
+    assert (tmp_path / "b" / "config.toml").read_text() == "seed = 3"
+
+
 def test_tasks_that_are_not_finite_stop_the_run_or_are_left_out(monkeypatch):
     def spoiled(*args, **kwargs):
         gradients = meta_gradients(*args, **kwargs)
         gradients.rows[1, 5] = float("nan")
+        if len(gradients.loss) == 2:
+            gradients.loss[0] = float("inf")
         return gradients
 
     monkeypatch.setattr("gametalearn.training.meta_gradients", spoiled)
@@ -170,6 +265,8 @@ def test_tasks_that_are_not_finite_stop_the_run_or_are_left_out(monkeypatch):
     run = train(tiny(nonfinite="skip"), progress=False)
     assert run.skipped == 12
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
+    with pytest.raises(InputError, match="every task of this one is such"):
+        train(tiny(nonfinite="skip", meta_batch=2), progress=False)
 
 
 def test_a_saved_run_is_loaded_with_its_best_or_latest_weights(tmp_path):

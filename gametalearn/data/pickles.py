@@ -10,8 +10,9 @@ from __future__ import annotations
 import mmap
 import pickle
 import re
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,7 +26,7 @@ _PLAIN_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|[SU]\d{1,4})")
 def load_arrays(path: Path) -> Any:
     """Read a pickle of numpy arrays, numbers, strings and plain containers.
 
-    Byte strings of Python 2 stay `bytes`. Arrays are read-only; those of objects are refused.
+    Byte strings of Python 2 stay `bytes`, and byte arrays become it. Arrays are read-only; those of objects are refused.
 
     Raises:
         InputError: the pickle asks for anything else, or is damaged; nothing of it has been run.
@@ -128,6 +129,13 @@ class _Unpickler(pickle._Unpickler):
             return _STAND_INS[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}; refused") from None
+
+    def load_bytearray8(self) -> None:
+        # The standard one allocates whatever length the file states before it reads a byte.
+        (length,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]
+        self.append(self.read(length))  # type: ignore[attr-defined]
+
+    dispatch: ClassVar[Any] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
 
 
 def _text(value: Any) -> Any:

@@ -1,5 +1,6 @@
 import collections
 import datetime
+import itertools
 import os
 import pickle
 import pickletools
@@ -190,9 +191,16 @@ def test_a_memo_index_takes_no_memory(tmp_path: Path) -> None:
 
 
 def test_a_length_cannot_take_all_memory(tmp_path: Path) -> None:
-    for opcode in (b"\x8e", b"\x8d", b"\x96", b"\x95"):
-        with pytest.raises(InputError, match="not a readable pickle"):
-            loaded(tmp_path, b"\x80\x05" + opcode + struct.pack("<Q", 2**40) + b"abc.")
+    tracemalloc.start()
+    try:
+        for opcode, length in itertools.product(
+            (b"\x8e", b"\x8d", b"\x96", b"\x95"), (2**31, 2**40)
+        ):
+            with pytest.raises(InputError, match="not a readable pickle"):
+                loaded(tmp_path, b"\x80\x05" + opcode + struct.pack("<Q", length) + b"abc.")
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("data", [b"", b".", b"\x80\x04", b"hello world", b"(" * 10000 + b"."])

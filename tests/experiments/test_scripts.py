@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import gametalearn
-from gametalearn import TrainConfig, train
+from gametalearn import TrainConfig, load_run, train
 
 ROOT = Path(gametalearn.__file__).parents[1] / "experiments"
 
@@ -91,3 +92,18 @@ def test_adaptation_curves_are_drawn(tmp_path: Path, capsys: Any) -> None:
     assert script("plot_sinusoid").main([*folders, *flags]) == 0
     assert (tmp_path / "s.png").stat().st_size > 5000
     assert capsys.readouterr().out.count("mean squared error") == 2
+
+
+def test_processes_are_timed_beside_threads(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "c.toml").write_text('dataset = "sinusoid"\nhidden = 4\nmeta-batch = 4\n')
+    command = f"--config {tmp_path}/c.toml --out {tmp_path} --iterations 20 --repeats 1"
+    assert script("run_processes").main(command.split()) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed] == [
+        "2 processes of 1 thread", "1 process of 2 threads", "processes / threads",
+    ]  # fmt: skip
+    found = json.loads((tmp_path / "processes.json").read_text())
+    assert found["ratio"] == pytest.approx(found["processes"][0] / found["threads"][0])
+    a, b = (load_run(tmp_path / f"{way}0", "latest").meta for way in ("processes", "threads"))
+    for name, value in a.items():  # the same run both ways
+        torch.testing.assert_close(b[name], value, rtol=1e-4, atol=1e-6)
