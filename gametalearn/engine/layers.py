@@ -33,17 +33,23 @@ Pool = tuple[Pair, Pair, Pair]
 
 def _fold(x: Tensor, dim: int | None, tasks: int) -> Tensor:
     """``(B, C, H, W)`` with tasks at ``dim`` (or shared) to ``(B, T C, H, W)``, channels last."""
-    x = x.unsqueeze(1).expand(-1, tasks, *x.shape[1:]) if dim is None else x.movedim(dim, 1)
+    if dim is None:
+        x = x.unsqueeze(1).expand(-1, tasks, *x.shape[1:])
+    elif dim != 1:  # an operator that changes nothing takes as long to trace as any other
+        x = x.movedim(dim, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:]).contiguous(memory_format=torch.channels_last)
 
 
 def _fold_first(w: Tensor, dim: int | None, tasks: int) -> Tensor:
-    """``(O, *)`` with tasks at ``dim`` (or shared) to ``(T O, *)``."""
-    w = w.unsqueeze(0).expand(tasks, *w.shape) if dim is None else w.movedim(dim, 0)
-    if w.ndim != 5:
-        return w.reshape(-1, *w.shape[2:])
-    # One copy at most, to channels-last memory at once.
-    return w.permute(0, 1, 3, 4, 2).flatten(0, 1).contiguous().permute(0, 3, 1, 2)
+    """``(O, *)`` with tasks at ``dim`` (or shared) to ``(T O, *)``, images in channels-last memory."""
+    if dim is None:
+        w = w.unsqueeze(0).expand(tasks, *w.shape)
+    elif dim != 0:
+        w = w.movedim(dim, 0)
+    if w.ndim == 5 and dim is None:  # one copy, to channels-last memory at once
+        return w.permute(0, 1, 3, 4, 2).flatten(0, 1).contiguous().permute(0, 3, 1, 2)
+    w = w.reshape(-1, *w.shape[2:])
+    return w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w
 
 
 def _fold_all(tasks: int, dims: Any, *tensors: Tensor) -> list[Tensor]:
@@ -62,6 +68,16 @@ def _unfold_all(result: Any, tasks: int) -> tuple[Any, Any]:
     )
     dims = tuple(int(t.ndim == 4) for t in tensors)
     return (unfolded[0], dims[0]) if isinstance(result, Tensor) else (unfolded, dims)
+
+
+def _laid(*args: Any) -> list[Any]:
+    """Images in channels-last memory, as the kernels take them; folded ones lie so already."""
+    return [
+        a.contiguous(memory_format=torch.channels_last)
+        if isinstance(a, Tensor) and a.ndim == 4
+        else a
+        for a in args
+    ]
 
 
 def _materialised(
@@ -85,7 +101,7 @@ class _Conv(Function):
     def forward(
         x: Tensor, w: Tensor, stride: Pair, padding: Pair, dil: Pair, groups: int
     ) -> Tensor:
-        return kernels.conv(x, w, stride, padding, dil, groups)
+        return kernels.conv(*_laid(x, w), stride, padding, dil, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -111,7 +127,7 @@ class _ConvInput(Function):
 
     @staticmethod
     def forward(g: Tensor, w: Tensor, shape: Any, s: Pair, p: Pair, d: Pair, groups: int) -> Tensor:
-        return kernels.conv_input(g, w, shape, s, p, d, groups)
+        return kernels.conv_input(*_laid(g, w), shape, s, p, d, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -149,7 +165,7 @@ class _ConvWeight(Function):
 
     @staticmethod
     def forward(x: Tensor, g: Tensor, shape: Any, s: Pair, p: Pair, d: Pair, groups: int) -> Tensor:
-        return kernels.conv_weight(x, g, shape, s, p, d, groups)
+        return kernels.conv_weight(*_laid(x, g), shape, s, p, d, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -197,7 +213,7 @@ class _Norm(Function):
     def forward(
         y: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels.norm(y, gamma, beta, eps, relu)
+        return kernels.norm(*_laid(y), gamma, beta, eps, relu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -224,7 +240,7 @@ class _NormGrad(Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels.norm_grad(*args)
+        return kernels.norm_grad(*_laid(*args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -250,7 +266,7 @@ class _NormGradGrad(Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels.norm_grad_grad(*args)
+        return kernels.norm_grad_grad(*_laid(*args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -277,7 +293,7 @@ class _NormPool(Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return kernels.norm_pool(*args)
+        return kernels.norm_pool(*_laid(*args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -301,7 +317,7 @@ class _NormPoolGrad(Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels.norm_pool_grad(*args)
+        return kernels.norm_pool_grad(*_laid(*args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -327,7 +343,7 @@ class _NormPoolGradGrad(Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels.norm_pool_grad_grad(*args)
+        return kernels.norm_pool_grad_grad(*_laid(*args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -356,7 +372,7 @@ class _MaxPool(Function):
 
     @staticmethod
     def forward(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Tensor, Tensor]:
-        return kernels.max_pool(x, kernel, stride, padding)
+        return kernels.max_pool(*_laid(x), kernel, stride, padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -379,9 +395,7 @@ class _Scatter(Function):
 
     @staticmethod
     def forward(x: Tensor, index: Tensor, height: int, width: int) -> Tensor:
-        return kernels.scatter(
-            x.contiguous(memory_format=torch.channels_last), index, height, width
-        )
+        return kernels.scatter(*_laid(x, index), height, width)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -402,7 +416,7 @@ class _Gather(Function):
 
     @staticmethod
     def forward(x: Tensor, index: Tensor) -> Tensor:
-        return kernels.gather(x.contiguous(memory_format=torch.channels_last), index)
+        return kernels.gather(*_laid(x, index))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

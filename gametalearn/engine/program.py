@@ -85,12 +85,14 @@ def _trace(
             p.contiguous(memory_format=torch.channels_last) if p.ndim == 4 else p
             for p in tensors[: len(names)]
         ]
-        rest = tensors[len(names) : -4]
+        meta = dict(zip(names, values, strict=True))
+        fixed = dict(zip(others, tensors[len(names) : -4], strict=True))
+        data = tensors[-4:]
         with Capture():
+            if len(data[0]) == 1:  # without vmap there is half as much to trace
+                return tuple(t.unsqueeze(0) for t in task(meta, fixed, *(t[0] for t in data)))
             result: tuple[Tensor, ...] = vmap(task, in_dims=(None, None, 0, 0, 0, 0))(
-                dict(zip(names, values, strict=True)),
-                dict(zip(others, rest, strict=True)),
-                *tensors[-4:],
+                meta, fixed, *data
             )
         return result
 
