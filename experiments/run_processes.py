@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command += ["--log-every", str(args.iterations // 10), "--validation-episodes", "2"]
             for name in ("validate", "checkpoint"):
                 command += [f"--{name}-every", str(args.iterations)]
-            done = subprocess.run(command, stdout=subprocess.DEVNULL)
+            env = os.environ | {"OMP_NUM_THREADS": str(threads)}  # torchrun remarks on its absence
+            done = subprocess.run(command, env=env, stdout=subprocess.DEVNULL)
             if done.returncode:  # its own message stands above
                 return done.returncode
             found[way].append(throughput(folder))
