@@ -70,14 +70,11 @@ def _unfold_all(result: Any, tasks: int) -> tuple[Any, Any]:
     return (unfolded[0], dims[0]) if isinstance(result, Tensor) else (unfolded, dims)
 
 
-def _laid(*args: Any) -> list[Any]:
-    """Images in channels-last memory, as the kernels take them; folded ones lie so already."""
-    return [
-        a.contiguous(memory_format=torch.channels_last)
-        if isinstance(a, Tensor) and a.ndim == 4
-        else a
-        for a in args
-    ]
+def _laid(value: Any) -> Any:
+    """Images in channels-last memory, as the kernels take them (folded ones lie so already)."""
+    if isinstance(value, Tensor) and value.ndim == 4:
+        return value.contiguous(memory_format=torch.channels_last)
+    return value
 
 
 def _materialised(
@@ -101,7 +98,7 @@ class _Conv(Function):
     def forward(
         x: Tensor, w: Tensor, stride: Pair, padding: Pair, dil: Pair, groups: int
     ) -> Tensor:
-        return kernels.conv(*_laid(x, w), stride, padding, dil, groups)
+        return kernels.conv(_laid(x), _laid(w), stride, padding, dil, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -127,7 +124,7 @@ class _ConvInput(Function):
 
     @staticmethod
     def forward(g: Tensor, w: Tensor, shape: Any, s: Pair, p: Pair, d: Pair, groups: int) -> Tensor:
-        return kernels.conv_input(*_laid(g, w), shape, s, p, d, groups)
+        return kernels.conv_input(_laid(g), _laid(w), shape, s, p, d, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -165,7 +162,7 @@ class _ConvWeight(Function):
 
     @staticmethod
     def forward(x: Tensor, g: Tensor, shape: Any, s: Pair, p: Pair, d: Pair, groups: int) -> Tensor:
-        return kernels.conv_weight(*_laid(x, g), shape, s, p, d, groups)
+        return kernels.conv_weight(_laid(x), _laid(g), shape, s, p, d, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -213,7 +210,7 @@ class _Norm(Function):
     def forward(
         y: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels.norm(*_laid(y), gamma, beta, eps, relu)
+        return kernels.norm(_laid(y), gamma, beta, eps, relu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -240,7 +237,7 @@ class _NormGrad(Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels.norm_grad(*_laid(*args))
+        return kernels.norm_grad(*map(_laid, args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -266,7 +263,7 @@ class _NormGradGrad(Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels.norm_grad_grad(*_laid(*args))
+        return kernels.norm_grad_grad(*map(_laid, args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -293,7 +290,7 @@ class _NormPool(Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return kernels.norm_pool(*_laid(*args))
+        return kernels.norm_pool(*map(_laid, args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -317,7 +314,7 @@ class _NormPoolGrad(Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels.norm_pool_grad(*_laid(*args))
+        return kernels.norm_pool_grad(*map(_laid, args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -343,7 +340,7 @@ class _NormPoolGradGrad(Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels.norm_pool_grad_grad(*_laid(*args))
+        return kernels.norm_pool_grad_grad(*map(_laid, args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -372,7 +369,7 @@ class _MaxPool(Function):
 
     @staticmethod
     def forward(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Tensor, Tensor]:
-        return kernels.max_pool(*_laid(x), kernel, stride, padding)
+        return kernels.max_pool(_laid(x), kernel, stride, padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -395,7 +392,7 @@ class _Scatter(Function):
 
     @staticmethod
     def forward(x: Tensor, index: Tensor, height: int, width: int) -> Tensor:
-        return kernels.scatter(*_laid(x, index), height, width)
+        return kernels.scatter(_laid(x), _laid(index), height, width)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -416,7 +413,7 @@ class _Gather(Function):
 
     @staticmethod
     def forward(x: Tensor, index: Tensor) -> Tensor:
-        return kernels.gather(*_laid(x, index))
+        return kernels.gather(_laid(x), _laid(index))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
