@@ -36,8 +36,8 @@ GRAMIAN_TOLERANCE = 64.0
 """c for a float32 or float64 Gramian that was computed elsewhere, whose entries carry the rounding
 errors of a sum over P products; those of `torch.mm` reach 20 at P = 100,000."""
 
-GRAMIAN_TASKS = 1024
-"""Up to this many tasks the Gramian is formed; beyond it, memory stays linear in T."""
+BLOCK = 1024
+"""Rows of the Gramian that are formed at once, so that memory stays linear in T."""
 
 SLICE = 2**18
 """Entries of a slice of columns in float64: 2 MB, which stay in the cache."""
@@ -56,7 +56,11 @@ def gramian(gradients: Gradients) -> Tensor:
         InputError: a row is not finite; the message names the task.
     """
     rows = as_rows(gradients).detach()
-    products = _products(rows, _scale(rows))
+    products = torch.zeros(len(rows), len(rows), dtype=_wide(rows), device=rows.device)
+    for part in _slices(rows, _scale(rows)):
+        products.addmm_(part, part.T)
+    # In the wide type a finite row has a finite square.
+    check_finite(products.diagonal(), "gradient")
     longest = products.diagonal().max()
     return products / longest if longest > 0 else products
 
@@ -105,16 +109,6 @@ def _slices(rows: Tensor, scale: Tensor) -> Iterator[Tensor]:
         yield part.to(_wide(rows)) if _is_narrow(rows) else part.to(_wide(rows)) / scale
 
 
-def _products(rows: Tensor, scale: Tensor) -> Tensor:
-    """Inner products ``(T, T)`` of ``rows / scale``."""
-    products = torch.zeros(len(rows), len(rows), dtype=_wide(rows), device=rows.device)
-    for part in _slices(rows, scale):
-        products.addmm_(part, part.T)
-    # In the wide type a finite row has a finite square.
-    check_finite(products.diagonal(), "gradient")
-    return products
-
-
 def agreement_weights(gradients: Gradients, *, normalize: bool = False) -> Tensor:
     """Weights of T tasks by how far each gradient agrees with all of them (paper, equation 6).
 
@@ -142,51 +136,49 @@ def agreement_weights(gradients: Gradients, *, normalize: bool = False) -> Tenso
     tensor([ 0.2500,  0.5000, -0.2500])
     """
     rows = as_rows(gradients).detach()
-    threshold = TOLERANCE * torch.finfo(rows.dtype).eps
     scale = _scale(rows, each=normalize)
-    if len(rows) > GRAMIAN_TASKS:
-        return _many_tasks(rows, scale, threshold, normalize).to(rows.dtype)
-    products = _products(rows, scale)
-    inverse = _inverse(products.diagonal().sqrt(), normalize)
-    products = inverse.unsqueeze(1) * products * inverse
-    s = products.sum(1) if _is_narrow(rows) else _sums(rows, scale, inverse)
-    return _normalized(s, products.abs().sum(), threshold).to(rows.dtype)
-
-
-def _inverse(length: Tensor, normalize: bool) -> Tensor:
-    """What scales each gradient to unit length; a zero one stays zero."""
-    return torch.where(length > 0, 1 / length, 0.0) if normalize else torch.ones_like(length)
-
-
-def _sums(rows: Tensor, scale: Tensor, inverse: Tensor) -> Tensor:
-    """s_i = <g_i, sum_j g_j>: where gradients cancel, far more precise than a sum over j of G_ij."""
-    s = torch.zeros_like(inverse)
-    for part in _slices(rows, scale):
-        unit = part * inverse.unsqueeze(1)
-        s += unit @ unit.sum(0)
-    return s
-
-
-def _many_tasks(rows: Tensor, scale: Tensor, threshold: float, normalize: bool) -> Tensor:
-    """The weights without a (T, T) matrix."""
-    square = torch.zeros(len(rows), dtype=_wide(rows), device=rows.device)
-    for part in _slices(rows, scale):
-        square += part.square().sum(1)
-    check_finite(square, "gradient")
-    inverse = _inverse(square.sqrt(), normalize)
-    s = _sums(rows, scale, inverse)
+    inverse = torch.ones(len(rows), dtype=_wide(rows), device=rows.device)
+    length, s = _lengths_and_sums(rows, scale, inverse)
+    check_finite(length, "gradient")
+    if normalize:
+        inverse = _inverse(length)
+        length, s = _lengths_and_sums(rows, scale, inverse)
+    threshold = TOLERANCE * torch.finfo(rows.dtype).eps
     # sum |G_ij| is at most (sum ||g_i||)^2: only where the sums are that small is it worth its cost.
-    magnitude = (inverse * square.sqrt()).sum() ** 2
+    magnitude = length.sum() ** 2
     if s.abs().sum() <= threshold * magnitude:
-        magnitude = torch.zeros_like(magnitude)
-        for start in range(0, len(rows), GRAMIAN_TASKS):
-            block = slice(start, start + GRAMIAN_TASKS)
-            products = torch.zeros_like(s).expand(len(s[block]), -1).clone()
-            for part in _slices(rows, scale):
-                unit = part * inverse.unsqueeze(1)
-                products.addmm_(unit[block], unit.T)
-            magnitude += products.abs().sum()
-    return _normalized(s, magnitude, threshold)
+        magnitude = _magnitude(rows, scale, inverse)
+    return _normalized(s, magnitude, threshold).to(rows.dtype)
+
+
+def _inverse(length: Tensor) -> Tensor:
+    """What scales each gradient to unit length; a zero one stays zero."""
+    return torch.where(length > 0, 1 / length, 0.0)
+
+
+def _lengths_and_sums(rows: Tensor, scale: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """||v_i|| and s_i = <v_i, sum_j v_j>, ``(T,)``, of v_i = ``inverse[i] * rows[i] / scale``.
+
+    One pass over the rows, without T^2 numbers; where gradients cancel, s is far more precise than
+    a sum over j of G_ij.
+    """
+    square, s = torch.zeros_like(inverse), torch.zeros_like(inverse)
+    for part in _slices(rows, scale):
+        square += torch.linalg.vector_norm(part, dim=1).square()
+        s += part @ (inverse @ part)
+    return square.sqrt() * inverse, s * inverse
+
+
+def _magnitude(rows: Tensor, scale: Tensor, inverse: Tensor) -> Tensor:
+    """sum_ij |<v_i, v_j>| of the same v, from blocks of the Gramian."""
+    total = torch.zeros_like(inverse[0])
+    for start in range(0, len(rows), BLOCK):
+        block = slice(start, start + BLOCK)
+        products = total.new_zeros(len(rows[block]), len(rows))
+        for part in _slices(rows, scale):
+            products.addmm_(part[block], part.T)
+        total += inverse[block] @ products.abs() @ inverse
+    return total
 
 
 def agreement_weights_from_gramian(gramian: Tensor, *, normalize: bool = False) -> Tensor:
@@ -220,8 +212,9 @@ def agreement_weights_from_gramian(gramian: Tensor, *, normalize: bool = False) 
     top = gramian.abs().max().to(_wide(gramian))
     products = gramian.to(_wide(gramian)) / torch.where(top > 0, top, 1.0)
     _check_possible(products, math.sqrt(max(eps, torch.finfo(torch.float32).eps)))
-    inverse = _inverse(products.diagonal().clamp(min=0).sqrt(), normalize)
-    products = inverse.unsqueeze(1) * products * inverse
+    if normalize:
+        inverse = _inverse(products.diagonal().clamp(min=0).sqrt())
+        products = inverse.unsqueeze(1) * products * inverse
     threshold = eps * (GRAMIAN_TOLERANCE if eps < 1e-5 else TOLERANCE)
     return _normalized(products.sum(1), products.abs().sum(), threshold).to(gramian.dtype)
 
