@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,19 @@ def test_processes_are_timed_beside_threads(tmp_path: Path, capsys: Any) -> None
     a, b = (load_run(tmp_path / f"{way}0", "latest").meta for way in ("processes", "threads"))
     for name, value in a.items():  # the same run both ways
         torch.testing.assert_close(b[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_where_the_time_of_an_iteration_goes(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "c.toml").write_text('dataset = "sinusoid"\nhidden = 4\nmeta-batch = 4\n')
+    flags = f"--config {tmp_path}/c.toml --iterations 20 --episodes 8 --rule agreement"
+    assert script("run_iteration").main(flags.split()) == 0
+    iteration, evaluation = capsys.readouterr().out.splitlines()[-2:]
+    found = re.fullmatch(
+        r"iteration: ([\d.]+) ms, its meta-gradients ([\d.]+) ms, everything else ([\d.]+)%",
+        iteration,
+    )
+    assert found is not None
+    whole, gradients, share = map(float, found.groups())
+    assert 0 < gradients <= whole
+    assert 0 < share < 100
+    assert evaluation.startswith("evaluate: ")
