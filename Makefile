@@ -25,7 +25,7 @@ demo: $(VENV)/.installed ## Compare MAML with gradient agreement on the embedded
 	$(VENV)/bin/gametalearn compare $(DEMO_FLAGS) --out runs/demo --overwrite
 
 test: $(VENV)/.installed-learn2learn ## Run the tests (PYTEST_FLAGS="-k name" and the like are passed on)
-	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev ## Check format, style and types
 	$(VENV)/bin/ruff format --check .

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: one worker a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REAL_DATA = "GAMETALEARN_REAL_DATA"
 
 
