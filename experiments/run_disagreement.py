@@ -35,7 +35,7 @@ from gametalearn.evaluation import ci95
 from gametalearn.report import COLOURS
 
 HERE = Path(__file__).parent
-RULES = "uniform,agreement,agreement-update,agreement-cosine,agreement-loo,norm-control"
+RULES = "uniform,agreement,agreement-update,agreement-cosine,norm-control"
 KINDS = "shuffled,permuted,contradictory"
 
 Cell = dict[str, Any]

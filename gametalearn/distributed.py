@@ -7,7 +7,7 @@ update, bit for bit, and N processes find what one does up to rounding:
 
 ====================================  ==========================================================
 uniform                               P: the sum of the rows
-agreement (-update, -cosine, -loo)    2P + 2T + 2: S = sum_j g_j, then sum_i s_i g_i with s_i = <g_i, S>
+agreement (-update, -cosine)          2P + 2T + 2: S = sum_j g_j, then sum_i s_i g_i with s_i = <g_i, S>
 norm-control                          the same
 rules over K objectives               K x P: the objectives' gradients (twice with
                                       ``within="agreement"``)
@@ -264,9 +264,7 @@ def weigh(
         raw, update = _mean(team, rows, tasks, one)
     elif isinstance(rule, GradientAgreement):
         vectors = rows if rule.signal == "meta_gradient" else gradients.updates
-        raw, update, _ = _agreement(
-            team, rows, vectors, tasks, one, rule.normalize, rule.leave_one_out
-        )
+        raw, update, _ = _agreement(team, rows, vectors, tasks, one, rule.normalize)
     elif isinstance(rule, NormControl):
         raw, update = _norm_control(team, rows, tasks, one)
     elif _by_objective(rule):
@@ -332,13 +330,7 @@ def _mean(team: Team, rows: Tensor, tasks: Tasks, slot: Tensor) -> tuple[Tensor,
 
 
 def _agreement(
-    team: Team,
-    rows: Tensor,
-    vectors: Tensor,
-    tasks: Tasks,
-    slot: Tensor,
-    normalize: bool = False,
-    leave_one_out: bool = False,
+    team: Team, rows: Tensor, vectors: Tensor, tasks: Tasks, slot: Tensor, normalize: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Agreement within each of K groups of tasks: weights ``(T,)``, combinations and means ``(K, P)``.
 
@@ -358,8 +350,6 @@ def _agreement(
         inverse, length = (1 / scale[0]).expand(len(rows)), peak / scale[0] * length
     total = team.total(_mix(members[:, own] * inverse, vectors))
     s = _products(vectors, total).gather(1, slot[own].unsqueeze(1)).squeeze(1) * inverse
-    if leave_one_out:
-        s = (s - length.square()).clamp(min=0)
     # The second sum carries s and the lengths of all tasks behind the combinations.
     payload = total.new_zeros(total.numel() + 2 * len(tasks))
     combined, everyone = (

@@ -27,11 +27,7 @@ Parts = dict[object, Tensor]
 
 
 def stream_agreement(
-    task_gradient: Callable[[int], G],
-    num_tasks: int,
-    *,
-    normalize: bool = False,
-    leave_one_out: bool = False,
+    task_gradient: Callable[[int], G], num_tasks: int, *, normalize: bool = False
 ) -> tuple[G, Tensor]:
     """The agreement weights of T tasks, and their combination, from one gradient at a time.
 
@@ -50,7 +46,6 @@ def stream_agreement(
             (dropout, the drawing of examples) must depend on i alone.
         num_tasks: T, at least 1.
         normalize: scale each g_i to unit length for the weights, as in `agreement_weights`.
-        leave_one_out: without a task's product with itself, as in `agreement_weights`.
 
     Returns:
         The combination, in the form, dtypes and devices of a task's gradient (a part that is None
@@ -94,9 +89,6 @@ def stream_agreement(
         scores.append(0.0)
         if lengths[task][0] > 0:
             scores[task] = _dot(parts, total, lengths[task] if normalize else (scale,))
-            if leave_one_out:
-                own = 1.0 if normalize else lengths[task][0] / scale * lengths[task][1]
-                scores[task] = max(0.0, scores[task] - own**2)
             _accumulate(combination, parts, (scale,), scores[task])
             if normalize:
                 _accumulate(plain, parts, (scale,))

@@ -41,7 +41,7 @@ class AgreementWeighting(Weighting[PSDMatrix]):
     weighting itself serves ``torchjd.autogram`` and `CRMOGMWeighting`. It is not differentiable.
 
     Args:
-        normalize, leave_one_out: as in `agreement_weights`.
+        normalize: as in `agreement_weights`.
 
     The weights are those of `agreement_weights_from_gramian`; a Gramian that is not finite raises an
     `InputError`. TorchJD forms it in the gradients' own dtype, so in float32 gradients beyond 1e19
@@ -55,19 +55,17 @@ class AgreementWeighting(Weighting[PSDMatrix]):
     tensor([1.0000, 0.5000])
     """
 
-    def __init__(self, normalize: bool = False, leave_one_out: bool = False) -> None:
+    def __init__(self, normalize: bool = False) -> None:
         super().__init__()
-        self.normalize, self.leave_one_out = normalize, leave_one_out
+        self.normalize = normalize
 
     def forward(self, gramian: Tensor, /) -> Tensor:
         """Weights ``(T,)`` of a Gramian ``(T, T)``."""
-        return agreement_weights_from_gramian(
-            gramian, normalize=self.normalize, leave_one_out=self.leave_one_out
-        )
+        return agreement_weights_from_gramian(gramian, normalize=self.normalize)
 
     def extra_repr(self) -> str:
-        """The options."""
-        return f"normalize={self.normalize}, leave_one_out={self.leave_one_out}"
+        """The option."""
+        return f"normalize={self.normalize}"
 
 
 OPTIONS: dict[str, dict[str, Any]] = {"CAGrad": {"c": 0.5}, "FairGrad": {"alpha": 1.0}}
@@ -116,9 +114,8 @@ class TorchJDRule(nn.Module):
             ``Weighting``: ``"UPGrad"``, ``"imtl-g"``, ``"MGDAWeighting"``. Or an aggregator of your
             own: ``GramianWeightedAggregator(CRMOGMWeighting(UPGradWeighting()))``.
         seed: any int64; the start of the random numbers.
-        options: of the aggregator; lists of numbers become tensors. Where TorchJD asks for one,
-            CAGrad's ``c`` is 0.5 here, FairGrad's ``alpha`` 1, and NashMTL's ``n_tasks`` the first
-            meta-batch's.
+        options: of the aggregator; lists of numbers become tensors. Where TorchJD asks for one, CAGrad's ``c`` is 0.5 here,
+            FairGrad's ``alpha`` 1, and NashMTL's ``n_tasks`` the first meta-batch's.
 
     Raises:
         InputError: an unknown name or option, or a solver that is not installed (TorchJD's UPGrad

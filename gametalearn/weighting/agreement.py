@@ -109,9 +109,7 @@ def _slices(rows: Tensor, scale: Tensor) -> Iterator[Tensor]:
         yield part.to(_wide(rows)) if _is_narrow(rows) else part.to(_wide(rows)) / scale
 
 
-def agreement_weights(
-    gradients: Gradients, *, normalize: bool = False, leave_one_out: bool = False
-) -> Tensor:
+def agreement_weights(gradients: Gradients, *, normalize: bool = False) -> Tensor:
     """Weights of T tasks by how far each gradient agrees with all of them (paper, equation 6).
 
     w_i = s_i / sum_k |s_k|,  s_i = sum_j <g_i, g_j>
@@ -125,21 +123,10 @@ def agreement_weights(
             returns.
         normalize: scale each g_i to unit length first (ours, rule ``agreement-cosine``): the
             paper's s_i grows with the task's own length.
-        leave_one_out: a task does not vote for itself (ours, with ``normalize`` the rule
-            ``agreement-loo``): s_i = max(0, sum_{j != i} <g_i, g_j>). See below.
 
     Returns:
         ``(T,)`` weights, the gradients' dtype and device. One task, or all s_k zero up to rounding
         (sum |s| <= 4 * eps * sum |G_ij|): uniform, 1/T.
-
-    Why leave one out: let g_i = m + e_i, a common direction m and what is the task's own, e_i,
-    independent and with mean zero. How far a task agrees with the common direction is <g_i, m>, of
-    which E <g_i, sum_{j != i} g_j> = (T - 1) |m|^2 is an unbiased estimate, T - 1 times. The paper's
-    sum adds ||g_i||^2, in the mean |m|^2 + tr Cov(e_i): the more of its own a task has, the more it
-    weighs, and where tasks are nearly orthogonal (few-shot tasks are) that term outweighs all others.
-    Without it a sum can be negative for most tasks; a task whose gradient is not shown to agree is
-    then left out rather than climbed. So the update never opposes the sum of the gradients that are
-    compared: <sum_i w_i g_i, sum_j g_j> = sum_i w_i (s_i + ||g_i||^2) >= 0.
 
     Raises:
         InputError: a gradient is not finite (the message names the task), or their structures
@@ -156,8 +143,6 @@ def agreement_weights(
     if normalize:
         inverse = _inverse(length)
         length, s = _lengths_and_sums(rows, scale, inverse)
-    if leave_one_out:
-        s = (s - length.square()).clamp(min=0)
     threshold = TOLERANCE * torch.finfo(rows.dtype).eps
     # sum |G_ij| is at most (sum ||g_i||)^2: only where the sums are that small is it worth its cost.
     magnitude = length.sum() ** 2
@@ -196,17 +181,14 @@ def _magnitude(rows: Tensor, scale: Tensor, inverse: Tensor) -> Tensor:
     return total
 
 
-def agreement_weights_from_gramian(
-    gramian: Tensor, *, normalize: bool = False, leave_one_out: bool = False
-) -> Tensor:
+def agreement_weights_from_gramian(gramian: Tensor, *, normalize: bool = False) -> Tensor:
     """The weights of `agreement_weights` from the ``(T, T)`` Gramian G_ij = <g_i, g_j> alone.
 
     Args:
         gramian: that of some vectors: finite, symmetric, |G_ij| <= sqrt(G_ii G_jj), up to rounding
-            (sqrt(eps) of its largest entry, float32's eps for float64, too); in the dtype in which
-            it was computed, since the dtype tells how large its rounding errors may be.
+            (sqrt(eps) of its largest entry, float32's eps for float64, too); in the dtype in which it was computed, since the dtype
+            tells how large its rounding errors may be.
         normalize: as in `agreement_weights`: G_ij / sqrt(G_ii G_jj) first.
-        leave_one_out: as in `agreement_weights`.
 
     Returns:
         ``(T,)`` weights of the Gramian's dtype and device. One task, or all s_k zero up to rounding
@@ -233,11 +215,8 @@ def agreement_weights_from_gramian(
     if normalize:
         inverse = _inverse(products.diagonal().clamp(min=0).sqrt())
         products = inverse.unsqueeze(1) * products * inverse
-    s = products.sum(1)
-    if leave_one_out:
-        s = (s - products.diagonal()).clamp(min=0)
     threshold = eps * (GRAMIAN_TOLERANCE if eps < 1e-5 else TOLERANCE)
-    return _normalized(s, products.abs().sum(), threshold).to(gramian.dtype)
+    return _normalized(products.sum(1), products.abs().sum(), threshold).to(gramian.dtype)
 
 
 def _check_possible(products: Tensor, tolerance: float) -> None:
@@ -270,7 +249,7 @@ class GradientAgreement(nn.Module):
     Args:
         signal: which vectors must agree: ``"meta_gradient"``, the rows that are combined
             (default), or ``"update"``, the inner-loop updates theta - theta_i, the paper's choice.
-        normalize, leave_one_out: see `agreement_weights`.
+        normalize: see `agreement_weights`.
 
     Stateless. Returns `Weights` whose raw and effective weights are the same ``(T,)`` tensor.
     """
@@ -279,14 +258,13 @@ class GradientAgreement(nn.Module):
         self,
         signal: Literal["meta_gradient", "update"] = "meta_gradient",
         normalize: bool = False,
-        leave_one_out: bool = False,
     ) -> None:
         super().__init__()
         if signal not in ("meta_gradient", "update"):
             raise InputError(
                 f"GradientAgreement: signal must be 'meta_gradient' or 'update', got '{signal}'"
             )
-        self.signal, self.normalize, self.leave_one_out = signal, normalize, leave_one_out
+        self.signal, self.normalize = signal, normalize
 
     def forward(self, gradients: TaskGradients) -> Weights:
         """The weights of one meta-batch.
@@ -297,7 +275,5 @@ class GradientAgreement(nn.Module):
         if self.signal == "update":
             check_finite(largest_entries(gradients.rows), "gradient")
         vectors = gradients.rows if self.signal == "meta_gradient" else gradients.updates
-        weights = agreement_weights(
-            vectors, normalize=self.normalize, leave_one_out=self.leave_one_out
-        ).to(gradients.rows)
+        weights = agreement_weights(vectors, normalize=self.normalize).to(gradients.rows)
         return Weights(raw=weights, effective=weights)

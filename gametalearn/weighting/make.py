@@ -26,7 +26,6 @@ TASK_RULES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "agreement": (GradientAgreement, {}),
     "agreement-update": (GradientAgreement, {"signal": "update"}),
     "agreement-cosine": (GradientAgreement, {"normalize": True}),
-    "agreement-loo": (GradientAgreement, {"normalize": True, "leave_one_out": True}),
     "norm-control": (NormControl, {}),
 }
 """Rules over tasks: class, and the options that the name stands for."""

@@ -16,21 +16,15 @@ from gametalearn import InputError, agreement_weights
 from gametalearn.bridges import stream_agreement
 
 
-def in_memory(
-    rows: Tensor, normalize: bool = False, leave_one_out: bool = False
-) -> tuple[Tensor, Tensor]:
-    weights = agreement_weights(rows, normalize=normalize, leave_one_out=leave_one_out)
+def in_memory(rows: Tensor, normalize: bool = False) -> tuple[Tensor, Tensor]:
+    weights = agreement_weights(rows, normalize=normalize)
     combined = weights.double() @ rows.double()
     return combined.to(rows.dtype), weights
 
 
-def assert_like_in_memory(
-    rows: Tensor, normalize: bool = False, leave_one_out: bool = False, tolerance: float = 1e-6
-) -> None:
-    combined, weights = stream_agreement(
-        lambda i: rows[i], len(rows), normalize=normalize, leave_one_out=leave_one_out
-    )
-    wanted, wanted_weights = in_memory(rows, normalize, leave_one_out)
+def assert_like_in_memory(rows: Tensor, normalize: bool = False, tolerance: float = 1e-6) -> None:
+    combined, weights = stream_agreement(lambda i: rows[i], len(rows), normalize=normalize)
+    wanted, wanted_weights = in_memory(rows, normalize)
     assert combined.dtype == weights.dtype == rows.dtype
     torch.testing.assert_close(weights, wanted_weights, rtol=tolerance, atol=tolerance)
     largest = float(rows.abs().max())
@@ -44,12 +38,11 @@ def assert_like_in_memory(
     seed=st.integers(0, 2**31),
     exponent=st.sampled_from([-30, -10, 0, 10, 30]),
     normalize=st.booleans(),
-    leave_one_out=st.booleans(),
 )
-def test_equals_in_memory(tasks, size, seed, exponent, normalize, leave_one_out):
+def test_equals_in_memory(tasks, size, seed, exponent, normalize):
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(tasks, size, generator=generator, dtype=torch.float64)
-    assert_like_in_memory((rows * 10.0**exponent).float(), normalize, leave_one_out)
+    assert_like_in_memory((rows * 10.0**exponent).float(), normalize)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -101,7 +101,7 @@ def test_composes_with_other_weightings():
 
 def test_agreement_weighting_edges():
     weighting = AgreementWeighting()
-    assert repr(weighting) == "AgreementWeighting(normalize=False, leave_one_out=False)"
+    assert repr(weighting) == "AgreementWeighting(normalize=False)"
     opposing = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
     assert weighting(opposing).tolist() == [0.5, 0.5]
     assert weighting(opposing.half()).dtype == torch.float16

@@ -60,7 +60,6 @@ CASES = [
     Case("agreement", {}, signed=True),
     Case("agreement-update", {}, signed=True),
     Case("agreement-cosine", {}, signed=True),
-    Case("agreement-loo", {}),
     Case("norm-control", {}),
     Case("gradnorm", {}, objectives=True, alone_uniform=True, stateful=True),
     Case("uncertainty", {}, objectives=True, scale=False, stateful=True),
