@@ -114,8 +114,9 @@ class TorchJDRule(nn.Module):
             ``Weighting``: ``"UPGrad"``, ``"imtl-g"``, ``"MGDAWeighting"``. Or an aggregator of your
             own: ``GramianWeightedAggregator(CRMOGMWeighting(UPGradWeighting()))``.
         seed: any int64; the start of the random numbers.
-        options: of the aggregator; lists of numbers become tensors. Where TorchJD asks for one, CAGrad's ``c`` is 0.5 here,
-            FairGrad's ``alpha`` 1, and NashMTL's ``n_tasks`` the first meta-batch's.
+        options: of the aggregator; lists of numbers become tensors. Where TorchJD asks for one,
+            CAGrad's ``c`` is 0.5 here, FairGrad's ``alpha`` 1, and NashMTL's ``n_tasks`` the first
+            meta-batch's.
 
     Raises:
         InputError: an unknown name or option, or a solver that is not installed (TorchJD's UPGrad

@@ -186,8 +186,8 @@ def agreement_weights_from_gramian(gramian: Tensor, *, normalize: bool = False) 
 
     Args:
         gramian: that of some vectors: finite, symmetric, |G_ij| <= sqrt(G_ii G_jj), up to rounding
-            (sqrt(eps) of its largest entry, float32's eps for float64, too); in the dtype in which it was computed, since the dtype
-            tells how large its rounding errors may be.
+            (sqrt(eps) of its largest entry, float32's eps for float64, too); in the dtype in which
+            it was computed, since the dtype tells how large its rounding errors may be.
         normalize: as in `agreement_weights`: G_ij / sqrt(G_ii G_jj) first.
 
     Returns:
