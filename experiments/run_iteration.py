@@ -2,10 +2,11 @@
 
 Trains a run, and prints the median milliseconds of a whole iteration, of its meta-gradients, and the
 share of everything else (sampling, weighting, the optimiser's step, logging); tracing, validation
-and checkpoints are not counted. Then the milliseconds an episode of ``evaluate`` beside those of
-training without its backward pass: sampling and adaptation alone, on as many tasks as a meta-batch
-has, with the same inner steps. Flags that are not listed go to ``gametalearn train``. Needs an
-otherwise idle machine.
+and checkpoints are not counted. Then the milliseconds an episode of ``evaluate`` beside those of its
+own inner part, sampling and `adapt_and_score` on as many tasks as a meta-batch has, with the same
+inner steps: what evaluation adds to them. Both run the same program, so this does not compare
+evaluation with the forward pass of training. Flags that are not listed go to ``gametalearn train``.
+Needs an otherwise idle machine.
 
 example:
   python experiments/run_iteration.py --threads 2 --rule agreement
@@ -88,12 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     learner = run.learner.for_test(run.config.inner_steps)
     tasks = run.config.meta_batch
     tested = best_ms(lambda: evaluate(run.model, run.source, learner, args.episodes, meta=run.meta))
-    trained = best_ms(
+    inner = best_ms(
         lambda: adapt_and_score(run.model, run.source.sample(tasks), run.learner, meta=run.meta)
     )
     print(
-        f"evaluate: {tested / args.episodes:.2f} ms an episode; training without its backward "
-        f"pass: {trained / tasks:.2f} ms a task"
+        f"evaluate: {tested / args.episodes:.2f} ms an episode; sampling, adaptation and scores "
+        f"alone: {inner / tasks:.2f} ms a task"
     )
     return 0
 
