@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from gametalearn.adaptation import Learner, Params
 from gametalearn.engine.kernels import PLAIN
 from gametalearn.engine.plan import Plan
-from gametalearn.engine.program import trace_gradients
+from gametalearn.engine.program import UntraceableError, trace_gradients
 from gametalearn.engine.replay import chunks_of, program_for, program_inputs
 from gametalearn.engine.task import Data, Loss
 from gametalearn.engine.workers import run_all
@@ -65,10 +65,10 @@ def floor_of(
     """
     chunks = chunks_of(data, plan.chunk)
     program = program_for(trace_gradients, model, learner, loss, meta, chunks[0])
-    if not isinstance(program, GraphModule):
+    if isinstance(program, UntraceableError):
         raise TypeError(f"{type(model).__name__} cannot be replayed: {program}")
     with torch.inference_mode():
-        recorder = _Recorder(program)
+        recorder = _Recorder(program.module)
         recorder.run(*program_inputs(model, meta), *chunks[0])
         calls = [
             (operator, [_tensor(a) for a in args], count)

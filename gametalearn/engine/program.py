@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,14 +16,31 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from gametalearn.adaptation import Gradient, Learner, LossFn, Params
 from gametalearn.engine import kernels
 from gametalearn.engine.capture import Capture
+from gametalearn.engine.script import Script, script_of
 from gametalearn.engine.task import Data, Loss, query_loss, updates_of
 
-__all__ = ["Program", "UntraceableError", "trace_gradients", "trace_scores"]
-
-Program = Callable[..., tuple[Tensor, ...]]
-"""``program(*meta, *fixed, support_x, support_y, query_x, query_y)``, contiguous tensors; a chunk."""
+__all__ = ["Program", "UntraceableError", "laid_out", "trace_gradients", "trace_scores"]
 
 aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Program:
+    """``program(*meta, *fixed, support_x, support_y, query_x, query_y)`` of a chunk.
+
+    The tensors lie in memory as `laid_out` gives them.
+
+    Attributes:
+        module: the traced program.
+        script: the same without Python, where it can be had.
+    """
+
+    module: GraphModule
+    script: Script | None
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        run: Script = self.module if self.script is None else self.script
+        return run(*tensors)
 
 
 class UntraceableError(Exception):
@@ -96,7 +115,7 @@ def _trace(
             )
         return result
 
-    tensors = [t.detach() for t in (*meta.values(), *fixed.values(), *data)]
+    tensors = [laid_out(t) for t in (*meta.values(), *fixed.values(), *data)]
     module = make_fx(chunk, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
     module.graph.eliminate_dead_code()
     for node in module.graph.nodes:
@@ -105,7 +124,22 @@ def _trace(
     if not _Layouts(module).hold(tensors):  # PyTorch misjudges an operator: trace on real tensors
         with _one_fake_mode():
             module = make_fx(chunk)(*tensors)
-    return tidy(module)
+    tidy(module)
+    if any(t.device.type != "cpu" for t in tensors):
+        return Program(module, None)
+    return Program(module, script_of(module, _constants(module), tensors))
+
+
+def laid_out(t: Tensor) -> Tensor:
+    """Contiguous, with the strides that only a fresh tensor of this shape surely has."""
+    return t.detach().contiguous().view(-1).view(t.shape)
+
+
+def _constants(module: GraphModule) -> list[Tensor]:
+    """The tensors that a program reads besides its arguments."""
+    names = dict.fromkeys(str(n.target) for n in module.graph.nodes if n.op == "get_attr")
+    values = [attrgetter(name)(module) for name in names]
+    return [v for v in values if isinstance(v, Tensor)]
 
 
 class _Layouts(Interpreter):
@@ -147,7 +181,7 @@ def _one_fake_mode() -> Iterator[None]:
         yield
 
 
-def tidy(module: GraphModule) -> GraphModule:
+def tidy(module: GraphModule) -> None:
     """Drop what is computed twice or not used."""
     graph = module.graph
     _shorten_views(graph)
@@ -159,7 +193,6 @@ def tidy(module: GraphModule) -> GraphModule:
         node.target = kernels.PLAIN.get(node.target, node.target)
     graph.lint()
     module.recompile()
-    return module
 
 
 _VIEWS = {

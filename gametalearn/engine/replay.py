@@ -15,7 +15,13 @@ from gametalearn.engine.allocator import keep_memory
 from gametalearn.engine.cache import Store, settings_key
 from gametalearn.engine.loop import loop_gradients, loop_scores
 from gametalearn.engine.plan import Plan
-from gametalearn.engine.program import Program, UntraceableError, trace_gradients, trace_scores
+from gametalearn.engine.program import (
+    Program,
+    UntraceableError,
+    laid_out,
+    trace_gradients,
+    trace_scores,
+)
 from gametalearn.engine.task import Data, Loss, Measured, Result, fixed_tensors
 from gametalearn.engine.workers import run_all
 from gametalearn.errors import InputError
@@ -32,11 +38,11 @@ def chunks_of(data: Data, size: int) -> list[Data]:
     """Chunks of ``size`` tasks, the last filled up with copies of its last task."""
     chunks = []
     for start in range(0, len(data[0]), size):
-        parts = [t[start : start + size].contiguous() for t in data]
+        parts = [t[start : start + size] for t in data]
         short = size - len(parts[0])
         if short:
             parts = [torch.cat([t, t[-1:].expand(short, *t.shape[1:])]) for t in parts]
-        chunks.append(tuple(parts))
+        chunks.append(tuple(laid_out(t) for t in parts))
     return chunks  # type: ignore[return-value]
 
 
@@ -87,7 +93,7 @@ def _warn(model: nn.Module, reason: UntraceableError) -> None:
 
 def program_inputs(model: nn.Module, meta: Params) -> list[Tensor]:
     tensors = (*meta.values(), *fixed_tensors(model).values())
-    return [t.detach().contiguous() for t in tensors]
+    return [laid_out(t) for t in tensors]
 
 
 def replay_gradients(
