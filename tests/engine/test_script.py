@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -116,6 +117,23 @@ def test_scripts_of_networks_on_threads(trace: Any, pool: Any, norm: Any) -> Non
         for arguments, results in zip(inputs, got, strict=True):
             assert equal(results, program.module(*arguments))
     assert torch._C._get_graph_executor_optimize()  # the user's own scripts are optimised still
+
+
+def test_evaluation_is_training_without_its_backward_pass() -> None:
+    torch.manual_seed(0)
+    model = Conv4(3, image_size=16, hidden=4, pool="max")
+    y = torch.arange(3).repeat(2, 1)
+    x, z = torch.randn(2, 2, 3, 1, 16, 16).unbind()
+    batch = TaskBatch(x, y, z, y, torch.zeros(2, dtype=torch.int64))
+
+    def operators(trace: Any) -> list[str]:
+        graph = copy.deepcopy(program_of(model, batch, 2, trace)[0].module.graph)
+        (output,) = (n for n in graph.nodes if n.op == "output")
+        output.args = (tuple(output.args[0][-2:]),)  # the loss and the score
+        graph.eliminate_dead_code()
+        return [str(n.target) for n in graph.nodes if n.op == "call_function"]
+
+    assert operators(trace_gradients) == operators(trace_scores)
 
 
 def test_strides_of_inputs_do_not_matter() -> None:
