@@ -12,7 +12,7 @@ from gametalearn.adaptation import Learner, Params, default_loss, model_paramete
 from gametalearn.engine.loop import loop_gradients, loop_scores
 from gametalearn.engine.plan import Method, choose
 from gametalearn.engine.replay import replay_gradients, replay_scores
-from gametalearn.engine.task import Loss, data_of, predict
+from gametalearn.engine.task import Loss, data_of, predict, swapping
 from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError
 
@@ -94,7 +94,8 @@ def meta_gradients(
         `TaskGradients` with ``rows (T, P)`` and ``updates (T, P)``, detached.
     """
     if meta is None:
-        meta = learner.meta_parameters(model_parameters(model))
+        with swapping:
+            meta = learner.meta_parameters(model_parameters(model))
     if not meta:
         raise InputError(
             f"meta_gradients: no parameter of {type(model).__name__} requires gradients"
@@ -132,7 +133,8 @@ def adapt_and_score(
         ``loss (T,)`` and ``score (T,)``, as in `TaskGradients`.
     """
     if meta is None:
-        meta = learner.meta_parameters(model_parameters(model))
+        with swapping:
+            meta = learner.meta_parameters(model_parameters(model))
     data = data_of(batch)
     plan = choose(meta, data, method=method, chunk=chunk, threads=threads, fixed_chunk=True)
     if plan.method == "loop":

@@ -12,7 +12,11 @@ from torch.overrides import TorchFunctionMode
 
 from gametalearn.engine import layers
 
-__all__ = ["Capture"]
+__all__ = ["Capture", "UntraceableError"]
+
+
+class UntraceableError(Exception):
+    """The module cannot be replayed; the message says why."""
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -130,8 +134,20 @@ class Capture(TorchFunctionMode):
             y = y * sign.view(-1, 1, 1)
         return layers.norm_relu_pool(y, gamma * sign, beta, eps, pool, relu)
 
+    def data(self, x: Tensor) -> Tensor:
+        return x.detach()  # functorch knows no other way out of a derivative
+
+    def refuse(self, *args: Any, **kwargs: Any) -> Tensor:
+        raise UntraceableError("its forward hooks into the backward pass")
+
+    def refuse_data(self, *args: Any, **kwargs: Any) -> Tensor:
+        raise UntraceableError("its forward assigns to a tensor's data")
+
 
 _RULES: dict[Any, Callable[..., Tensor | None]] = {
+    Tensor.data.__get__: Capture.data,  # type: ignore[attr-defined]
+    Tensor.data.__set__: Capture.refuse_data,  # type: ignore[attr-defined]
+    Tensor.register_hook: Capture.refuse,
     F.conv2d: Capture.conv2d,
     F.batch_norm: Capture.batch_norm,
     F.relu: Capture.relu,

@@ -85,6 +85,12 @@ def _task(
     return row.detach(), update.detach(), value.detach(), score
 
 
+def _recordable(data: Data) -> Data:
+    """The same numbers in tensors that autograd takes, also from within `torch.inference_mode`."""
+    with torch.inference_mode(False):
+        return tuple(t.clone() if t.is_inference() else t for t in data)  # type: ignore[return-value]
+
+
 def loop_gradients(
     model: nn.Module,
     learner: Learner,
@@ -98,12 +104,14 @@ def loop_gradients(
     ``constant_memory``: of second order, the graphs of the inner steps are not kept but computed
     again, about 30% slower.
     """
-    fixed = fixed_tensors(model)
+    fixed, data = fixed_tensors(model), _recordable(data)
     second = _checkpointed if constant_memory else _autograd(True)
     gradient = _autograd(False) if learner.first_order else second
-    tasks = [
-        _task(model, learner, loss, gradient, meta, fixed, task) for task in zip(*data, strict=True)
-    ]
+    with torch.inference_mode(False):
+        tasks = [
+            _task(model, learner, loss, gradient, meta, fixed, task)
+            for task in zip(*data, strict=True)
+        ]
     rows, updates, losses, scores = (torch.stack(column) for column in zip(*tasks, strict=True))
     return rows, updates, losses, scores
 
@@ -112,10 +120,10 @@ def loop_scores(
     model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data
 ) -> Measured:
     """Loss and score of every task after adaptation, without a meta-gradient."""
-    fixed = fixed_tensors(model)
-    meta = {n: p.detach() for n, p in meta.items()}
+    fixed, data = fixed_tensors(model), _recordable(data)
     measured = []
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
+        meta = {n: p.detach().clone() for n, p in meta.items()}
         for task in zip(*data, strict=True):
             _, (_, value, score) = query_loss(model, learner, loss, first_order, meta, fixed, task)
             measured.append((value, score))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, getitem
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.func import grad, grad_and_value, vmap
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from gametalearn.adaptation import Gradient, Learner, LossFn, Params
 from gametalearn.engine import kernels
-from gametalearn.engine.capture import Capture
+from gametalearn.engine.capture import Capture, UntraceableError
 from gametalearn.engine.script import Script, script_of
 from gametalearn.engine.task import Data, Loss, query_loss, updates_of
 
@@ -33,18 +38,16 @@ class Program:
     Attributes:
         module: the traced program.
         script: the same without Python, where it can be had.
+        writes: whether it writes in place: its arguments then have to be copies.
     """
 
     module: GraphModule
     script: Script | None
+    writes: bool
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         run: Script = self.module if self.script is None else self.script
-        return run(*tensors)
-
-
-class UntraceableError(Exception):
-    """The module cannot be replayed; the message says why."""
+        return run(*(t.clone() for t in tensors) if self.writes else tensors)
 
 
 def _functional(first_order: bool) -> Gradient:
@@ -115,19 +118,53 @@ def _trace(
             )
         return result
 
-    tensors = [laid_out(t) for t in (*meta.values(), *fixed.values(), *data)]
-    module = make_fx(chunk, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
+    # Copies, as the forward may write into them.
+    tensors = [laid_out(t).clone() for t in (*meta.values(), *fixed.values(), *data)]
+    with _tracing():
+        module = make_fx(chunk, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
     module.graph.eliminate_dead_code()
     for node in module.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise UntraceableError("its forward draws random numbers")
     if not _Layouts(module).hold(tensors):  # PyTorch misjudges an operator: trace on real tensors
-        with _one_fake_mode():
+        with _tracing(), _one_fake_mode():
             module = make_fx(chunk)(*tensors)
-    tidy(module)
-    if any(t.device.type != "cpu" for t in tensors):
-        return Program(module, None)
-    return Program(module, script_of(module, _constants(module), tensors))
+    writes = tidy(module)
+    on_cpu = all(t.device.type == "cpu" for t in tensors)
+    script = script_of(module, _constants(module), tensors) if on_cpu else None
+    return Program(module, script, writes)
+
+
+@contextmanager
+def _tracing() -> Iterator[None]:
+    """Refuse what a trace would take down wrongly: scripted functions and random numbers.
+
+    TorchScript differentiates a function of its own accord, once.
+    """
+    call, thread = torch.jit.ScriptFunction.__call__, threading.get_ident()
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == thread:
+            raise UntraceableError("it calls a function that torch.jit compiled")
+        return call(self, *args, **kwargs)
+
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    drawn, quiet = _random_state(), logger.disabled
+    torch.jit.ScriptFunction.__call__ = refuse  # type: ignore[method-assign]
+    logger.disabled = True  # what cannot be traced is said by ourselves, in a line
+    try:
+        yield
+    finally:
+        torch.jit.ScriptFunction.__call__ = call  # type: ignore[method-assign]
+        logger.disabled = quiet
+    if _random_state() != drawn:
+        raise UntraceableError("its forward draws random numbers")
+
+
+def _random_state() -> tuple[Any, ...]:
+    """Of Python's and numpy's own generators; torch's operators are known by their tag."""
+    state = np.random.get_state(legacy=False)  # noqa: NPY002
+    return random.getstate(), repr(state)
 
 
 def laid_out(t: Tensor) -> Tensor:
@@ -181,18 +218,21 @@ def _one_fake_mode() -> Iterator[None]:
         yield
 
 
-def tidy(module: GraphModule) -> None:
-    """Drop what is computed twice or not used."""
+def tidy(module: GraphModule) -> bool:
+    """Drop what is computed twice or not used; returns whether the program writes in place."""
     graph = module.graph
     _shorten_views(graph)
-    _merge(graph)
-    _fold_factors(graph)
+    writes = _writes(graph)
+    if not writes:  # else order matters
+        _merge(graph)
+        _fold_factors(graph)
     graph.eliminate_dead_code()
     _overwrite(graph)
     for node in graph.nodes:  # a replay needs no dispatcher
         node.target = kernels.PLAIN.get(node.target, node.target)
     graph.lint()
     module.recompile()
+    return writes
 
 
 _VIEWS = {
@@ -280,18 +320,17 @@ _OVERWRITING = {
 }
 
 
-def _functional_op(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and not schema.is_mutable
+def _writes(graph: Graph) -> bool:
+    """Whether something is written in place, or may be."""
+    return any(
+        n.target._schema.is_mutable if isinstance(n.target, OpOverload) else n.target != getitem
+        for n in graph.nodes
+        if n.op == "call_function"
+    )
 
 
 def _merge(graph: Graph) -> None:
     """Replace a node by an earlier one of the same operator and arguments; drop aliases."""
-    if not all(
-        _functional_op(n) or n.op != "call_function" or n.target.__name__ == "getitem"
-        for n in graph.nodes
-    ):
-        return  # something is written in place: order matters
     seen: dict[Any, Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ from gametalearn.engine.program import (
     trace_gradients,
     trace_scores,
 )
-from gametalearn.engine.task import Data, Loss, Measured, Result, fixed_tensors
+from gametalearn.engine.task import Data, Loss, Measured, Result, fixed_tensors, swapping
 from gametalearn.engine.workers import run_all
 from gametalearn.errors import InputError
 
@@ -50,35 +51,42 @@ def program_for(
     trace: Trace, model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data
 ) -> Program | UntraceableError:
     """The program for a chunk like ``data``, traced at its first use."""
-    if data[0].device.type == "cpu":
-        keep_memory()
-    fixed = fixed_tensors(model)
-    settings = settings_key(learner), settings_key(loss)
-    if None in settings:
-        which = "learner" if settings[0] is None else "loss"
-        return UntraceableError(
-            f"the {which} is neither a frozen dataclass of plain values nor a function"
+    with swapping:
+        device = data[0].device.type
+        if device == "cpu":
+            keep_memory()
+        fixed = fixed_tensors(model)
+        settings = settings_key(learner), settings_key(loss)
+        if None in settings:
+            which = "learner" if settings[0] is None else "loss"
+            return UntraceableError(
+                f"the {which} is neither a frozen dataclass of plain values nor a function"
+            )
+        key = (
+            trace,
+            # What a trace finds, and what stands in it from then on.
+            (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
+            (torch.get_default_dtype(), torch.is_anomaly_enabled()),
+            *settings,
+            tuple((n, tuple(t.shape), t.dtype, t.device) for n, t in meta.items()),
+            tuple((n, tuple(t.shape), t.dtype, t.device) for n, t in fixed.items()),
+            tuple((tuple(t.shape), t.dtype, t.device) for t in data),
         )
-    key = (
-        trace,
-        *settings,
-        tuple((n, tuple(t.shape), t.dtype, t.device) for n, t in meta.items()),
-        tuple((n, tuple(t.shape), t.dtype, t.device) for n, t in fixed.items()),
-        tuple((tuple(t.shape), t.dtype, t.device) for t in data),
-    )
 
-    def make() -> Program | UntraceableError:
-        try:
-            return trace(model, learner, loss, meta, fixed, data)
-        except InputError:
-            raise
-        except UntraceableError as reason:
-            return reason
-        except Exception as error:  # any module may come: what fails here, the loop tries again
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            return UntraceableError(lines[0])
+        def make() -> Program | UntraceableError:
+            if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+                return UntraceableError("torch.jit compiled a part of it")
+            try:
+                return trace(model, learner, loss, meta, fixed, data)
+            except InputError:
+                raise
+            except UntraceableError as reason:
+                return reason
+            except Exception as error:  # any module may come: what fails, the loop tries again
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                return UntraceableError(lines[0])
 
-    return _programs.get(model, key, make)
+        return _programs.get(model, key, make)
 
 
 def _warn(model: nn.Module, reason: UntraceableError) -> None:
@@ -92,7 +100,8 @@ def _warn(model: nn.Module, reason: UntraceableError) -> None:
 
 
 def program_inputs(model: nn.Module, meta: Params) -> list[Tensor]:
-    tensors = (*meta.values(), *fixed_tensors(model).values())
+    with swapping:
+        tensors = (*meta.values(), *fixed_tensors(model).values())
     return [laid_out(t) for t in tensors]
 
 
@@ -108,9 +117,10 @@ def replay_gradients(
     inputs = program_inputs(model, meta)
     tasks, first = len(data[0]), inputs[0]
     sizes = [p.numel() for p in meta.values()]
-    updates = first.new_empty(tasks, sum(sizes))
+    dtype = _dtype(meta)
+    updates = first.new_empty(tasks, sum(sizes), dtype=dtype)
     rows = updates.clone() if learner.update_is_row else torch.empty_like(updates)
-    measured = torch.empty(2, tasks, dtype=first.dtype, device=first.device)
+    measured = torch.empty(2, tasks, dtype=dtype, device=first.device)
 
     def run(start: int, chunk: Data) -> None:
         with torch.inference_mode():
@@ -123,6 +133,10 @@ def replay_gradients(
 
     _run_chunks(run, chunks, plan)
     return rows, updates, measured[0], measured[1]
+
+
+def _dtype(meta: Params) -> torch.dtype:
+    return functools.reduce(torch.promote_types, [p.dtype for p in meta.values()])
 
 
 def _write(rows: Tensor, parts: list[Tensor]) -> None:
@@ -148,7 +162,7 @@ def replay_scores(
         return loop_scores(model, learner, loss, meta, data)
     inputs = program_inputs(model, meta)
     tasks, first = len(data[0]), inputs[0]
-    measured = torch.empty(2, tasks, dtype=first.dtype, device=first.device)
+    measured = torch.empty(2, tasks, dtype=_dtype(meta), device=first.device)
 
     def run(start: int, chunk: Data) -> None:
         with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gametalearn.adaptation import Gradient, Learner, Params, SupportLoss, default_score
 from gametalearn.episodes import TaskBatch
 
-__all__ = ["Loss", "Measured", "Result", "fixed_tensors", "predict", "query_loss", "support_loss"]
+__all__ = [
+    "Loss",
+    "Measured",
+    "Result",
+    "fixed_tensors",
+    "predict",
+    "query_loss",
+    "support_loss",
+    "swapping",
+]
+
+swapping = threading.RLock()
+"""Held while a trace has other tensors in the place of a module's own: who reads those, waits."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
