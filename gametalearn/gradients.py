@@ -80,7 +80,8 @@ def meta_gradients(
         meta: the meta-parameters to differentiate at; by default the model's own (with freshly
             started rates for a learner that has some).
         loss: ``loss(prediction, target)``, a mean; cross-entropy or squared error by default. Pass
-            the same function object from call to call: what is traced is kept for it.
+            the same function object from call to call: what is traced is kept for it. (For a
+            method of an object nothing is kept: its object can change unseen. It is looped over.)
         method: ``"replay"`` (traced once for these shapes, then fast), ``"loop"`` (plain autograd),
             or ``"auto"``: replay on CPU and CUDA without autocast. A module that cannot be
             replayed falls to the loop with one warning.
