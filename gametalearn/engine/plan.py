@@ -81,7 +81,7 @@ def choose(
     most = min(_power_below(min(CHUNK_INPUT / size, CHUNK_PARAMETERS / parameters)), CHUNK_TASKS)
     workers = threads if device == "cpu" and size * tasks >= WORKER_INPUT * threads else 1
     if chunk is None and fixed_chunk:
-        chunk = min(most, 16)
+        chunk = min(most, max(1, 16 // workers))  # 16 tasks come at once: each worker has its share
     elif chunk is None:
         share = -(-tasks // workers)  # as many rounds as needed, all chunks alike
         chunk = -(-share // -(-share // most))
