@@ -253,10 +253,11 @@ def run_bench(
         Milliseconds are medians; ``speedup`` is learn2learn's time over gametalearn's with the same
         threads and allocator settings; ``*_ms_quartiles`` tells the spread; ``floor_ms`` is the
         time of the convolutions and matrix products alone; ``first_order_ms`` is gametalearn's
-        FOMAML. ``float64_rel_error`` is the largest over tasks of the norm of a row's error over
-        the row's; ``float32_rel_error`` the same of the whole batch's rows at once. One crossed
-        kink of ReLU or max-pool decides it, so the median over the tasks of `ERROR_BATCHES`
-        batches stands beside it, and the share of them in which a kink was crossed.
+        FOMAML, ``first_order_floor_ms`` its floor. ``float64_rel_error`` is the largest over tasks
+        of the norm of a row's error over the row's; ``float32_rel_error`` the same of the whole
+        batch's rows at once. One crossed kink of ReLU or max-pool decides it, so the median over
+        the tasks of `ERROR_BATCHES` batches stands beside it, and the share of them in which a
+        kink was crossed.
     """
     if config not in CONFIGS:
         raise InputError(f"bench: config must be one of {', '.join(CONFIGS)}; got '{config}'")
@@ -297,9 +298,11 @@ def _measure(
     first_call = _milliseconds(ours)
     meta, data = model_parameters(model), data_of(batch)
     plan = choose(meta, data, threads=threads)
-    floor = floor_of(model, setting.learner(), default_loss, meta, data, plan)
-    own, other, floors, first = _alternate(
-        [ours, theirs, floor, _ours(first_order, model, batch)], repeats
+    floor, first_floor = (
+        floor_of(model, s.learner(), default_loss, meta, data, plan) for s in (setting, first_order)
+    )
+    own, other, floors, first, first_floors = _alternate(
+        [ours, theirs, floor, _ours(first_order, model, batch), first_floor], repeats
     )
     own_ms, other_ms = statistics.median(own), statistics.median(other)
     result: dict[str, Any] = {
@@ -312,6 +315,7 @@ def _measure(
         "learn2learn_ms_quartiles": _quartiles(other),
         "first_order_ms": statistics.median(first),
         "floor_ms": statistics.median(floors),
+        "first_order_floor_ms": statistics.median(first_floors),
         "setup_s": max(0.0, first_call - own_ms) / 1e3,
         "setting": dataclasses.asdict(setting),
         "plan": dataclasses.asdict(plan),
@@ -455,7 +459,8 @@ def summary(result: dict[str, Any]) -> str:
             f"{result['speedup']:.2f} times slower",
             f"  as shipped   {result['learn2learn_as_shipped_ms']:8.1f} ms   "
             f"{result['speedup_as_shipped']:.2f} times slower",
-            f"  first order  {result['first_order_ms']:8.1f} ms",
+            f"  first order  {result['first_order_ms']:8.1f} ms   "
+            f"floor {result['first_order_floor_ms']:.1f} ms",
             f"  floor        {result['floor_ms']:8.1f} ms   "
             f"convolutions and products alone; {share:.0%} is overhead",
             f"  error        float64 {result['float64_rel_error']:.1e}; float32 "

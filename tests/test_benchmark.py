@@ -68,6 +68,7 @@ def test_fields_and_errors(tmp_path: Path) -> None:
     assert all(e < 1e-2 for e in result["float32_rel_error"].values())
     assert set(result["peak_rss_mb"]) == {"gametalearn", "learn2learn"}
     assert 0 < result["floor_ms"] < result["gametalearn_ms"] * 1.5
+    assert 0 < result["first_order_floor_ms"] < result["first_order_ms"] * 1.5
     assert "times slower" in benchmark.summary(result)
 
 
