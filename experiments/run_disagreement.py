@@ -238,9 +238,10 @@ def plot(cells: list[Cell], rules: list[str], out: Path) -> None:
         handles, labels = next(a for a in grid.flat if a.get_visible()).get_legend_handles_labels()
         note = "" if name == "disagreement" else "; solid: clean tasks, dashed: spoiled ones"
         figure.suptitle(f"{label}{note}", fontsize=10)
-        figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False,
-                      fontsize=8)  # fmt: skip
-        figure.tight_layout(rect=(0, 0.3 / (2.9 * len(rows)), 1, 1))
+        ncols = min(len(labels), 2 * len(columns))
+        figure.legend(handles, labels, loc="lower center", ncols=ncols, frameon=False, fontsize=8)
+        lines = -(-len(labels) // ncols)
+        figure.tight_layout(rect=(0, (0.1 + 0.2 * lines) / (2.9 * len(rows)), 1, 1))
         figure.savefig(out / f"{name}.png", dpi=140)
 
 
