@@ -365,8 +365,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         group, "first_order_until", int, "iterations without second derivatives (MAML++); 0 is none"
     )
     group.add_argument("--constant-memory", action="store_true", default=None,
-                       help="for many inner steps: memory that does not grow with them, for about "
-                       "twice the time")  # fmt: skip
+                       help="for many inner steps: memory that does not grow with them, for "
+                       "two to three times the time")  # fmt: skip
     group = parser.add_argument_group("outer loop")
     _add(group, "iterations", int, "meta-updates")
     _add(group, "meta_batch", int, "tasks in each")

@@ -87,7 +87,7 @@ class TrainConfig:
         multi_step_loss: iterations over which the query losses of all inner steps count, and the
             last one's more and more (MAML++); 0 is none.
         first_order_until: iterations that ignore second derivatives (MAML++); 0 is none.
-        constant_memory: memory that does not grow with the inner steps, for about twice the time.
+        constant_memory: memory that does not grow with the inner steps, for two to three times the time.
         iterations, meta_batch: meta-updates, and tasks in each.
         meta_lr, meta_optimizer: the outer rate; ``adam`` or ``sgd``.
         meta_schedule: of the outer rate: ``constant``, or ``linear`` or ``cosine`` to

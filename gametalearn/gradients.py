@@ -88,8 +88,8 @@ def meta_gradients(
         chunk: tasks computed by one replay; chosen from the shapes by default.
         threads: threads to share the tasks out to; by default `torch.get_num_threads`.
         constant_memory: for many inner steps of second order: memory that does not grow with them,
-            for about twice the time. Tasks are looped over, and each inner step is differentiated
-            by a Hessian-vector product when its turn comes.
+            for two to three times the time. Tasks are looped over, and each inner step is
+            differentiated by a Hessian-vector product when its turn comes.
 
     Returns:
         `TaskGradients` with ``rows (T, P)`` and ``updates (T, P)``, detached.
