@@ -52,8 +52,8 @@ class Learner(Protocol):
     """An inner loop. Learners are small frozen dataclasses; they hold settings, never tensors.
 
     A learner may have ``step_weights``, one a step, and ``path(meta, loss, gradient)``, which yields
-    the parameters before the first step and after each: then rows differentiate the query losses after all steps, so
-    weighted (MAML++'s multi-step loss), not the last one alone. See `MAML`.
+    the parameters before the first step and after each: rows then differentiate the query losses
+    after all steps, so weighted (MAML++'s multi-step loss), not the last one alone. See `MAML`.
     """
 
     @property

@@ -44,7 +44,7 @@ AXES = ("tasks", "steps", "shots", "threads")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured; DESIGN section 6 fixes the three of `CONFIGS`.
+    """What is measured; the published ones stand in `CONFIGS`.
 
     Attributes:
         tasks, ways, shots, queries: the batch; queries a class.
@@ -238,7 +238,7 @@ def run_bench(
     alone: bool = True,
     errors: bool = True,
 ) -> dict[str, Any]:
-    """Time one meta-gradient on both sides, alternating; DESIGN section 6 fixes the fields.
+    """Time one meta-gradient on both sides, alternating.
 
     Args:
         config: a name in `CONFIGS`.

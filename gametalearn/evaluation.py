@@ -32,7 +32,7 @@ from gametalearn.gradients import adapt_and_score
 __all__ = ["Evaluation", "Protocol", "adapt", "ci95", "evaluate", "protocol_of"]
 
 Protocol = Literal["transductive", "inductive", "query-at-a-time"]
-"""How a query is predicted (DESIGN section 7):
+"""How a query is predicted:
 
 - ``"transductive"``: in one batch with the episode's other queries, by whose statistics it is
   normalised too: MAML's published numbers.

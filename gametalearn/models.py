@@ -1,6 +1,6 @@
 """The field's small models, with batch statistics that suit few-shot episodes.
 
-``norm`` chooses how features are normalised (DESIGN: running statistics are wrong in this setting):
+``norm`` chooses how features are normalised (running statistics are wrong in this setting):
 
 - ``"batch"``: by the statistics of the batch at hand, the whole query set included: transductive,
   what MAML's published numbers use.

@@ -1,4 +1,4 @@
-"""Imports follow the flow of data: DESIGN section 1's picture, checked on the code itself."""
+"""Imports follow the flow of data: the order of the packages, checked on the code itself."""
 
 import ast
 import subprocess
