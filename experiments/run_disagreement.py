@@ -2,7 +2,7 @@
 
 One `gametalearn compare` for each cell of the grid optimiser x meta-batch x kind x share, in its own
 folder below --out; what is finished there is not run again, so the script can be interrupted, and
-called again with more of the grid. It writes
+called again with more cells, or more rules in a cell. It writes, over all calls with the same settings,
 
 - ``table.md``: test accuracy of every rule in every cell, its paired difference from uniform, and
   what the rule did: mean weight (times T, so that uniform has 1) and share of negative weights of
@@ -82,6 +82,26 @@ def grid(args: argparse.Namespace) -> list[Cell]:
         for tasks in args.meta_batches.split(",")
         for kind in (kinds if share else kinds[:1])
     ]
+
+
+def key(cell: Cell) -> tuple[str, int, str, float]:
+    return cell["optimizer"], cell["meta_batch"], cell["kind"], cell["share"]
+
+
+def order(cell: Cell) -> tuple[str, int, int, float]:
+    """A place in the table: a kind's cells together, those without spoiled tasks first."""
+    kind = ["none", *KINDS.split(",")].index(cell["kind"])
+    return cell["optimizer"], cell["meta_batch"], kind, cell["share"]
+
+
+def earlier(out: Path, common: dict[str, Any]) -> dict[tuple[str, int, str, float], Cell]:
+    """The cells of earlier calls, if those had the same settings in common."""
+    file = out / "disagreement.json"
+    content = json.loads(file.read_text()) if file.exists() else {}
+    if content and content.get("common") != common:
+        print(f"{file}: of other settings; a new one takes its place", file=sys.stderr)
+        return {}
+    return {key(cell): cell for cell in content.get("cells", [])}
 
 
 def settings(args: argparse.Namespace, cell: Cell) -> TrainConfig:
@@ -194,7 +214,7 @@ def panels(cells: list[Cell]) -> dict[tuple[str, str, int], list[Cell]]:
 
 
 def plot(cells: list[Cell], rules: list[str], out: Path) -> None:
-    """``disagreement.png`` and ``weights.png``."""
+    """``disagreement.png`` and ``weights.png``; a line goes through the cells that have its rule."""
     from matplotlib.figure import Figure
 
     found = panels(cells)
@@ -208,10 +228,13 @@ def plot(cells: list[Cell], rules: list[str], out: Path) -> None:
         for (kind, optimizer, tasks), own in found.items():
             axes = grid[rows.index(kind)][columns.index((optimizer, tasks))]
             axes.set_visible(True)
-            shares = [100 * c["share"] for c in own]
             for i, rule in enumerate(rules):
                 colour = COLOURS[i % len(COLOURS)]
-                results = [c["rules"][rule] for c in own]
+                with_rule = [c for c in own if rule in c["rules"]]
+                if not with_rule:
+                    continue
+                shares = [100 * c["share"] for c in with_rule]
+                results = [c["rules"][rule] for c in with_rule]
                 if name == "disagreement":
                     y = [100 * r["accuracy"] for r in results]
                     error = [100 * r["ci95"] for r in results]
@@ -248,25 +271,39 @@ def plot(cells: list[Cell], rules: list[str], out: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     rules, cells = args.rules.split(","), grid(args)
+    common = {
+        "config": read_toml(args.config),
+        "baseline": rules[0],
+        **{k: getattr(args, k) for k in ("seeds", "episodes", "iterations", "adam_lr", "sgd_lr")},
+    }
     try:
+        done = earlier(args.out, common)
         for number, cell in enumerate(cells, 1):
             name = f"{cell['optimizer']}-{cell['meta_batch']}-{cell['kind']}-{cell['share']:g}"
             print(f"cell {number} of {len(cells)}: {name}", file=sys.stderr, flush=True)
-            cell["rules"] = measure(args.out / name, settings(args, cell), rules, args)
-            finished = cells[:number]
+            found = measure(args.out / name, settings(args, cell), rules, args)
+            before = done.get(key(cell), {}).get("rules", {})
+            done[key(cell)] = {**cell, "rules": {**before, **found}}
+            done = dict(sorted(done.items(), key=lambda item: order(item[1])))
             with replacing(args.out / "disagreement.json") as stream:
-                content = {"schema": "gametalearn.disagreement/1", "cells": finished}
+                content = {
+                    "schema": "gametalearn.disagreement/1",
+                    "common": common,
+                    "cells": list(done.values()),
+                }
                 stream.write(json.dumps(content, indent=1, allow_nan=False).encode())
             with replacing(args.out / "table.md") as stream:
-                stream.write(table(finished).encode())
-            plot(finished, rules, args.out)
+                stream.write(table(list(done.values())).encode())
+            names = dict.fromkeys(r for c in done.values() for r in c["rules"])
+            known = [r for r in RULES.split(",") if r in names]  # a rule keeps its colour
+            plot(list(done.values()), [*known, *(r for r in names if r not in known)], args.out)
     except InputError as error:
         print(f"run_disagreement: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("run_disagreement: interrupted; what was done is kept", file=sys.stderr)
         return 130
-    print(table(cells))
+    print(table(list(done.values())))
     return 0
 
 

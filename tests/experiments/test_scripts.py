@@ -70,6 +70,18 @@ def test_the_disagreement_grid_runs_resumes_and_draws(tmp_path: Path, capsys: An
     assert main([*command.split(), "--shares", "0,0.25,0.5"]) == 0  # more of the grid
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())  # nothing trained again
     assert len(json.loads((out / "disagreement.json").read_text())["cells"]) == 5
+    more = ["--shares", "0.25", "--rules", "uniform,norm-control"]
+    assert main([*command.split(), *more]) == 0  # one more rule in some of its cells
+    cells = json.loads((out / "disagreement.json").read_text())["cells"]
+    assert len(cells) == 5
+    for cell in cells:
+        assert ("norm-control" in cell["rules"]) == (cell["share"] == 0.25)
+        assert "agreement" in cell["rules"]
+    assert (out / "table.md").read_text().count("norm-control") == 2
+    capsys.readouterr()
+    assert main([*command.split(), "--shares", "0", "--episodes", "4"]) == 0
+    assert "of other settings" in capsys.readouterr().err
+    assert len(json.loads((out / "disagreement.json").read_text())["cells"]) == 1
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: Any) -> None:
