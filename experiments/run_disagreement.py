@@ -8,6 +8,8 @@ called again with more cells, or more rules in a cell. It writes, over all calls
   what the rule did: mean weight (times T, so that uniform has 1) and share of negative weights of
   clean and of spoiled tasks; and how the tasks' gradients differ: their mean lengths, and mean
   cosines between clean tasks, between clean and spoiled ones, between spoiled ones;
+- ``summary.md``: a line a cell: the baseline's accuracy, each other rule's paired difference from it
+  with its 95% interval, and on how many of the seeds the rule is ahead;
 - ``disagreement.json``: the same as data;
 - ``disagreement.png``: accuracy over the share, a panel for each kind, optimiser and meta-batch;
 - ``weights.png``: the mean weights of clean and spoiled tasks over the share.
@@ -169,6 +171,37 @@ HEADER = (
 )  # fmt: skip
 
 
+def percent(paired: dict[str, Any]) -> str:
+    """A paired difference and its interval, in points of accuracy."""
+    low, high = (100 * v for v in paired["ci95"])
+    return f"{100 * paired['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def summary(cells: list[Cell], rules: Sequence[str]) -> str:
+    """Differences from the baseline, the first rule, as a Markdown table with a line a cell."""
+    baseline, *others = rules
+    header = ["optimiser", "tasks", "kind", "share", f"{baseline} (%)", *others]
+    lines: list[Sequence[str]] = [header, ["---"] * len(header)]
+    for cell in cells:
+        base = cell["rules"][baseline]
+        line = [
+            cell["optimizer"],
+            str(cell["meta_batch"]),
+            cell["kind"],
+            f"{cell['share']:g}",
+            f"{100 * base['accuracy']:.2f} ± {100 * base['ci95']:.2f}",
+        ]
+        for rule in others:
+            r = cell["rules"].get(rule)
+            if r is None:
+                line.append("")
+                continue
+            ahead = sum(a > b for a, b in zip(r["by_seed"], base["by_seed"], strict=True))
+            line.append(f"{percent(r['paired'])}, {ahead}/{len(r['by_seed'])}")
+        lines.append(line)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def table(cells: list[Cell]) -> str:
     """Everything as a Markdown table, a line for each cell and rule."""
     lines: list[Sequence[str]] = [HEADER, ["---"] * len(HEADER)]
@@ -180,10 +213,7 @@ def table(cells: list[Cell]) -> str:
                 values = [of[name] for name in names]
                 return " / ".join("-" if v is None else f"{scale * v:.{digits}f}" for v in values)
 
-            seeds, paired, difference = r["ci95_over_seeds"], r["paired"], ""
-            if paired is not None:
-                low, high = (100 * v for v in paired["ci95"])
-                difference = f"{100 * paired['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+            seeds, paired = r["ci95_over_seeds"], r["paired"]
             lines.append([
                 cell["optimizer"],
                 str(cell["meta_batch"]),
@@ -192,7 +222,7 @@ def table(cells: list[Cell]) -> str:
                 rule,
                 f"{100 * r['accuracy']:.2f} ± {100 * r['ci95']:.2f}",
                 "" if seeds is None else f"{100 * seeds:.2f}",
-                difference,
+                percent(paired) if paired else "",
                 "" if paired is None else f"{paired['p_value']:.2g}",
                 show("weight_clean", "weight_spoiled"),
                 show("negative_clean", "negative_spoiled", scale=100, digits=1),
@@ -292,11 +322,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "cells": list(done.values()),
                 }
                 stream.write(json.dumps(content, indent=1, allow_nan=False).encode())
-            with replacing(args.out / "table.md") as stream:
-                stream.write(table(list(done.values())).encode())
-            names = dict.fromkeys(r for c in done.values() for r in c["rules"])
-            known = [r for r in RULES.split(",") if r in names]  # a rule keeps its colour
-            plot(list(done.values()), [*known, *(r for r in names if r not in known)], args.out)
+            names = {r for c in done.values() for r in c["rules"]} - {rules[0]}
+            known = [rules[0], *(r for r in RULES.split(",") if r in names)]  # keeps its colour
+            known += sorted(names.difference(known))
+            for file, text in (
+                ("table.md", table(list(done.values()))),
+                ("summary.md", summary(list(done.values()), known)),
+            ):
+                with replacing(args.out / file) as stream:
+                    stream.write(text.encode())
+            plot(list(done.values()), known, args.out)
     except InputError as error:
         print(f"run_disagreement: {error}", file=sys.stderr)
         return 2
@@ -304,6 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("run_disagreement: interrupted; what was done is kept", file=sys.stderr)
         return 130
     print(table(list(done.values())))
+    print(summary(list(done.values()), known))
     return 0
 
 

@@ -47,7 +47,8 @@ def test_the_disagreement_grid_runs_resumes_and_draws(tmp_path: Path, capsys: An
     main = script("run_disagreement").main
     assert main([*command.split(), "--shares", "0,0.5"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 2 + 3 * 2 + 1  # header, cells x rules, a blank line
+    # headers, cells x rules, a blank line, cells, a blank line
+    assert len(printed) == 2 + 3 * 2 + 1 + 2 + 3 + 1
     cells = json.loads((out / "disagreement.json").read_text())["cells"]
     assert [(c["kind"], c["share"]) for c in cells] == [
         ("none", 0.0), ("shuffled", 0.5), ("permuted", 0.5),
@@ -78,6 +79,15 @@ def test_the_disagreement_grid_runs_resumes_and_draws(tmp_path: Path, capsys: An
         assert ("norm-control" in cell["rules"]) == (cell["share"] == 0.25)
         assert "agreement" in cell["rules"]
     assert (out / "table.md").read_text().count("norm-control") == 2
+    header, _, *lines = (out / "summary.md").read_text().splitlines()
+    assert header.endswith("| uniform (%) | agreement | norm-control |")
+    for line, cell in zip(lines, cells, strict=True):
+        found = line.split(" | ")
+        difference = cell["rules"]["agreement"]["paired"]["difference"]
+        ahead = "1/1 |" if difference > 0 else "0/1 |"
+        assert found[5].startswith(f"{100 * difference:+.2f} [")
+        assert f"{found[5]} |".endswith(ahead)
+        assert (found[6].strip(" |") != "") == (cell["share"] == 0.25)
     capsys.readouterr()
     assert main([*command.split(), "--shares", "0", "--episodes", "4"]) == 0
     assert "of other settings" in capsys.readouterr().err
