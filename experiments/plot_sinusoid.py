@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from gametalearn import InputError, Sinusoid, adapt, evaluate, load_run
+from gametalearn.build import stream_seed
 from gametalearn.report import COLOURS
 from gametalearn.training import Run
 
@@ -46,12 +47,13 @@ def one_curve(shots: int, seed: int, half: bool) -> tuple[torch.Tensor, torch.Te
 
 
 def errors(run: Run, most: int, tasks: int) -> list[float]:
-    """The mean squared error after 0 to ``most`` steps."""
+    """The mean squared error after 0 to ``most`` steps, on the test tasks of `evaluate`'s command."""
     source = Sinusoid(shots=run.config.shots, queries=run.config.queries)
+    seed = stream_seed(run.config.seed, "test")
     found = []
     for steps in range(most + 1):
         learner = run.learner.for_test(steps)
-        found.append(evaluate(run.model, source, learner, tasks, seed=1, meta=run.meta).mean)
+        found.append(evaluate(run.model, source, learner, tasks, seed, meta=run.meta).mean)
     return found
 
 
@@ -60,11 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     args = parse(argv)
     try:
+        if args.out.suffix != ".png":
+            raise InputError(f"--out {args.out}: a PNG is drawn; let it end in .png")
+        try:
+            drawn = [int(s) for s in args.steps.split(",")]
+        except ValueError:
+            raise InputError(f"--steps takes numbers such as 0,1,10; got '{args.steps}'") from None
         runs = [load_run(folder) for folder in args.runs]
         for run in runs:
             if run.config.dataset != "sinusoid":
                 raise InputError(f"{run.out}: a run of {run.config.dataset}, not of sinusoid")
-        drawn = [int(s) for s in args.steps.split(",")]
         most = args.most or max(drawn)
         figure = Figure(figsize=(4 * (len(runs) + 1), 3.8), layout="constrained")
         *panels, last = figure.subplots(1, len(runs) + 1)

@@ -70,20 +70,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def grid(args: argparse.Namespace) -> list[Cell]:
     """The cells in the order in which they run: the smallest shares first."""
-    shares = sorted(float(s) for s in args.shares.split(","))
+    try:
+        shares = sorted(float(s) for s in args.shares.split(","))
+        batches = [int(tasks) for tasks in args.meta_batches.split(",")]
+    except ValueError as error:
+        raise InputError(f"--shares and --meta-batches take numbers ({error})") from None
     kinds = args.kinds.split(",")
-    return [
+    cells = [
         {
             "optimizer": optimizer,
-            "meta_batch": int(tasks),
+            "meta_batch": tasks,
             "kind": "none" if share == 0 else kind,
             "share": share,
         }
         for share in shares
         for optimizer in args.optimizers.split(",")
-        for tasks in args.meta_batches.split(",")
+        for tasks in batches
         for kind in (kinds if share else kinds[:1])
     ]
+    for cell in cells:  # a mistake in the last one is better known before the first has run
+        settings(args, cell)
+    return cells
 
 
 def key(cell: Cell) -> tuple[str, int, str, float]:
@@ -300,13 +307,14 @@ def plot(cells: list[Cell], rules: list[str], out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    rules, cells = args.rules.split(","), grid(args)
-    common = {
-        "config": read_toml(args.config),
+    rules = args.rules.split(",")
+    common: dict[str, Any] = {
         "baseline": rules[0],
         **{k: getattr(args, k) for k in ("seeds", "episodes", "iterations", "adam_lr", "sgd_lr")},
     }
     try:
+        cells = grid(args)
+        common["config"] = read_toml(args.config)
         done = earlier(args.out, common)
         for number, cell in enumerate(cells, 1):
             name = f"{cell['optimizer']}-{cell['meta_batch']}-{cell['kind']}-{cell['share']:g}"

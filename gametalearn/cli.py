@@ -215,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", _evaluate, "test a trained run on unseen classes",
                        "evaluate runs/a --episodes 1000 --protocol both")  # fmt: skip
     evaluate.add_argument("folder", type=Path, metavar="RUN", help="what train --out wrote")
-    evaluate.add_argument("--episodes", type=int, default=1000, metavar="N",
+    evaluate.add_argument("--episodes", type=int, metavar="N",
                           help="test episodes (default 1000)")  # fmt: skip
     evaluate.add_argument("--protocol",
                           choices=("auto", "transductive", "inductive", "both", "lake"),
@@ -228,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
                           help="of --protocol lake: all_runs.zip, or the folder with run01 to run20")  # fmt: skip
     evaluate.add_argument("--checkpoint", choices=("best", "latest"), default="best",
                           help="best on validation (default), or the latest")  # fmt: skip
-    evaluate.add_argument("--on", choices=("test", "val", "train"), default="test",
+    evaluate.add_argument("--on", choices=("test", "val", "train"),
                           help="classes to test on (default test)")  # fmt: skip
     evaluate.add_argument(
         "--inner-steps", type=int, metavar="N", help="inner steps (default: the run's)"
@@ -360,7 +360,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--learned-rates", action="store_true", default=None,
                        help="maml, fomaml: learn a rate for each layer and step (MAML++)")  # fmt: skip
     _add(group, "multi_step_loss", int, "iterations over which the query losses of all inner steps "
-         "count, the last one's more and more (MAML++); 0 is none")  # fmt: skip
+         "count, the last one's more and more (MAML++), if there are 2 or more; 0 is none")  # fmt: skip
     _add(
         group, "first_order_until", int, "iterations without second derivatives (MAML++); 0 is none"
     )
@@ -529,6 +529,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     if (args.protocol == "lake") != (args.source is not None):
         raise InputError("--protocol lake and --source PATH, its runs, go together")
+    for name in ("on", "episodes"):
+        if args.protocol == "lake" and (value := getattr(args, name)) is not None:
+            raise InputError(f"--protocol lake has tasks of its own; leave out --{name} {value}")
+    on, episodes = args.on or "test", 1000 if args.episodes is None else args.episodes
     if args.query_at_a_time and args.protocol in ("transductive", "inductive"):
         raise InputError(
             f"--query-at-a-time is a protocol of its own, not {args.protocol}; give it alone, or "
@@ -552,16 +556,16 @@ def _evaluate(args: argparse.Namespace) -> None:
             if team.first:  # 20 tasks need no sharing
                 _lake(args, run, learner, protocols, own, title)
             return
-        source = team.everywhere(lambda: build_source(config, args.on))
+        source = team.everywhere(lambda: build_source(config, on))
         silent = args.quiet or not sys.stderr.isatty() or not team.first
-        with tqdm(total=args.episodes * len(protocols), desc=f"evaluate {args.folder}",
+        with tqdm(total=episodes * len(protocols), desc=f"evaluate {args.folder}",
                   leave=False, disable=silent) as bar:  # fmt: skip
             found = evaluate_all(
-                run.model, source, learner, args.episodes, stream_seed(config.seed, args.on),
+                run.model, source, learner, episodes, stream_seed(config.seed, on),
                 protocols, meta=run.meta, progress=bar.update, team=team,
             )  # fmt: skip
         if team.first:
-            names = objective_names(config, args.on)
+            names = objective_names(config, on)
             for result in found.values():
                 print(f"{title}: {result}")
                 if len(names) > 1:

@@ -172,6 +172,11 @@ class TrainConfig:
                     f"{_flag(name)} is an option of {', '.join(learners)}; got it with --learner "
                     f"{self.learner}, leave it out"
                 )
+        if self.meta_schedule == "constant" and self.meta_lr_final:
+            raise InputError(
+                f"--meta-lr-final {self.meta_lr_final} is what a schedule leads to; give "
+                "--meta-schedule linear or cosine, or leave it out"
+            )
         if self.regression != (self.model == "mlp" and self.ways == 1):
             wanted = "model='mlp', ways=1" if self.regression else "another model or ways >= 2"
             raise InputError(
@@ -304,6 +309,7 @@ _LEARNERS_OF = {
     "learned_rates": ("maml", "fomaml"),
     "multi_step_loss": ("maml", "fomaml", "anil", "metasgd"),
     "first_order_until": ("maml", "anil", "metasgd"),
+    "constant_memory": ("maml", "anil", "metasgd"),
 }
 """The learners that an option is for."""
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from gametalearn.adaptation import Learner, Params
@@ -18,7 +19,7 @@ from gametalearn.data.lake import WAYS, FixedTasks
 from gametalearn.distributed import ALONE, Team
 from gametalearn.episodes import Source, TaskBatch
 from gametalearn.errors import InputError
-from gametalearn.evaluation import Evaluation, Protocol, evaluate, protocol_of
+from gametalearn.evaluation import Evaluation, Protocol, ci95, evaluate, protocol_of
 
 __all__ = ["check_lake", "evaluate_all", "evaluate_lake", "write_evaluations", "write_lake"]
 
@@ -151,15 +152,15 @@ def write_lake(
     the half width ``ci95`` of the mean's interval, and the error rates of the ``runs``. The run's
     own protocol stands at the top, all of them in ``protocols``.
     """
-    records = {
-        protocol: {
-            "error_rate": 1 - result.mean,
-            "std": float(result.values.std(ddof=1)),
-            "ci95": result.ci95,
-            "runs": (1 - result.values).tolist(),
+    records: dict[Protocol, dict[str, Any]] = {}
+    for protocol, result in found.items():
+        errors = 1 - np.rint(WAYS * result.values) / WAYS  # accuracies are float32 shares of 20
+        records[protocol] = {
+            "error_rate": float(errors.mean()),
+            "std": float(errors.std(ddof=1)),
+            "ci95": ci95(errors),
+            "runs": errors.tolist(),
         }
-        for protocol, result in found.items()
-    }
     top = own if own in records else next(iter(records))
     _write(
         file,

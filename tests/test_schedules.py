@@ -126,6 +126,8 @@ def test_reptiles_options_reach_its_inner_loop() -> None:
         ),
         ({"learner": "fomaml", "first_order_until": 3}, "--first-order-until is an option of maml"),
         ({"learner": "reptile", "multi_step_loss": 3}, "--multi-step-loss is an option of maml"),
+        ({"learner": "fomaml", "constant_memory": True}, "--constant-memory is an option of maml"),
+        ({"meta_lr_final": 0.1}, "--meta-lr-final 0.1 is what a schedule leads to"),
         ({"meta_schedule": "square"}, "--meta-schedule must be one of constant, linear, cosine"),
         ({"meta_lr_final": -1.0}, "--meta-lr-final must be at least 0"),
     ],

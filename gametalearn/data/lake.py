@@ -98,7 +98,7 @@ def _run(files: SourceFiles, name: str, folder: str) -> tuple[Tensor, Tensor, Te
     labels = f"{folder}/class_labels.txt"
     where = f"{files.where}: {labels}"
     # zip errors and missing files come as an InputError that names the file
-    lines = files.read(labels).decode("utf-8", "replace").split("\n")
+    lines = files.read(labels).decode("utf-8-sig", "replace").split("\n")
     truth: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -114,10 +114,12 @@ def _run(files: SourceFiles, name: str, folder: str) -> tuple[Tensor, Tensor, Te
         truth[match[1]] = match[2]
     items = [f"item{i:02}" for i in range(1, WAYS + 1)]
     classes = [f"class{i:02}" for i in range(1, WAYS + 1)]
-    if sorted(truth) != items or not set(truth.values()) <= set(classes):
+    for what, found, wanted in (("an item", truth, items), ("a class", truth.values(), classes)):
+        if others := sorted(set(found) - set(wanted)):
+            raise InputError(f"{where}: '{others[0]}', but {what} is {wanted[0]} to {wanted[-1]}")
+    if missing := sorted(set(items) - set(truth)):
         raise InputError(
-            f"{where}: labels of {items[0]} to {items[-1]} among {classes[0]} to {classes[-1]} "
-            f"are expected, got {len(truth)} lines of others"
+            f"{where}: no line for {', '.join(missing[:3])}; each item needs its class"
         )
     support = _images(files, [f"{folder}/training/{c}.png" for c in classes])
     query = _images(files, [f"{folder}/test/{i}.png" for i in items])

@@ -110,7 +110,11 @@ def test_labels_and_images_are_in_their_places(files: Files, tmp_path: Path) -> 
         ({"run07/class_labels.txt": b"run07/test/item01.png\n"}, "line 1: expected 'run07/test/item"),
         ({"run07/class_labels.txt": b"../../etc/passwd x\n"}, "line 1: expected"),
         ({"run07/class_labels.txt": b"run07/test/item01.png run07/training/class21.png\n"},
-         "item01 to item20 among class01 to class20"),
+         "'class21', but a class is class01 to class20"),
+        ({"run07/class_labels.txt": b"run07/test/item21.png run07/training/class02.png\n"},
+         "'item21', but an item is item01 to item20"),
+        ({"run07/class_labels.txt": b"run07/test/item02.png run07/training/class02.png\n"},
+         "no line for item01, item03, item04; each item needs its class"),
         ({"run07/class_labels.txt": 2 * b"run07/test/item01.png run07/training/class01.png\n"},
          "line 2: .* each item once"),
         ({"run21/test/item01.png": drawing(0, 0, True)}, r"21 runs found, not the 20 .*\(run21\)"),
@@ -123,6 +127,13 @@ def test_what_is_wrong_with_a_layout_is_said(
     changed = {n: d for n, d in {**files, **change}.items() if d is not None}
     with pytest.raises(InputError, match=message):
         load_lake(as_zip(tmp_path / "runs.zip", changed))
+
+
+def test_labels_of_other_editors_are_read(files: Files, tmp_path: Path) -> None:
+    name = "run01/class_labels.txt"
+    written = b"\xef\xbb\xbf" + files[name].replace(b"\n", b"\r\n") + b"\r\n"
+    batch = load_lake(as_zip(tmp_path / "runs.zip", {**files, name: written}))
+    assert batch.query_y[0].tolist() == [answer(0, i) for i in range(20)]
 
 
 def test_missing_runs_and_sources_are_said(files: Files, tmp_path: Path) -> None:

@@ -99,6 +99,21 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: Any) -> None:
     flags = ["--config", str(tmp_path / "c.toml"), "--out", str(tmp_path), "--rules", "unifrom"]
     assert script("run_disagreement").main(flags) == 2
     assert "unifrom" in capsys.readouterr().err
+    for bad, message in (
+        (["--shares", "0,x"], "--shares and --meta-batches take numbers"),
+        (["--kinds", "shuffled,swapped"], "--disagree-kind must be one of"),
+        (["--optimizers", "adam,adamw"], "--meta-optimizer must be one of"),
+    ):
+        assert script("run_disagreement").main([*flags[:4], "--seeds", "1", *bad]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "cell 1" not in error  # before anything runs
+    for bad, message in (
+        (["--out", str(tmp_path / "a.foo")], "let it end in .png"),
+        (["--out", str(tmp_path / "a.png"), "--steps", "1,x"], "--steps takes numbers"),
+    ):
+        assert script("plot_sinusoid").main([str(tmp_path), *bad]) == 2
+        assert message in capsys.readouterr().err
     assert script("plot_sinusoid").main([str(tmp_path), "--out", str(tmp_path / "a.png")]) == 2
     assert "no run there" in capsys.readouterr().err
 
