@@ -161,3 +161,26 @@ def test_where_the_time_of_an_iteration_goes(tmp_path: Path, capsys: Any) -> Non
     assert 0 < gradients <= whole
     assert 0 < share < 100
     assert evaluation.startswith("evaluate: ")
+
+
+def test_weights_are_read_off_a_log(tmp_path: Path, capsys: Any) -> None:
+    """Of two clean tasks that agree and a longer spoiled one that opposes them."""
+    names = ("norms", [1.0, 1.0, 2.0]), ("cosine", [[1, 0.5, -0.25], [0.5, 1, 0], [-0.25, 0, 1]])
+    record = {"iteration": 7, "spoiled": [False, False, True], "diagnostics": dict(names)}
+    clean = {**record, "iteration": 8, "spoiled": [False] * 3}
+    (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(record)}\n{json.dumps(clean)}\n")
+    main = script("read_weights").main
+    assert main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # s = (1, 1.5, 3.5) of sum 6; (1.25, 1.5, 0.75) of 3.5; (0, 0.5, -0.5); (0.25, 0.5, -0.25)
+    assert [line.split(" | ", 1)[1] for line in lines[2:6]] == [
+        "0.00 | 0.62 / 1.75 | 0% / 0% |",
+        "1.00 | 1.18 / 0.64 | 0% / 0% |",
+        "1.00 | 0.75 / -1.50 | 0% / 100% |",
+        "1.00 | 1.12 / -0.75 | 0% / 100% |",
+    ]
+    assert lines[-3].startswith("1 meta-batches. Length of a gradient: clean 1.00, spoiled 2.00")
+    assert "clean tasks +0.500, of a clean and a spoiled one -0.125, of two spoiled" in lines[-2]
+    assert lines[-1].endswith("median 1.00.")  # 6 / 6
+    assert main([str(tmp_path), "--first", "8"]) == 2
+    assert "no logged iteration from 8" in capsys.readouterr().err
