@@ -247,7 +247,11 @@ def panels(cells: list[Cell]) -> dict[tuple[str, str, int], list[Cell]]:
         for cell in cells:
             if cell["kind"] in (kind, "none"):
                 found.setdefault((kind, cell["optimizer"], cell["meta_batch"]), []).append(cell)
-    return {key: sorted(own, key=lambda c: float(c["share"])) for key, own in found.items()}
+    return {
+        key: sorted(own, key=lambda c: float(c["share"]))
+        for key, own in found.items()
+        if key[0] in {c["kind"] for c in own}
+    }
 
 
 def plot(cells: list[Cell], rules: list[str], out: Path) -> None:
