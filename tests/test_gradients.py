@@ -320,7 +320,9 @@ def test_rows_can_be_used_in_autograd() -> None:
 
 def test_bad_arguments_are_named() -> None:
     model, batch = MLP(4, 3), episodes(1, 3, 1, 1, (4,)).to(dtype=torch.float32)
-    with pytest.raises(InputError, match="method must be one of auto, loop, replay; got 'fast'"):
+    with pytest.raises(
+        InputError, match="method must be one of auto, loop, replay, verify; got 'fast'"
+    ):
         meta_gradients(model, batch, MAML(), method="fast")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="chunk must be at least 1, got 0"):
         meta_gradients(model, batch, MAML(), chunk=0)

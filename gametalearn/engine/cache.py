@@ -1,182 +1,160 @@
-"""Which programs can be shared: a key for the structure of a module, and a bounded store."""
+"""The programs that were made, found again by what they depend on."""
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 import weakref
-from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
-from types import CellType, FunctionType, MethodType, SimpleNamespace
-from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["Store", "settings_key", "structure_key"]
+from gametalearn.engine.program import Program
+from gametalearn.engine.state import Watch, watch
+from gametalearn.engine.task import Recipe
 
-V = TypeVar("V")
-_TENSORS = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+__all__ = ["Entry", "Past", "Store", "key_of", "last_change"]
+
 _MANY = 64
-_DEPTH = 4
-"""How deep containers and plain objects are looked into."""
+_KEPT = 8
+"""Watches that are kept for one module or function."""
 
 
-class _Same:
-    """A key for one object, equal to itself alone, even when a later object has its address."""
+@dataclass
+class Entry:
+    """What came of making a program.
 
-    def __init__(self, value: object) -> None:
-        self.id = id(value)
-        try:
-            self.value: Callable[[], object] = weakref.ref(value)
-        except TypeError:  # kept alive instead
-            self.value = lambda: value
-
-    def __hash__(self) -> int:
-        return self.id
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value() is self.value() is not None
-
-
-def _freeze(value: Any, depth: int = _DEPTH) -> tuple[Hashable, bool]:
-    """A key for what a value is now, and whether it tells all and holds for equal values too.
-
-    If not, the value is known by its identity, and, as far as they can be seen, its contents.
+    Attributes:
+        program: None if it has to be looped.
+        reason: why it is looped.
+        calls: batches that it was used for.
     """
-    kind = type(value)
-    if value is None or kind in (int, bool, str, bytes):
-        return (kind, value), True  # 6, 6.0 and True are not the same
-    if kind in (float, complex):
-        return (kind, repr(value)), True  # nor are 0.0 and -0.0, but nan and nan are
-    if kind in (torch.dtype, torch.device, torch.layout, torch.memory_format):
-        return value, True
-    if isinstance(value, Tensor):
-        return (_Same(value), None if value.is_inference() else value._version), False
-    if isinstance(value, np.ndarray):
-        return (kind, value.dtype.str, value.shape, value.tobytes()), value.dtype != object
-    if depth == 0:
-        return _Same(value), False
-    if kind in (tuple, list, set, frozenset, torch.Size):
-        keys, complete = _freeze_all(value, depth - 1)
-        return (kind, frozenset(keys) if kind in (set, frozenset) else keys), complete
-    if isinstance(value, dict):
-        keys, complete = _freeze_all([*value, *value.values()], depth - 1)
-        return (kind, keys), complete
-    if isinstance(value, FunctionType):
-        cells = value.__closure__ or ()
-        seen = [value.__defaults__, value.__kwdefaults__, *(_content(cell) for cell in cells)]
-        return (_Same(value), _freeze_all(seen, depth - 1)[0]), False
-    if isinstance(value, MethodType):  # made anew each time that it is asked for
-        return (_Same(value.__func__), _Same(value.__self__)), False
-    if isinstance(value, SimpleNamespace | Namespace) or dataclasses.is_dataclass(kind):
-        return (_Same(value), _freeze(vars(value), depth - 1)[0]), False
-    return _Same(value), False
+
+    program: Program | None = None
+    reason: str = ""
+    calls: int = 0
 
 
-def _freeze_all(values: Iterable[Any], depth: int) -> tuple[tuple[Hashable, ...], bool]:
-    frozen = [_freeze(v, depth) for v in values]
-    return tuple(key for key, _ in frozen), all(complete for _, complete in frozen)
-
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
-
-
-def _empty(value: object) -> bool:
-    return isinstance(value, dict) and not value
-
-
-def _of_class(kind: type) -> dict[str, Any]:
-    """Numbers and strings that stand in a class of the user's own."""
-    found = {}
-    for part in reversed(kind.__mro__):
-        if not part.__module__.startswith(("torch.", "builtins")):
-            for name, value in vars(part).items():
-                if isinstance(value, int | float | str) and not name.startswith("__"):
-                    found[name] = value
-    return found
-
-
-def structure_key(model: nn.Module) -> tuple[Hashable, bool]:
-    """What decides a module's computation besides its tensors: classes and attributes.
-
-    Returns:
-        The key, and whether it tells all: if not (an attribute is neither a number, a string, nor
-        made of such), programs belong to this one object.
-    """
-    key: list[Hashable] = []
-    complete = True
-    for name, module in model.named_modules():
-        own = {
-            **_of_class(type(module)),
-            **{a: v for a, v in vars(module).items() if a not in _TENSORS and not _empty(v)},
-        }
-        attributes, told = _freeze_all(own.values(), _DEPTH)
-        complete &= told
-        tensors = [
-            (n, tuple(t.shape), t.dtype, t.requires_grad)
-            for group in (module._parameters, module._buffers)
-            for n, t in group.items()
-            if t is not None
-        ]
-        key.append((name, type(module), tuple(own), attributes, tuple(tensors)))
-    # Tied parameters: the names under which each one is known.
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
-    key.append(tuple(tuple(names) for names in owners.values() if len(names) > 1))
-    return tuple(key), complete
-
-
-def settings_key(settings: object) -> Hashable | None:
-    """A key for a learner or a loss: the value of a frozen dataclass, else the function itself.
-
-    None if it could change unseen (a mutable object), so that nothing may be kept for it.
-    """
-    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
-        if not type(settings).__dataclass_params__.frozen:  # type: ignore[attr-defined]
-            return None
-        values, complete = _freeze(dataclasses.astuple(settings))
-        return (type(settings), values) if complete else None
-    if isinstance(settings, nn.Module):
-        key, complete = structure_key(settings)
-        return key if complete and not list(settings.buffers()) else None
-    if isinstance(settings, FunctionType):
-        return _freeze(settings)[0]
-    return None
-
-
-class Store(Generic[V]):
-    """Values by key, the least used forgotten; keys of one module's own die with it."""
+class _Watches:
+    """What was taken down of an object, the last one first; it dies with the object."""
 
     def __init__(self) -> None:
-        self.shared: OrderedDict[Hashable, V] = OrderedDict()
-        self.own: WeakKeyDictionary[nn.Module, OrderedDict[Hashable, V]] = WeakKeyDictionary()
-        self.made = 0
+        self._known: dict[int, tuple[weakref.ref[object], list[Watch]]] = {}
+        self.changed = ""  # what was no longer as it was, the last time that something was not
 
-    def get(self, model: nn.Module, key: Hashable, make: Callable[[], V]) -> V:
-        """The value for ``key`` and the module's structure, made if it is not there."""
-        structure, complete = structure_key(model)
-        values = self.shared if complete else self.own.setdefault(model, OrderedDict())
-        full = (structure, key)
-        if full in values:
-            values.move_to_end(full)
-            return values[full]
-        self.made += 1
-        if self.made == 8 * _MANY:
-            warnings.warn(
-                f"gametalearn: {self.made} different computations were traced; pass the same loss "
-                "function and learner settings from call to call, and batches of equal shapes",
-                stacklevel=5,
-            )
-        value = values[full] = make()
-        while len(values) > _MANY:
-            values.popitem(last=False)
-        return value
+    def of(self, root: object, own: bool) -> Watch:
+        """What ``root`` depends on now.
+
+        Args:
+            root: a module, a loss, a score, a learner.
+            own: whether its parameters and buffers are a program's arguments.
+        """
+        kept = self._kept(root)
+        for place, known in enumerate(kept):
+            if known.changed() is None:
+                kept.insert(0, kept.pop(place))
+                return known
+        if kept:
+            self.changed = kept[0].changed() or ""
+        modules = root.modules() if own and isinstance(root, nn.Module) else ()
+        found, _ = watch(root, modules)
+        kept.insert(0, found)
+        del kept[_KEPT:]
+        return found
+
+    def _kept(self, root: object) -> list[Watch]:
+        place = id(root)
+        if place not in self._known:
+
+            def forget(_: object) -> None:
+                self._known.pop(place, None)
+
+            try:
+                reference = weakref.ref(root, forget)
+            except TypeError:  # cannot be known to be gone: nothing is kept
+                return []
+            self._known[place] = reference, []
+        return self._known[place][1]
+
+
+_watches = _Watches()
+
+
+def last_change() -> str:
+    """The name of what was no longer as it was, the last time that something was not."""
+    return _watches.changed
+
+
+def key_of(recipe: Recipe) -> tuple[Hashable, ...]:
+    """A key for what a recipe computes, its tensors apart.
+
+    Raises:
+        UnfrozenError: something that it depends on cannot be taken down.
+    """
+    return (
+        _watches.of(recipe.model, own=True).key,
+        _plain_settings(recipe.learner) or _watches.of(recipe.learner, own=False).key,
+        _watches.of(recipe.loss, own=False).key,
+        _watches.of(recipe.score, own=False).key,
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_anomaly_enabled(),
+        tuple(map(len, _OF_ALL_MODULES)),
+    )
+
+
+_OF_ALL_MODULES = [
+    getattr(nn.modules.module, name)
+    for name in ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+]
+
+
+def _plain_settings(learner: object) -> Hashable | None:
+    """The settings of one of the library's learners, which is made anew for each call."""
+    if type(learner).__module__ != "gametalearn.adaptation":
+        return None
+    values = dataclasses.astuple(learner)  # type: ignore[call-overload]
+    return type(learner), tuple((type(v), repr(v)) for v in values)
+
+
+@dataclass
+class Past:
+    """What was seen of one module.
+
+    Attributes:
+        reason: why it is always looped; empty if it is not.
+        made: programs made for it, by everything but its state.
+        used: batches that these were used for, likewise.
+        missed: the key for which there was no program last time, likewise.
+    """
+
+    reason: str = ""
+    made: dict[Hashable, int] = field(default_factory=dict)
+    used: dict[Hashable, int] = field(default_factory=dict)
+    missed: dict[Hashable, Hashable] = field(default_factory=dict)
+
+
+class Store:
+    """Entries by key, the least used forgotten."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self.past: weakref.WeakKeyDictionary[nn.Module, Past] = weakref.WeakKeyDictionary()
+
+    def get(self, key: Hashable) -> Entry | None:
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: Hashable, entry: Entry) -> Entry:
+        self._entries[key] = entry
+        while len(self._entries) > _MANY:
+            self._entries.popitem(last=False)
+        return entry
+
+    def clear(self) -> None:
+        """Forget all programs, and what was seen of modules."""
+        self._entries.clear()
+        self.past.clear()

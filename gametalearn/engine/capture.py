@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gametalearn.engine import layers
 
-__all__ = ["Capture", "UntraceableError"]
+__all__ = ["Capture", "UntraceableError", "ValueReads"]
 
 
 class UntraceableError(Exception):
@@ -23,24 +25,56 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (tuple(value) * 2)[:2]
 
 
-Norm = tuple[Tensor, Tensor, Tensor, float]
-"""What is normalised, gamma, beta and eps."""
+@dataclass(frozen=True)
+class _Origin:
+    """How a tensor came about, and the versions of everything that takes part in it.
+
+    A version counter goes up with every write in place, through whichever view, so that equal
+    versions mean: the tensor still is what the layer returned, and the layer would return the same.
+
+    Attributes:
+        result: the tensor itself, which is kept alive so that its ``id`` stays its own.
+        operands: of a convolution ``(x, weight)``, of a norm ``(y, gamma, beta)``.
+        options: of a convolution stride, padding, dilation and groups; of a norm eps.
+        versions: of ``result`` and ``operands`` when it was recorded.
+        relu: whether ``result`` is the norm's output after a ReLU.
+    """
+
+    result: Tensor
+    operands: tuple[Tensor, ...]
+    options: tuple[Any, ...]
+    versions: tuple[int, ...]
+    relu: bool = False
+
+    @staticmethod
+    def of(
+        result: Tensor, operands: tuple[Tensor, ...], options: tuple[Any, ...], relu: bool = False
+    ) -> _Origin:
+        return _Origin(result, operands, options, _versions(result, *operands), relu)
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing was written since."""
+        return self.versions == _versions(self.result, *self.operands)
+
+
+def _versions(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(t._version for t in tensors)
 
 
 class Capture(TorchFunctionMode):
     """Within this context, plain 2-d layers of any module are computed by `gametalearn.engine.layers`.
 
-    A ReLU (in place or not) that follows a batch norm is fused with it, a max-pool that follows
-    with both. What was computed for the unfused layer then has no reader, and the traced program
-    drops it.
+    A ReLU that follows a batch norm is fused with it, a max-pool that follows with both, provided
+    that nothing was written in between (see `_Origin`). What was computed for the unfused layer then
+    has no reader, and the traced program drops it. A ReLU in place writes its result into its
+    argument, so that views of it and whoever else holds it see what they would see without us.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # By identity of the result, which is kept alive: how it came about.
-        self.convolved: dict[int, tuple[Tensor, tuple[Any, ...]]] = {}
-        self.normed: dict[int, tuple[Tensor, Norm, bool]] = {}
-        self.overwritten: dict[int, Tensor] = {}
+        self.convolved: dict[int, _Origin] = {}
+        self.normed: dict[int, _Origin] = {}
 
     def __torch_function__(
         self,
@@ -50,11 +84,14 @@ class Capture(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self.overwritten:
-            args = tuple(self.overwritten.get(id(a), a) for a in args)
         rule = _RULES.get(func)
         result = None if rule is None else rule(self, *args, **kwargs)
         return func(*args, **kwargs) if result is None else result
+
+    def origin(self, known: dict[int, _Origin], x: Tensor) -> _Origin | None:
+        """What is known of ``x``, if that still holds."""
+        found = known.get(id(x))
+        return found if found is not None and found.holds else None
 
     def conv2d(
         self,
@@ -70,7 +107,7 @@ class Capture(TorchFunctionMode):
             return None
         options = _pair(stride), _pair(padding), _pair(dilation), groups
         y = layers.conv2d(x, weight, bias, *options)
-        self.convolved[id(y)] = y, (x, weight, options)
+        self.convolved[id(y)] = _Origin.of(y, (x, weight), options)
         return y
 
     def batch_norm(
@@ -91,17 +128,17 @@ class Capture(TorchFunctionMode):
         weight = x.new_ones(x.shape[1]) if weight is None else weight
         bias = x.new_zeros(x.shape[1]) if bias is None else bias
         z = layers.norm_relu(x, weight, bias, eps, False)
-        self.normed[id(z)] = z, (x, weight, bias, eps), False
+        self.normed[id(z)] = _Origin.of(z, (x, weight, bias), (eps,))
         return z
 
     def relu(self, x: Tensor, inplace: bool = False) -> Tensor | None:
-        if id(x) not in self.normed:
+        norm = self.origin(self.normed, x)
+        if norm is None:
             return None
-        _, norm, _ = self.normed[id(x)]
-        z = layers.norm_relu(*norm, True)
-        self.normed[id(z)] = z, norm, True
-        if inplace:  # whoever reads x from now on shall see z
-            self.overwritten[id(x)] = z
+        z = layers.norm_relu(*norm.operands, *norm.options, True)  # type: ignore[call-arg,arg-type]
+        if inplace:
+            z = x.copy_(z)
+        self.normed[id(z)] = _Origin.of(z, norm.operands, norm.options, relu=True)
         return z
 
     def relu_(self, x: Tensor) -> Tensor | None:
@@ -121,18 +158,20 @@ class Capture(TorchFunctionMode):
             return None
         kernel = _pair(kernel_size)
         pool = kernel, _pair(stride) if stride else kernel, _pair(padding)
-        if id(x) not in self.normed:
+        norm = self.origin(self.normed, x)
+        if norm is None:
             return layers.max_pool2d(x, *pool)
-        _, (y, gamma, beta, eps), relu = self.normed[id(x)]
+        y, gamma, beta = norm.operands
         # max(gamma y) = gamma max(y) needs gamma >= 0: a negative sign moves to the convolution,
         # or to y. The convolution's bias has no effect.
         sign = torch.where(gamma.detach() < 0, -1.0, 1.0).to(gamma.dtype)
-        if id(y) in self.convolved:
-            _, (inputs, weight, options) = self.convolved[id(y)]
-            y = layers.conv2d(inputs, weight * sign.view(-1, 1, 1, 1), None, *options)
+        convolution = self.origin(self.convolved, y)
+        if convolution is not None:
+            inputs, weight = convolution.operands
+            y = layers.conv2d(inputs, weight * sign.view(-1, 1, 1, 1), None, *convolution.options)
         else:
             y = y * sign.view(-1, 1, 1)
-        return layers.norm_relu_pool(y, gamma * sign, beta, eps, pool, relu)
+        return layers.norm_relu_pool(y, gamma * sign, beta, *norm.options, pool, norm.relu)  # type: ignore[call-arg]
 
     def data(self, x: Tensor) -> Tensor:
         return x.detach()  # functorch knows no other way out of a derivative
@@ -143,6 +182,11 @@ class Capture(TorchFunctionMode):
     def refuse_data(self, *args: Any, **kwargs: Any) -> Tensor:
         raise UntraceableError("its forward assigns to a tensor's data")
 
+    def refuse_value(self, x: Any, *args: Any, **kwargs: Any) -> Tensor:
+        raise UntraceableError(_READS)
+
+
+_READS = "its forward or loss reads a tensor's numbers into Python"
 
 _RULES: dict[Any, Callable[..., Tensor | None]] = {
     Tensor.data.__get__: Capture.data,  # type: ignore[attr-defined]
@@ -157,4 +201,33 @@ _RULES: dict[Any, Callable[..., Tensor | None]] = {
     Tensor.relu_: Capture.relu_,
     F.max_pool2d: Capture.max_pool2d,
     torch.max_pool2d: Capture.max_pool2d,
+    **dict.fromkeys(
+        (Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__contains__),
+        Capture.refuse_value,
+    ),
 }
+
+_VALUE_READERS = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.equal.default,
+    torch.ops.aten.is_nonzero.default,
+}
+
+
+class ValueReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuse a trace that reads a tensor's numbers, also of tensors that it knows as constants.
+
+    `make_fx` refuses that for what depends on its arguments. For any other tensor, such as a global
+    one, the number would stand in the program for ever.
+    """
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in _VALUE_READERS:
+            raise UntraceableError(_READS)
+        return func(*args, **(kwargs or {}))

@@ -13,10 +13,10 @@ from torch.fx import GraphModule, Interpreter, Node
 from gametalearn.adaptation import Learner, Params
 from gametalearn.engine.kernels import PLAIN
 from gametalearn.engine.plan import Plan
-from gametalearn.engine.program import UntraceableError, trace_gradients
-from gametalearn.engine.replay import chunks_of, program_for, program_inputs
-from gametalearn.engine.task import Data, Loss
+from gametalearn.engine.replay import GRADIENTS, chunks_of, program_for, program_inputs
+from gametalearn.engine.task import Data, Loss, Recipe
 from gametalearn.engine.workers import run_all
+from gametalearn.scores import default_score
 
 __all__ = ["floor_of"]
 
@@ -64,11 +64,11 @@ def floor_of(
     Of the same shapes and layouts, on made-up numbers, shared out to workers in the same way.
     """
     chunks = chunks_of(data, plan.chunk)
-    program = program_for(trace_gradients, model, learner, loss, meta, chunks[0])
-    if isinstance(program, UntraceableError):
-        raise TypeError(f"{type(model).__name__} cannot be replayed: {program}")
+    entry = program_for(GRADIENTS, Recipe(model, learner, loss, default_score), meta, chunks[0])
+    if entry.program is None:
+        raise TypeError(f"{type(model).__name__} cannot be replayed: {entry.reason}")
     with torch.inference_mode():
-        recorder = _Recorder(program.module)
+        recorder = _Recorder(entry.program.module)
         recorder.run(*program_inputs(model, meta), *chunks[0])
         calls = [
             (operator, [_tensor(a) for a in args], count)

@@ -13,7 +13,7 @@ from gametalearn.errors import InputError
 
 __all__ = ["Method", "Plan", "choose"]
 
-Method = Literal["auto", "loop", "replay"]
+Method = Literal["auto", "loop", "replay", "verify"]
 
 # Elements of input that a chunk may hold. Activations are a hundred times larger; beyond this a
 # chunk leaves the cache, and nothing is gained by folding more tasks into one kernel call.
@@ -32,11 +32,13 @@ class Plan:
         method: ``"loop"`` or ``"replay"``.
         chunk: tasks that one replay computes; the last chunk is filled up with copies.
         workers: threads that share out the chunks; with one, kernels use all threads themselves.
+        verify: compare every call with the loop.
     """
 
     method: Literal["loop", "replay"]
     chunk: int = 1
     workers: int = 1
+    verify: bool = False
 
 
 def _power_below(value: float) -> int:
@@ -86,4 +88,4 @@ def choose(
         share = -(-tasks // workers)  # as many rounds as needed, all chunks alike
         chunk = -(-share // -(-share // most))
     workers = min(workers, -(-tasks // chunk))
-    return Plan("replay", chunk, workers)
+    return Plan("replay", chunk, workers, verify=method == "verify")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,18 +10,17 @@ from dataclasses import dataclass
 from operator import attrgetter, getitem
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._ops import OpOverload
-from torch.func import grad, grad_and_value, vmap
+from torch.func import functionalize, grad, grad_and_value, vmap
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
-from gametalearn.adaptation import Gradient, Learner, LossFn, Params
+from gametalearn.adaptation import Gradient, LossFn, Params
 from gametalearn.engine import kernels
-from gametalearn.engine.capture import Capture, UntraceableError
+from gametalearn.engine.capture import Capture, UntraceableError, ValueReads
 from gametalearn.engine.script import Script, script_of
-from gametalearn.engine.task import Data, Loss, query_loss, updates_of
+from gametalearn.engine.task import Data, Recipe, query_loss, updates_of
 
 __all__ = ["Program", "UntraceableError", "laid_out", "trace_gradients", "trace_scores"]
 
@@ -58,38 +56,34 @@ def _functional(first_order: bool) -> Gradient:
     return gradient
 
 
-def trace_gradients(
-    model: nn.Module, learner: Learner, loss: Loss, meta: Params, fixed: Params, data: Data
-) -> Program:
+def trace_gradients(recipe: Recipe, meta: Params, fixed: Params, data: Data) -> Program:
     """A program that returns ``*rows, *updates, loss, score`` for tasks shaped as in ``data``.
 
     Rows and updates come one meta-parameter at a time, ``(T, *shape)``; rows are left out for a
     learner whose rows are its updates.
     """
-    gradient = _functional(learner.first_order)
+    gradient = _functional(recipe.learner.first_order)
 
     def task(meta: Params, fixed: Params, *data: Tensor) -> tuple[Tensor, ...]:
         def objective(meta: Params) -> tuple[Tensor, tuple[Params, Tensor, Tensor]]:
-            return query_loss(model, learner, loss, gradient, meta, fixed, data)  # type: ignore[arg-type]
+            return query_loss(recipe, gradient, meta, fixed, data)  # type: ignore[arg-type]
 
-        if learner.update_is_row:
-            _, (adapted, value, score) = objective(meta)
-            return (*updates_of(meta, adapted), value, score)
-        grads, (_, (adapted, value, score)) = grad_and_value(objective, has_aux=True)(meta)
-        return (*grads.values(), *updates_of(meta, adapted), value, score)
+        if recipe.learner.update_is_row:
+            _, (adapted, value, points) = objective(meta)
+            return (*updates_of(meta, adapted), value, points)
+        grads, (_, (adapted, value, points)) = grad_and_value(objective, has_aux=True)(meta)
+        return (*grads.values(), *updates_of(meta, adapted), value, points)
 
     return _trace(task, meta, fixed, data)
 
 
-def trace_scores(
-    model: nn.Module, learner: Learner, loss: Loss, meta: Params, fixed: Params, data: Data
-) -> Program:
+def trace_scores(recipe: Recipe, meta: Params, fixed: Params, data: Data) -> Program:
     """A program that returns ``loss, score`` for tasks shaped as in ``data``."""
     gradient = _functional(True)
 
     def task(meta: Params, fixed: Params, *data: Tensor) -> tuple[Tensor, ...]:
-        _, (_, value, score) = query_loss(model, learner, loss, gradient, meta, fixed, data)  # type: ignore[arg-type]
-        return value, score
+        _, (_, value, points) = query_loss(recipe, gradient, meta, fixed, data)  # type: ignore[arg-type]
+        return value, points
 
     return _trace(task, meta, fixed, data)
 
@@ -110,7 +104,7 @@ def _trace(
         meta = dict(zip(names, values, strict=True))
         fixed = dict(zip(others, tensors[len(names) : -4], strict=True))
         data = tensors[-4:]
-        with Capture():
+        with Capture(), ValueReads():  # type: ignore[no-untyped-call]
             if len(data[0]) == 1:  # without vmap there is half as much to trace
                 return tuple(t.unsqueeze(0) for t in task(meta, fixed, *(t[0] for t in data)))
             result: tuple[Tensor, ...] = vmap(task, in_dims=(None, None, 0, 0, 0, 0))(
@@ -120,24 +114,94 @@ def _trace(
 
     # Copies, as the forward may write into them.
     tensors = [laid_out(t).clone() for t in (*meta.values(), *fixed.values(), *data)]
-    with _tracing():
-        module = make_fx(chunk, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
-    module.graph.eliminate_dead_code()
-    for node in module.graph.nodes:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise UntraceableError("its forward draws random numbers")
-    if not _Layouts(module).hold(tensors):  # PyTorch misjudges an operator: trace on real tensors
+    module = _on_fake_tensors(chunk, tensors)
+    if module is None:  # PyTorch misjudges how an operator's result lies in memory
         with _tracing(), _one_fake_mode():
             module = make_fx(chunk)(*tensors)
+        module = _pure(module, tensors)
     writes = tidy(module)
     on_cpu = all(t.device.type == "cpu" for t in tensors)
     script = script_of(module, _constants(module), tensors) if on_cpu else None
     return Program(module, script, writes)
 
 
+def _on_fake_tensors(
+    chunk: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor]
+) -> GraphModule | None:
+    """The traced program; None if it takes tensors to lie in memory as they do not."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with _tracing():
+        module = make_fx(chunk, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
+    if _Layouts(module).hold(tensors):
+        pure = _pure(module, None)
+        if pure is module or _Layouts(pure).hold(tensors):
+            return pure
+    return None
+
+
+def _pure(module: GraphModule, tensors: list[Tensor] | None) -> GraphModule:
+    """The program without what nobody reads, and without writes in place.
+
+    A forward may write into its tensors. Now that the derivatives are written down, every such write
+    can become a new tensor (`torch.func.functionalize`); before, it could not: what was taken down
+    without autograd has lost ``no_grad``, ``detach`` and the like.
+
+    Args:
+        module: the program.
+        tensors: its arguments, to be traced on; by default on tensors without memory.
+
+    Raises:
+        UntraceableError: it draws random numbers, or writes into a tensor that it does not make.
+    """
+    module.graph.eliminate_dead_code()
+    for node in module.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise UntraceableError("its forward draws random numbers")
+    if not _writes(module.graph):
+        return module
+    if _writes_into_constants(module.graph):
+        raise UntraceableError("its forward writes into a tensor that is no buffer of it")
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    functional: Any = functionalize(module, remove="mutations")
+    if tensors is None:
+        inputs = [n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]
+        tensors = [
+            torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device) for v in inputs
+        ]
+        with _tracing():
+            pure = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
+    else:
+        with _tracing(), _one_fake_mode():
+            pure = make_fx(functional)(*(t.clone() for t in tensors))
+    for node in reversed(pure.graph.nodes):  # arguments are copies: what is written there is lost
+        if node.target == aten.copy_.default and node.args[0].op == "placeholder":
+            if node.users:
+                node.replace_all_uses_with(node.args[1])
+            pure.graph.erase_node(node)
+    pure.graph.eliminate_dead_code()
+    return pure
+
+
+def _writes_into_constants(graph: Graph) -> bool:
+    """Whether a tensor that the program reads besides its arguments is written to."""
+    roots: dict[Node, Node] = {}
+    for node in graph.nodes:
+        if node.op != "call_function" or not node.args:
+            continue
+        source = node.args[0]
+        if isinstance(source, Node) and _aliases(node):
+            roots[node] = base = roots.get(source, source)
+            writes = isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+            if writes and base.op == "get_attr":
+                return True
+    return False
+
+
 @contextmanager
 def _tracing() -> Iterator[None]:
-    """Refuse what a trace would take down wrongly: scripted functions and random numbers.
+    """Refuse what a trace would take down wrongly: scripted functions.
 
     TorchScript differentiates a function of its own accord, once.
     """
@@ -149,7 +213,7 @@ def _tracing() -> Iterator[None]:
         return call(self, *args, **kwargs)
 
     logger = logging.getLogger("torch._subclasses.fake_tensor")
-    drawn, quiet = _random_state(), logger.disabled
+    quiet = logger.disabled
     torch.jit.ScriptFunction.__call__ = refuse  # type: ignore[method-assign]
     logger.disabled = True  # what cannot be traced is said by ourselves, in a line
     try:
@@ -157,14 +221,6 @@ def _tracing() -> Iterator[None]:
     finally:
         torch.jit.ScriptFunction.__call__ = call  # type: ignore[method-assign]
         logger.disabled = quiet
-    if _random_state() != drawn:
-        raise UntraceableError("its forward draws random numbers")
-
-
-def _random_state() -> tuple[Any, ...]:
-    """Of Python's and numpy's own generators; torch's operators are known by their tag."""
-    state = np.random.get_state(legacy=False)  # noqa: NPY002
-    return random.getstate(), repr(state)
 
 
 def laid_out(t: Tensor) -> Tensor:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from gametalearn.adaptation import Learner, Params
+from gametalearn.adaptation import Params
 from gametalearn.engine.allocator import keep_memory
-from gametalearn.engine.cache import Store, settings_key
+from gametalearn.engine.cache import Entry, Past, Store, key_of, last_change
+from gametalearn.engine.check import Compared, difference, random_state_kept
 from gametalearn.engine.loop import loop_gradients, loop_scores
 from gametalearn.engine.plan import Plan
 from gametalearn.engine.program import (
@@ -23,16 +25,50 @@ from gametalearn.engine.program import (
     trace_gradients,
     trace_scores,
 )
-from gametalearn.engine.task import Data, Loss, Measured, Result, fixed_tensors, swapping
+from gametalearn.engine.state import UnfrozenError, Watch, watch
+from gametalearn.engine.swap import swapping
+from gametalearn.engine.task import Data, Measured, Recipe, Result, fixed_tensors
 from gametalearn.engine.workers import run_all
 from gametalearn.errors import InputError
 
-__all__ = ["chunks_of", "program_for", "program_inputs", "replay_gradients", "replay_scores"]
+__all__ = [
+    "GRADIENTS",
+    "SCORES",
+    "chunks_of",
+    "clear_programs",
+    "program_for",
+    "program_inputs",
+    "replay_gradients",
+    "replay_scores",
+]
 
-_programs: Store[Program | UntraceableError] = Store()
-_warned: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_store = Store()
+_warned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
-Trace = Callable[[nn.Module, Learner, Loss, Params, Params, Data], Program]
+STATES, USES = 8, 8
+"""Programs made for one module in different states before a state has to come twice to get one,
+unless the programs were used this often each."""
+CHECKED = frozenset({2, *(10**n for n in range(1, 10))})
+"""Calls at which one task is compared with the loop again."""
+
+
+@dataclass(frozen=True)
+class Quantities:
+    """What is computed for each task, by either method.
+
+    Attributes:
+        names: of the results.
+        trace: makes a program.
+        loop: the same by plain autograd.
+        empty: ``empty(meta, T)``: tensors ``(T, *)`` for the results.
+        write: ``write(recipe, results, raw)``: what a program returned for their tasks.
+    """
+
+    names: tuple[str, ...]
+    trace: Callable[[Recipe, Params, Params, Data], Program]
+    loop: Callable[..., tuple[Tensor, ...]]
+    empty: Callable[[Params, int], tuple[Tensor, ...]]
+    write: Callable[[Recipe, tuple[Tensor, ...], Sequence[Tensor]], None]
 
 
 def chunks_of(data: Data, size: int) -> list[Data]:
@@ -47,99 +83,259 @@ def chunks_of(data: Data, size: int) -> list[Data]:
     return chunks  # type: ignore[return-value]
 
 
-def program_for(
-    trace: Trace, model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data
-) -> Program | UntraceableError:
-    """The program for a chunk like ``data``, traced at its first use."""
+def clear_programs() -> None:
+    """Forget every program that was traced, so that the next call of each traces anew.
+
+    For when something has changed that cannot be seen: a file or an environment variable that a
+    forward reads, the state of a C extension.
+    """
     with swapping:
-        device = data[0].device.type
+        _store.clear()
+
+
+def program_for(quantities: Quantities, recipe: Recipe, meta: Params, chunk: Data) -> Entry:
+    """The program for a chunk like this one, made and compared with the loop at its first use."""
+    with swapping:
+        device = chunk[0].device.type
         if device == "cpu":
             keep_memory()
-        fixed = fixed_tensors(model)
-        settings = settings_key(learner), settings_key(loss)
-        if None in settings:
-            which = "learner" if settings[0] is None else "loss"
-            return UntraceableError(
-                f"the {which} is neither a frozen dataclass of plain values nor a function"
-            )
-        key = (
-            trace,
-            # What a trace finds, and what stands in it from then on.
+        past = _store.past.setdefault(recipe.model, Past())
+        if past.reason:
+            return Entry(reason=past.reason)
+        fixed = fixed_tensors(recipe.model)
+        form = (
+            quantities.names,
             (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
-            (torch.get_default_dtype(), torch.is_anomaly_enabled()),
-            *settings,
-            tuple((n, tuple(t.shape), t.dtype, t.device) for n, t in meta.items()),
-            tuple((n, tuple(t.shape), t.dtype, t.device) for n, t in fixed.items()),
-            tuple((tuple(t.shape), t.dtype, t.device) for t in data),
+            tuple((n, t.shape, t.dtype, t.device) for n, t in (*meta.items(), *fixed.items())),
+            tuple((t.shape, t.dtype, t.device) for t in chunk),
         )
+        try:
+            key = key_of(recipe), form
+        except UnfrozenError as reason:
+            return Entry(reason=str(reason))
+        entry = _store.get(key)
+        if entry is None:
+            made = past.made.get(form, 0)
+            hardly_used = past.used.get(form, 0) < USES * made
+            if made >= STATES and hardly_used and past.missed.get(form) != key:
+                past.missed[form] = key
+                return Entry(reason=f"what it depends on ({last_change()}) changes all the time")
+            past.made[form] = made + 1
+            entry = _made(quantities, recipe, meta, fixed, chunk, past)
+            if not past.reason:
+                # what making it has set (a cached table, say) may be part of the key
+                _store.put((key_of(recipe), form), entry)
+        past.used[form] = past.used.get(form, 0) + 1
+        return entry
 
-        def make() -> Program | UntraceableError:
-            if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
-                return UntraceableError("torch.jit compiled a part of it")
-            try:
-                return trace(model, learner, loss, meta, fixed, data)
-            except InputError:
-                raise
-            except UntraceableError as reason:
-                return reason
-            except Exception as error:  # any module may come: what fails, the loop tries again
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                return UntraceableError(lines[0])
 
-        return _programs.get(model, key, make)
+def _made(
+    quantities: Quantities, recipe: Recipe, meta: Params, fixed: Params, chunk: Data, past: Past
+) -> Entry:
+    """A program, compared with the loop; or why there is none."""
+    with random_state_kept() as drawn:
+        program, changed = _traced(quantities, recipe, meta, fixed, chunk)
+        if changed is not None:
+            # It sets something as it runs. If that is done once (a table is computed at the first
+            # call), a second run finds it done.
+            some: Data = tuple(t[:1] for t in chunk)  # type: ignore[assignment]
+            before = _seen(recipe)
+            quantities.loop(recipe, meta, some)
+            after = _seen(recipe)
+            quantities.loop(recipe, meta, some)
+            again = _changes(after)
+            if again:
+                _restore(before)
+                past.reason = f"its forward or loss changes {again[0]} at every call"
+                return Entry(reason=past.reason)
+            program, changed = _traced(quantities, recipe, meta, fixed, chunk)
+        if drawn():
+            return Entry(reason="its forward draws random numbers")
+        if isinstance(program, UntraceableError):
+            return Entry(reason=str(program))
+        if changed is not None:
+            past.reason = f"its forward or loss changes {changed}"
+            return Entry(reason=past.reason)
+        entry = Entry(program)
+        _compare(entry, quantities, recipe, meta, fixed, chunk, sorted({0, len(chunk[0]) - 1}))
+        return entry
 
 
-def _warn(model: nn.Module, reason: UntraceableError) -> None:
-    if model not in _warned:
-        _warned[model] = True
+_Seen = list[tuple[Watch, Callable[[], None]]]
+
+
+def _seen(recipe: Recipe) -> _Seen:
+    """What the parts of a recipe depend on now; a model's own tensors are a program's arguments."""
+    others = (recipe.learner, recipe.loss, recipe.score)
+    return [watch(recipe.model, recipe.model.modules()), *(watch(part) for part in others)]
+
+
+def _changes(seen: _Seen) -> list[str]:
+    return [name for found, _ in seen if (name := found.changed()) is not None]
+
+
+def _restore(seen: _Seen) -> None:
+    for _, put_back in seen:
+        put_back()
+
+
+def _traced(
+    quantities: Quantities, recipe: Recipe, meta: Params, fixed: Params, chunk: Data
+) -> tuple[Program | UntraceableError, str | None]:
+    """A program, and what the forward has changed while it was traced; that is put back."""
+    before = _seen(recipe)
+    program: Program | UntraceableError
+    try:
+        with torch.inference_mode(False):
+            program = quantities.trace(recipe, meta, fixed, chunk)
+    except InputError:
+        raise
+    except UntraceableError as reason:
+        program = reason
+    except Exception as error:  # any module may come: what fails, the loop tries again
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        program = UntraceableError(lines[0])
+    finally:
+        changed = _changes(before)
+        _restore(before)
+    return program, changed[0] if changed else None
+
+
+def _compare(
+    entry: Entry,
+    quantities: Quantities,
+    recipe: Recipe,
+    meta: Params,
+    fixed: Params,
+    chunk: Data,
+    tasks: Sequence[int],
+) -> bool:
+    """Whether program and loop agree on some tasks of a chunk; otherwise it is looped from now on."""
+    if entry.program is None:
+        return True
+
+    def gather(meta: Params, raw: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        results = quantities.empty(meta, len(chunk[0]))
+        quantities.write(recipe, results, raw)
+        return results
+
+    compared = Compared(
+        quantities.names,
+        entry.program.module,
+        entry.program,
+        gather,
+        lambda meta, fixed, data: quantities.loop(recipe, meta, data, fixed=fixed),
+    )
+    with random_state_kept():
+        wrong = difference(compared, meta, fixed, chunk, tasks)
+    if wrong is None:
+        return True
+    entry.program, entry.reason = None, f"{wrong}, at call {entry.calls + 1}"
+    known = "something changed that cannot be seen from Python, or " if entry.calls else ""
+    name, shape = type(recipe.model).__name__, tuple(chunk[0].shape)
+    warnings.warn(
+        f"gametalearn: {name} is computed task by task in plain autograd from now on, which is exact "
+        f"but slower. The results of its replay were thrown away: {entry.reason}. Either {known}"
+        "this is a bug: please report it with this message, the model's code, the learner "
+        f"{recipe.learner}, support inputs of shape {shape} and torch {torch.__version__}",
+        stacklevel=2,
+    )
+    return False
+
+
+def _looped(recipe: Recipe, reason: str) -> None:
+    """Say once for a module that it is not replayed."""
+    said = _warned.setdefault(recipe.model, set())
+    if not said and "differ from the loop" not in reason:
+        said.add(reason)
         warnings.warn(
-            f"gametalearn: {type(model).__name__} is computed task by task in plain autograd, "
+            f"gametalearn: {type(recipe.model).__name__} is computed task by task in plain autograd, "
             f"exact but slower, because it cannot be replayed: {reason}",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
 def program_inputs(model: nn.Module, meta: Params) -> list[Tensor]:
+    """The first arguments of a program: meta-parameters, frozen parameters and buffers."""
     with swapping:
-        tensors = (*meta.values(), *fixed_tensors(model).values())
-    return [laid_out(t) for t in tensors]
+        return [laid_out(t) for t in (*meta.values(), *fixed_tensors(model).values())]
 
 
-def replay_gradients(
-    model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data, plan: Plan
-) -> Result:
-    """Rows, updates, loss and score of every task; by the loop where the module needs it."""
+def _replay(
+    quantities: Quantities, recipe: Recipe, meta: Params, data: Data, plan: Plan
+) -> tuple[Tensor, ...]:
+    """The results for every task; by the loop where the module needs it."""
     chunks = chunks_of(data, plan.chunk)
-    program = program_for(trace_gradients, model, learner, loss, meta, chunks[0])
-    if isinstance(program, UntraceableError):
-        _warn(model, program)
-        return loop_gradients(model, learner, loss, meta, data)
-    inputs = program_inputs(model, meta)
-    tasks, first = len(data[0]), inputs[0]
-    sizes = [p.numel() for p in meta.values()]
-    dtype = _dtype(meta)
-    updates = first.new_empty(tasks, sum(sizes), dtype=dtype)
-    rows = updates.clone() if learner.update_is_row else torch.empty_like(updates)
-    measured = torch.empty(2, tasks, dtype=dtype, device=first.device)
+    entry = program_for(quantities, recipe, meta, chunks[0])
+    program = entry.program
+    if program is None:
+        _looped(recipe, entry.reason)
+        return quantities.loop(recipe, meta, data)
+    inputs, tasks = program_inputs(recipe.model, meta), len(data[0])
+    results = quantities.empty(meta, tasks)
 
     def run(start: int, chunk: Data) -> None:
         with torch.inference_mode():
-            *grads, value, score = program(*inputs, *chunk)
-            stop = min(start + plan.chunk, tasks)
-            _write(updates[start:stop], grads[-len(sizes) :])
-            _write(rows[start:stop], grads[: len(sizes)])
-            measured[0, start:stop] = value[: stop - start]
-            measured[1, start:stop] = score[: stop - start]
+            raw = program(*inputs, *chunk)
+            part = tuple(t[start : start + plan.chunk] for t in results)
+            quantities.write(recipe, part, raw)
 
-    _run_chunks(run, chunks, plan)
-    return rows, updates, measured[0], measured[1]
+    try:
+        _run_chunks(run, chunks, plan)
+    except Exception:  # a label without an output, say: the loop tells what is wrong
+        results = quantities.loop(recipe, meta, data)
+        entry.program, entry.reason = None, "its program failed where the loop does not"
+        _looped(recipe, entry.reason)
+        return results
+    entry.calls += 1
+    if plan.verify or entry.calls in CHECKED:
+        fixed = fixed_tensors(recipe.model)
+        # one task, or with method="verify" all of them
+        for number, chunk in enumerate(chunks if plan.verify else chunks[:1]):
+            count = min(plan.chunk, tasks - number * plan.chunk) if plan.verify else 1
+            if not _compare(entry, quantities, recipe, meta, fixed, chunk, range(count)):
+                return quantities.loop(recipe, meta, data)
+    return results
+
+
+def _run_chunks(run: Callable[[int, Data], None], chunks: list[Data], plan: Plan) -> None:
+    def call(i: int, chunk: Data) -> Callable[[], Any]:
+        return lambda: run(i * plan.chunk, chunk)
+
+    run_all([call(i, chunk) for i, chunk in enumerate(chunks)], plan.workers)
 
 
 def _dtype(meta: Params) -> torch.dtype:
     return functools.reduce(torch.promote_types, [p.dtype for p in meta.values()])
 
 
-def _write(rows: Tensor, parts: list[Tensor]) -> None:
+def _empty_gradients(meta: Params, tasks: int) -> Result:
+    first, size = next(iter(meta.values())), sum(p.numel() for p in meta.values())
+    rows = torch.empty(tasks, size, dtype=_dtype(meta), device=first.device)
+    return rows, torch.empty_like(rows), *_empty_scores(meta, tasks)
+
+
+def _empty_scores(meta: Params, tasks: int) -> Measured:
+    first = next(iter(meta.values()))
+    loss = torch.empty(tasks, dtype=_dtype(meta), device=first.device)
+    return loss, torch.empty_like(loss)
+
+
+def _write_gradients(recipe: Recipe, results: tuple[Tensor, ...], raw: Sequence[Tensor]) -> None:
+    rows, updates, *measured = results
+    *parts, value, points = raw
+    count = len(parts) if recipe.learner.update_is_row else len(parts) // 2
+    _lay(updates, parts[-count:])
+    _lay(rows, parts[:count])
+    _write_scores(recipe, tuple(measured), (value, points))
+
+
+def _write_scores(recipe: Recipe, results: tuple[Tensor, ...], raw: Sequence[Tensor]) -> None:
+    for result, part in zip(results, raw, strict=True):
+        result.copy_(part[: len(result)])
+
+
+def _lay(rows: Tensor, parts: Sequence[Tensor]) -> None:
     """Lay ``(T, *shape)`` tensors side by side in ``(T, P)``."""
     column = 0
     for part in parts:
@@ -149,34 +345,23 @@ def _write(rows: Tensor, parts: list[Tensor]) -> None:
         column += width
 
 
-def replay_scores(
-    model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data, plan: Plan
-) -> Measured:
+GRADIENTS = Quantities(
+    ("rows", "updates", "loss", "score"),
+    trace_gradients,
+    loop_gradients,
+    _empty_gradients,
+    _write_gradients,
+)
+SCORES = Quantities(("loss", "score"), trace_scores, loop_scores, _empty_scores, _write_scores)
+
+
+def replay_gradients(recipe: Recipe, meta: Params, data: Data, plan: Plan) -> Result:
+    """Rows, updates, loss and score of every task; by the loop where the module needs it."""
+    return _replay(GRADIENTS, recipe, meta, data, plan)  # type: ignore[return-value]
+
+
+def replay_scores(recipe: Recipe, meta: Params, data: Data, plan: Plan) -> Measured:
     """Loss and score of every task after adaptation; by the loop where the module needs it."""
     if len(data[0]) * 4 <= plan.chunk:  # a handful: the loop costs less than a filled-up chunk
-        return loop_scores(model, learner, loss, meta, data)
-    chunks = chunks_of(data, plan.chunk)
-    program = program_for(trace_scores, model, learner, loss, meta, chunks[0])
-    if isinstance(program, UntraceableError):
-        _warn(model, program)
-        return loop_scores(model, learner, loss, meta, data)
-    inputs = program_inputs(model, meta)
-    tasks, first = len(data[0]), inputs[0]
-    measured = torch.empty(2, tasks, dtype=_dtype(meta), device=first.device)
-
-    def run(start: int, chunk: Data) -> None:
-        with torch.inference_mode():
-            value, score = program(*inputs, *chunk)
-            stop = min(start + plan.chunk, tasks)
-            measured[0, start:stop] = value[: stop - start]
-            measured[1, start:stop] = score[: stop - start]
-
-    _run_chunks(run, chunks, plan)
-    return measured[0], measured[1]
-
-
-def _run_chunks(run: Callable[[int, Data], None], chunks: list[Data], plan: Plan) -> None:
-    def call(i: int, chunk: Data) -> Callable[[], Any]:
-        return lambda: run(i * plan.chunk, chunk)
-
-    run_all([call(i, chunk) for i, chunk in enumerate(chunks)], plan.workers)
+        return loop_scores(recipe, meta, data)
+    return _replay(SCORES, recipe, meta, data, plan)  # type: ignore[return-value]

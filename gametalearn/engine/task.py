@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gametalearn.adaptation import Gradient, Learner, Params, SupportLoss, default_score
+from gametalearn.adaptation import Gradient, Learner, Params, SupportLoss
+from gametalearn.engine.swap import dense_embeddings, eager, swapped, swapping
 from gametalearn.episodes import TaskBatch
+from gametalearn.losses import Loss, apply_loss
+from gametalearn.scores import ScoreFunction, measured
 
 __all__ = [
+    "Data",
     "Loss",
     "Measured",
+    "Recipe",
     "Result",
     "fixed_tensors",
     "predict",
@@ -24,16 +28,22 @@ __all__ = [
     "swapping",
 ]
 
-swapping = threading.RLock()
-"""Held while a trace has other tensors in the place of a module's own: who reads those, waits."""
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
 """``support_x, support_y, query_x, query_y``."""
 Result = tuple[Tensor, Tensor, Tensor, Tensor]
 """``rows (T, P), updates (T, P), loss (T,), score (T,)``."""
 Measured = tuple[Tensor, Tensor]
 """``loss (T,), score (T,)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """What is computed for each task: a learner adapts the model by a loss, and a score is taken."""
+
+    model: nn.Module
+    learner: Learner
+    loss: Loss
+    score: ScoreFunction
 
 
 def data_of(batch: TaskBatch) -> Data:
@@ -43,8 +53,9 @@ def data_of(batch: TaskBatch) -> Data:
 
 def fixed_tensors(model: nn.Module) -> Params:
     """Frozen parameters and buffers: what a forward reads besides the meta-parameters."""
-    frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
-    return {**frozen, **{n: b.detach() for n, b in model.named_buffers()}}
+    with swapping:
+        frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+        return {**frozen, **{n: b.detach() for n, b in model.named_buffers()}}
 
 
 def predict(
@@ -53,8 +64,8 @@ def predict(
     x: Tensor,
     support_x: Tensor | None,
     fixed: Params | None = None,
-) -> Tensor:
-    """The model's output under ``params``; it is neither changed nor are its buffers.
+) -> Any:
+    """The model's output under ``params``; neither the model nor its buffers are changed.
 
     Args:
         model: called as ``model(x, support_x)`` if its ``uses_support`` is true and ``support_x``
@@ -70,19 +81,17 @@ def predict(
     fixed = fixed_tensors(model) if fixed is None else fixed
     # A forward may write into its buffers (running statistics): it gets copies.
     fixed = {n: t.clone() for n, t in fixed.items()}
-    with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
-        output: Tensor = functional_call(model, {**fixed, **params}, args)
-    return output
+    with (
+        swapped(model, {**fixed, **params}),
+        dense_embeddings(model),
+        eager(),
+        sdpa_kernel(SDPBackend.MATH),  # the fused attentions have no second derivative
+    ):
+        return model(*args)
 
 
 def query_loss(
-    model: nn.Module,
-    learner: Learner,
-    loss: Loss,
-    gradient: Gradient,
-    meta: Params,
-    fixed: Params,
-    data: Data,
+    recipe: Recipe, gradient: Gradient, meta: Params, fixed: Params, data: Data
 ) -> tuple[Tensor, tuple[Params, Tensor, Tensor]]:
     """Adapt to one task's support set, and measure on its queries.
 
@@ -92,24 +101,26 @@ def query_loss(
         score)`` after the last step.
     """
     support_x, support_y, query_x, query_y = data
+    model, learner, loss = recipe.model, recipe.learner, recipe.loss
     support = support_loss(model, loss, fixed, support_x, support_y)
 
     def query(params: Params) -> tuple[Tensor, Tensor]:
         prediction = predict(model, params, query_x, support_x, fixed)
-        return loss(prediction, query_y), default_score(prediction.detach(), query_y)
+        value = apply_loss(loss, prediction, query_y)
+        return value, measured(recipe.score, loss, prediction, query_y)
 
     weights = getattr(learner, "step_weights", ())
     if not weights:
         adapted = learner.adapt(meta, support, gradient)
-        value, score = query(adapted)
-        return value, (adapted, value, score)
+        value, points = query(adapted)
+        return value, (adapted, value, points)
     terms = []
     path = learner.path(meta, support, gradient)  # type: ignore[attr-defined]
     next(path)
     for weight, adapted in zip(weights, path, strict=True):
-        value, score = query(adapted)
+        value, points = query(adapted)
         terms.append(weight * value)
-    return torch.stack(terms).sum(), (adapted, value, score)
+    return torch.stack(terms).sum(), (adapted, value, points)
 
 
 def support_loss(
@@ -119,7 +130,7 @@ def support_loss(
 
     def support(params: Params, first: int = 0, count: int | None = None) -> Tensor:
         x, y = (_circle(t, first, count) for t in (support_x, support_y))
-        return loss(predict(model, params, x, None, fixed), y)
+        return apply_loss(loss, predict(model, params, x, None, fixed), y)
 
     return support
 

@@ -11,11 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from gametalearn import MAML, TaskBatch
-from gametalearn.adaptation import default_loss, model_parameters
-from gametalearn.engine.program import Program, trace_gradients, trace_scores
-from gametalearn.engine.replay import chunks_of, program_for, program_inputs
+from gametalearn.adaptation import default_loss, default_score, model_parameters
+from gametalearn.engine.program import Program
+from gametalearn.engine.replay import (
+    GRADIENTS,
+    SCORES,
+    Quantities,
+    chunks_of,
+    program_for,
+    program_inputs,
+)
 from gametalearn.engine.script import script_of
-from gametalearn.engine.task import data_of
+from gametalearn.engine.task import Recipe, data_of
 from gametalearn.models import Conv4
 
 aten = torch.ops.aten
@@ -86,25 +93,28 @@ def test_what_does_not_fit_has_no_script(program: Any) -> None:
     assert script_of(program, (), [torch.rand(2)]) is None
 
 
-def program_of(model: nn.Module, batch: TaskBatch, chunk: int, trace: Any) -> tuple[Program, Any]:
+def program_of(
+    model: nn.Module, batch: TaskBatch, chunk: int, quantities: Quantities
+) -> tuple[Program, Any]:
     meta = model_parameters(model)
     chunks = chunks_of(data_of(batch), chunk)
-    program = program_for(trace, model, MAML(0.3, 2), default_loss, meta, chunks[0])
-    assert isinstance(program, Program)
+    recipe = Recipe(model, MAML(0.3, 2), default_loss, default_score)
+    program = program_for(quantities, recipe, meta, chunks[0]).program
+    assert program is not None
     inputs = program_inputs(model, meta)
     return program, [(*inputs, *chunk) for chunk in chunks]
 
 
-@pytest.mark.parametrize("trace", [trace_gradients, trace_scores], ids=lambda t: t.__name__)
+@pytest.mark.parametrize("quantities", [GRADIENTS, SCORES], ids=["gradients", "scores"])
 @pytest.mark.parametrize("pool", ["stride", "max"])
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_scripts_of_networks_on_threads(trace: Any, pool: Any, norm: Any) -> None:
+def test_scripts_of_networks_on_threads(quantities: Quantities, pool: Any, norm: Any) -> None:
     torch.manual_seed(0)
     model = Conv4(3, image_size=16, hidden=4, pool=pool, norm=norm)
     y = torch.arange(3).repeat(8, 2)
     x, z = torch.randn(2, 8, 6, 1, 16, 16).unbind()
     batch = TaskBatch(x, y, z, y, torch.zeros(8, dtype=torch.int64))
-    program, inputs = program_of(model, batch, 2, trace)
+    program, inputs = program_of(model, batch, 2, quantities)
     assert program.script is not None
 
     def run(arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -126,14 +136,14 @@ def test_evaluation_is_training_without_its_backward_pass() -> None:
     x, z = torch.randn(2, 2, 3, 1, 16, 16).unbind()
     batch = TaskBatch(x, y, z, y, torch.zeros(2, dtype=torch.int64))
 
-    def operators(trace: Any) -> list[str]:
-        graph = copy.deepcopy(program_of(model, batch, 2, trace)[0].module.graph)
+    def operators(quantities: Quantities) -> list[str]:
+        graph = copy.deepcopy(program_of(model, batch, 2, quantities)[0].module.graph)
         (output,) = (n for n in graph.nodes if n.op == "output")
         output.args = (tuple(output.args[0][-2:]),)  # the loss and the score
         graph.eliminate_dead_code()
         return [str(n.target) for n in graph.nodes if n.op == "call_function"]
 
-    assert operators(trace_gradients) == operators(trace_scores)
+    assert operators(GRADIENTS) == operators(SCORES)
 
 
 def test_strides_of_inputs_do_not_matter() -> None:
@@ -143,13 +153,13 @@ def test_strides_of_inputs_do_not_matter() -> None:
     y = torch.arange(3).repeat(2, 1)
     x, z = torch.randn(2, 2, 3, 1, 16, 16, dtype=torch.float64).unbind()
     group = torch.zeros(2, dtype=torch.int64)
-    program, (expected,) = program_of(model, TaskBatch(x, y, z, y, group), 2, trace_gradients)
+    program, (expected,) = program_of(model, TaskBatch(x, y, z, y, group), 2, GRADIENTS)
     with torch.no_grad():
         for p in model.parameters():
             if p.ndim == 4:
                 p.data = p.data.clone(memory_format=torch.channels_last)
     x = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-    again, (strange,) = program_of(model, TaskBatch(x, y, z, y, group), 2, trace_gradients)
+    again, (strange,) = program_of(model, TaskBatch(x, y, z, y, group), 2, GRADIENTS)
     assert again is program
     with torch.inference_mode():
         assert equal(program(*strange), program(*expected))

@@ -1,0 +1,85 @@
+"""What a function's bytecode names: globals, attributes and imports, nested functions included."""
+
+from __future__ import annotations
+
+import dis
+import sys
+from dataclasses import dataclass
+from types import CodeType
+
+__all__ = ["Names", "is_library", "names_of"]
+
+# Named in a function, these read attributes whose names stand in no bytecode.
+_COMPUTED = frozenset(
+    [
+        "getattr",
+        "setattr",
+        "vars",
+        "dir",
+        "eval",
+        "exec",
+        "globals",
+        "locals",
+        "__dict__",
+        "__getattribute__",
+        "attrgetter",
+        "methodcaller",
+    ]
+)
+_ATTRIBUTES = frozenset(
+    ["LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR", "IMPORT_FROM"]
+)
+_GLOBALS = frozenset(["LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"])
+_LIBRARIES = frozenset({"torch", "functorch", "torchgen", "numpy", "scipy", "PIL", "tqdm"})
+
+
+@dataclass(frozen=True)
+class Names:
+    """What stands in the bytecode of a function and of the functions that it defines.
+
+    Attributes:
+        globals: names that are looked up in the function's module.
+        attributes: names that are read from, or set on, some object.
+        imports: modules that it imports when it runs.
+        computed: whether attributes may be read whose names are computed.
+    """
+
+    globals: frozenset[str]
+    attributes: frozenset[str]
+    imports: frozenset[str]
+    computed: bool
+
+
+_known: dict[int, tuple[CodeType, Names]] = {}
+
+
+def names_of(code: CodeType) -> Names:
+    """The names in ``code``, read once."""
+    if id(code) not in _known:  # by identity: to hash a code object takes as long
+        _known[id(code)] = code, _read(code)
+    return _known[id(code)][1]
+
+
+def _read(code: CodeType) -> Names:
+    found: dict[str, set[str]] = {"globals": set(), "attributes": set(), "imports": set()}
+    for instruction in dis.get_instructions(code):
+        name = instruction.argval
+        if instruction.opname in _GLOBALS:
+            found["globals"].add(name)
+        elif instruction.opname in _ATTRIBUTES:
+            found["attributes"].add(name)
+        elif instruction.opname == "IMPORT_NAME":
+            found["imports"].add(name)
+    inner = [names_of(c) for c in code.co_consts if isinstance(c, CodeType)]
+    merged = {
+        kind: frozenset(own.union(*(getattr(n, kind) for n in inner)))
+        for kind, own in found.items()
+    }
+    computed = not _COMPUTED.isdisjoint(merged["globals"] | merged["attributes"])
+    return Names(**merged, computed=computed)
+
+
+def is_library(module: object) -> bool:
+    """Whether a module's code is taken as given: the standard library, torch, numpy and the like."""
+    root = module.partition(".")[0] if isinstance(module, str) else ""
+    return root in _LIBRARIES or (root in sys.stdlib_module_names and root != "__main__")

@@ -1,0 +1,821 @@
+"""What a computation depends on besides its tensors, and whether that is still so.
+
+A traced program holds for ever what Python decided while it was traced: numbers in attributes, in
+closures and in global variables, which function a name stood for, which branch was taken. `watch`
+walks over everything that the code of a module, a loss or a learner can reach by the names in its
+bytecode, and takes down what it found, by value:
+
+- attributes of modules and of other objects (in ``__dict__`` or in slots), and of their classes;
+- entries of lists, dictionaries, sets, arrays and the like;
+- closures, defaults and attributes of functions, and the global variables that they name, in
+  functions that they call too;
+- properties, partial functions, bound methods, hooks.
+
+Functions of torch, numpy and the standard library are taken as given. A tensor that is no parameter
+or buffer of the module is known by its identity: a program reads its numbers anew in each call.
+
+What cannot be seen is said in this folder's README.
+"""
+
+from __future__ import annotations
+
+import array
+import builtins
+import collections
+import contextvars
+import enum
+import functools
+import logging
+import mmap
+import random
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gametalearn.engine.code import is_library, names_of
+
+__all__ = ["UnfrozenError", "Watch", "watch"]
+
+MOST_ENTRIES = 20_000
+"""Attributes and entries that are looked at in each call; a computation with more is not replayed."""
+MOST_BYTES = 2**20
+"""Of arrays, likewise."""
+
+
+class UnfrozenError(Exception):
+    """Something that the computation depends on cannot be taken down; the message says what."""
+
+
+class _Absent:
+    """Stands for an attribute or entry that is not there."""
+
+
+_ABSENT = _Absent()
+_PLAIN = (type(None), bool, int, str, bytes, type(Ellipsis), type(NotImplemented))
+_TORCH_PLAIN = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+_BUILTIN = (
+    types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodWrapperType,
+    types.MethodDescriptorType, types.ClassMethodDescriptorType, types.GetSetDescriptorType,
+    types.MemberDescriptorType, torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch.Generator,
+    logging.Logger, type(threading.Lock()), type(threading.RLock()), types.CodeType,
+)  # fmt: skip
+"""Known by their identity."""
+_UNFROZEN = (
+    types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, memoryview, mmap.mmap,
+    random.Random, np.random.RandomState, np.random.Generator, np.random.BitGenerator,
+)  # fmt: skip
+"""What goes on from call to call without a trace in Python."""
+_HOOKS = frozenset({
+    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_hooks",
+    "_backward_pre_hooks",
+})  # fmt: skip
+_OF_MODULES = frozenset({"training", "forward"})
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+_NOT_RUN = frozenset({
+    "__init__", "__new__", "__repr__", "__str__", "__init_subclass__", "__class_getitem__",
+    "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__deepcopy__", "__copy__",
+    "__del__", "__dir__", "__sizeof__", "__format__", "__subclasshook__", "__set_name__",
+})  # fmt: skip
+"""Special methods that a forward does not run by itself; `__init__` where it names the class."""
+
+
+class _Same:
+    """Equal to itself alone, even when a later object has the address of this one."""
+
+    __slots__ = ("id", "value")
+
+    def __init__(self, value: object) -> None:
+        self.id = id(value)
+        try:
+            self.value: Callable[[], object] = weakref.ref(value)
+        except TypeError:  # kept alive instead
+            self.value = lambda: value
+
+    def __hash__(self) -> int:
+        return self.id
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value() is self.value() is not None
+
+    def matches(self, now: object) -> bool:
+        return self.value() is now
+
+
+class _Plain:
+    """A number, a string or the like, equal to those of its type and value."""
+
+    __slots__ = ("key", "value")
+
+    def __init__(self, value: object) -> None:
+        self.value, self.key = value, _plain_key(value)
+
+    def matches(self, now: object) -> bool:
+        return now is self.value or (type(now) is type(self.value) and _plain_key(now) == self.key)
+
+
+def _plain_key(value: Any) -> Hashable | None:
+    """The key of a plain value, None of any other."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind, value  # 6, 6.0 and True are not the same
+    if kind in (float, complex):
+        return kind, repr(value)  # nor are 0.0 and -0.0, but nan and nan are
+    if kind in _TORCH_PLAIN:
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, np.generic):
+        return kind, value.tobytes()
+    return None
+
+
+def _token(value: object) -> _Same | _Plain:
+    return _Same(value) if _plain_key(value) is None else _Plain(value)
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Some entries of a holder, such as an object's attributes, as they were.
+
+    Attributes:
+        what: its name in messages.
+        read: the entries now, as a mapping; None if the holder is gone.
+        expected: for each name what stood there.
+        size: the number of all entries, where none may come or go.
+    """
+
+    what: str
+    read: Callable[[], Mapping[Any, Any] | None]
+    expected: tuple[tuple[Any, _Same | _Plain], ...]
+    size: int | None = None
+
+    def changed(self) -> str | None:
+        """The name of what is no longer as it was."""
+        now = self.read()
+        if now is None or (self.size is not None and len(now) != self.size):
+            return self.what
+        for name, token in self.expected:
+            value = now.get(name, _ABSENT)
+            if value is not token.value and not token.matches(value):
+                return f"{self.what}.{name}" if isinstance(name, str) else f"{self.what}[{name!r}]"
+        return None
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module as it was: its attributes, hooks, parameters, buffers and children.
+
+    Attributes:
+        what: its name in messages.
+        known: the module, if it still exists.
+        entries: some attributes.
+        hooks: how many there were of each kind (those there are have checks of their own).
+        tensors: the name, identity and form of each of its parameters and buffers.
+        children: its modules.
+    """
+
+    what: str
+    known: Callable[[], nn.Module | None]
+    entries: tuple[tuple[str, _Same | _Plain], ...]
+    hooks: tuple[tuple[str, int], ...]
+    tensors: tuple[tuple[str, tuple[tuple[str, _Same | None, Hashable], ...]], ...]
+    children: tuple[tuple[str, _Same | _Plain], ...]
+
+    def changed(self) -> str | None:
+        """The name of what is no longer as it was."""
+        module = self.known()
+        if module is None:
+            return self.what
+        own = module.__dict__
+        for group, count in self.hooks:
+            if len(own[group]) != count:
+                return f"{self.what}.{group}"
+        for group, expected in self.tensors:
+            now = own[group]
+            if len(now) != len(expected):
+                return f"{self.what}.{group}"
+            for name, tensor, form in expected:
+                t = now.get(name, _ABSENT)
+                if tensor is None:
+                    same = t is None
+                else:
+                    same = t is not None and tensor.matches(t) and _form(t) == form
+                if not same:
+                    return f"{self.what}.{name}"
+        for now, entries in ((own, self.entries), (own["_modules"], self.children)):
+            for name, token in entries:
+                value = now.get(name, _ABSENT)
+                if value is not token.value and not token.matches(value):
+                    return f"{self.what}.{name}"
+        return None if len(own["_modules"]) == len(self.children) else self.what
+
+
+@dataclass(frozen=True)
+class _Value:
+    """Something of which a digest tells whether it is as it was."""
+
+    what: str
+    digest: Callable[[], Hashable]
+    expected: Hashable
+
+    def changed(self) -> str | None:
+        return None if self.digest() == self.expected else self.what
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a computation depends on, as it was.
+
+    Attributes:
+        key: equal for computations that are the same.
+        checks: what is looked at to tell whether anything has changed.
+    """
+
+    key: Hashable
+    checks: tuple[_Entries | _Module | _Value, ...]
+
+    def changed(self) -> str | None:
+        """The name of something that is no longer as it was; None if all is."""
+        for check in self.checks:
+            if (name := check.changed()) is not None:
+                return name
+        return None
+
+
+def watch(root: object, own: Iterable[nn.Module] = ()) -> tuple[Watch, Callable[[], None]]:
+    """Take down what ``root`` depends on: a module, a loss, a learner.
+
+    Args:
+        root: where to begin.
+        own: the modules whose parameters and buffers are a computation's arguments, so that only
+            their forms matter. Any other tensor is known by its identity.
+
+    Returns:
+        What was found, and a function that puts back whatever was changed since (by a trace of the
+        forward, say).
+
+    Raises:
+        UnfrozenError: something cannot be taken down.
+    """
+    names: set[str] = set(_OF_MODULES)
+    everything, swapped = False, frozenset(map(id, own))
+    try:
+        while True:  # a function that is found may name attributes of what was seen before
+            walk = _Walk(swapped, frozenset(names), everything)
+            key = walk.of(root, "")
+            if walk.found <= names and walk.computed <= everything:
+                break
+            names |= walk.found
+            everything |= walk.computed
+    except RecursionError:
+        raise UnfrozenError("it depends on values that refer to each other too deeply") from None
+    return Watch((type(root), key), tuple(walk.checks)), walk.restore
+
+
+@dataclass
+class _Walk:
+    """One walk over all that can be reached from a root.
+
+    Attributes:
+        own: the ``id`` of each module whose tensors are arguments.
+        names: of the attributes that matter.
+        everything: whether all attributes do.
+        found: names that the functions on the way mention.
+        computed: whether one of them computes names.
+        checks: as in `Watch`.
+        seen: the number of each object met, and the object, which so keeps its address.
+        undo: functions that put holders back as they were.
+    """
+
+    own: frozenset[int]
+    names: frozenset[str]
+    everything: bool
+    found: set[str] = field(default_factory=set)
+    computed: bool = False
+    checks: list[_Entries | _Module | _Value] = field(default_factory=list)
+    seen: dict[int, tuple[int, object]] = field(default_factory=dict)
+    undo: list[Callable[[], None]] = field(default_factory=list)
+    entries: int = 0
+    bytes: int = 0
+
+    def restore(self) -> None:
+        for put_back in self.undo:
+            put_back()
+
+    def of(self, value: Any, what: str) -> Hashable:
+        """The key of a value, whatever it is; ``what`` is its name in messages."""
+        plain = _plain_key(value)
+        if plain is not None:
+            return plain
+        if isinstance(value, _BUILTIN):
+            owner = getattr(value, "__self__", None)
+            if isinstance(value, types.BuiltinFunctionType) and not isinstance(
+                owner, types.ModuleType | type | None
+            ):
+                return "bound", value.__name__, self.of(owner, what)
+            return _Same(value)
+        if isinstance(value, Tensor):
+            return self.tensor(value, what)
+        if isinstance(value, type) and what:
+            self.constructors(value)
+        if id(value) in self.seen:
+            return "seen", self.seen[id(value)][0]
+        self.seen[id(value)] = len(self.seen), value
+        if isinstance(value, torch.jit.ScriptModule):
+            raise UnfrozenError("torch.jit compiled a part of it")
+        if isinstance(value, _UNFROZEN):
+            raise UnfrozenError(
+                f"{what or 'it'} is a {type(value).__name__}, which goes on by itself"
+            )
+        for kinds, visit in _VISITS:
+            if isinstance(value, kinds):
+                return visit(self, value, what)
+        return self.instance(value, what)
+
+    # Holders of entries.
+
+    def hold(
+        self,
+        what: str,
+        read: Callable[[], Mapping[Any, Any] | None],
+        values: Mapping[Any, Any],
+        size: int | None = None,
+    ) -> Hashable:
+        """Take down entries, and follow their values."""
+        self.entries += len(values)
+        if self.entries > MOST_ENTRIES:
+            raise UnfrozenError(
+                f"it depends on more than {MOST_ENTRIES} values, among them those in {what}"
+            )
+        expected = tuple((name, _token(value)) for name, value in values.items())
+        self.checks.append(_Entries(what, read, expected, size))
+        return tuple(
+            (
+                name if isinstance(name, str) else self.of(name, what),
+                # what `super()` needs: a class that is not called
+                self.of(value, "" if name == "cell __class__" else f"{what}.{name}"),
+            )
+            for name, value in values.items()
+        )
+
+    def relevant(self, names: Iterable[str]) -> list[str]:
+        return sorted(n for n in names if self.everything or n in self.names)
+
+    def contents(self, value: Any, what: str) -> Hashable:
+        """Of a list, a dictionary, a set or one of their kind."""
+        what = what or type(value).__name__
+        key: Hashable
+        if isinstance(value, dict):
+            before = dict(value)
+            key = self.hold(what, lambda: value, before, len(before))
+
+            def put_back() -> None:
+                if len(value) != len(before) or any(
+                    value.get(k, _ABSENT) is not v for k, v in before.items()
+                ):
+                    dict.clear(value)
+                    dict.update(value, before)
+
+        elif isinstance(value, set | frozenset):
+            members = list(value)
+            keys = frozenset(self.of(m, what) for m in members)
+            self.entries += len(members)
+            key = keys
+            if isinstance(value, set):
+                self.checks.append(_Value(what, lambda: frozenset(map(_token_key, value)),
+                                          frozenset(map(_token_key, members))))  # fmt: skip
+
+            def put_back() -> None:
+                if isinstance(value, set):
+                    set.clear(value)
+                    set.update(value, members)
+
+        else:
+            items = list(value)
+            numbered = dict(enumerate(items))
+            if isinstance(value, tuple):
+                key = tuple(self.of(v, f"{what}[{i}]") for i, v in numbered.items())
+                self.entries += len(items)
+            else:
+                key = self.hold(what, lambda: dict(enumerate(value)), numbered, len(items))
+
+            def put_back() -> None:
+                if isinstance(value, list | collections.deque) and not (
+                    len(value) == len(items)
+                    and all(a is b for a, b in zip(value, items, strict=True))
+                ):
+                    value.clear()
+                    value.extend(items)
+
+        self.undo.append(put_back)
+        if type(value).__module__ in ("builtins", "collections", "torch"):
+            if isinstance(value, collections.defaultdict):
+                key = key, self.of(value.default_factory, what)
+            return type(value), key
+        return key, self.instance(value, what)
+
+    def attributes(self, value: Any, names: Iterable[str], what: str) -> Hashable:
+        """Of an object's own dictionary."""
+        own, known = vars(value), _weakly(value)
+        entries = {name: own.get(name, _ABSENT) for name in names}
+
+        def read() -> Mapping[str, Any] | None:
+            now = known()
+            return None if now is None else vars(now)
+
+        before = dict(own)
+
+        def put_back() -> None:
+            if own.keys() != before.keys() or any(own[k] is not v for k, v in before.items()):
+                own.clear()
+                own.update(before)
+
+        if isinstance(own, dict):
+            self.undo.append(put_back)
+        return self.hold(what, read, entries)
+
+    def instance(self, value: Any, what: str) -> Hashable:
+        """Of any other object: what it and its class have under the names that matter."""
+        kind = type(value)
+        what = what or kind.__name__
+        iterator = getattr(kind, "__next__", None)
+        if iterator is not None and not isinstance(iterator, types.FunctionType):
+            raise UnfrozenError(f"{what} is a {kind.__name__}, which goes on by itself")
+        key: list[Hashable] = [self.of(kind, "")]
+        of_library = is_library(kind.__module__)
+        if of_library and not hasattr(value, "__dict__") and kind.__hash__ is not object.__hash__:
+            return kind, repr(value)  # a date, a path or a fraction: a value that never changes
+        if hasattr(value, "__dict__"):
+            own = vars(value)
+            # what code of a library reads cannot be told
+            everything = of_library and not isinstance(value, enum.Enum)
+            names = sorted(own) if everything else self.relevant(own)
+            of_class = [] if everything else self.relevant(set(_class_names(kind)) - own.keys())
+            key.append(self.attributes(value, [*names, *of_class], what))
+        slots = [
+            n
+            for part in kind.__mro__
+            for n, v in vars(part).items()
+            if isinstance(v, types.MemberDescriptorType)
+        ]
+        if slots:
+            known = _weakly(value)
+
+            def read() -> Mapping[str, Any] | None:
+                now = known()
+                return None if now is None else {n: getattr(now, n, _ABSENT) for n in slots}
+
+            now = {n: getattr(value, n, _ABSENT) for n in slots}
+            key.append(self.hold(what, read, now))
+
+            def put_back() -> None:
+                for name, before in now.items():
+                    if getattr(value, name, _ABSENT) is not before and before is not _ABSENT:
+                        object.__setattr__(value, name, before)
+
+            self.undo.append(put_back)
+        if len(key) == 1 and not slots and not hasattr(value, "__dict__"):
+            key.append(_Same(value))  # of a C extension: known by its identity alone
+        return tuple(key)
+
+    # Modules of neural networks.
+
+    def module(self, value: nn.Module, what: str) -> Hashable:
+        kind, own = type(value), vars(value)
+        what = what or kind.__name__
+        names = self.relevant(n for n in own if n not in _REGISTERED and n not in _HOOKS)
+        if is_library(kind.__module__) or any(is_library(b.__module__) for b in kind.__bases__):
+            read: frozenset[str] = _mentioned(kind)  # type: ignore[arg-type]
+            names = sorted({*names, *(read & own.keys() - {*_REGISTERED, *_HOOKS})})
+        hidden = self.relevant({*_class_names(kind), "forward"} - own.keys())
+        entries = {name: own.get(name, _ABSENT) for name in [*names, *hidden]}
+        hooks: dict[str, dict[Any, Any]] = {n: own[n] for n in sorted(_HOOKS & own.keys())}
+        known, given = weakref.ref(value), id(value) in self.own
+        tensors: dict[str, dict[str, Tensor | None]] = {
+            g: own[g] for g in ("_parameters", "_buffers")
+        }
+        children = dict(own["_modules"])
+        self.entries += len(entries) + len(children) + sum(map(len, tensors.values()))
+        before = {k: v for k, v in own.items() if k not in _REGISTERED}
+
+        def put_back() -> None:
+            for name in own.keys() - before.keys() - {*_REGISTERED}:
+                del own[name]
+            own.update(before)
+
+        self.undo.append(put_back)
+        self.checks.append(
+            _Module(
+                what,
+                known,
+                tuple((name, _token(v)) for name, v in entries.items()),
+                tuple((group, len(hooks[group])) for group in hooks),
+                tuple(
+                    (
+                        group,
+                        tuple((n, t if t is None else _Same(t), _form(t)) for n, t in ts.items()),
+                    )
+                    for group, ts in tensors.items()
+                ),
+                tuple((name, _token(child)) for name, child in children.items()),
+            )
+        )
+        key: list[Hashable] = [self.of(kind, "")]
+        key += [(name, self.of(v, f"{what}.{name}")) for name, v in entries.items()]
+        key += [(name, self.of(v, f"{what}.{name}")) for name, v in hooks.items() if v]
+        for group in tensors.values():
+            for name, t in group.items():
+                # an argument is known by its form, and, where it is tied, by where it was met first
+                key.append((name, _form(t), self._number(t)) if given or t is None
+                           else (name, self.tensor(t, f"{what}.{name}")))  # fmt: skip
+        key += [(name, self.of(child, f"{what}.{name}")) for name, child in children.items()]
+        return tuple(key)
+
+    def _number(self, value: object) -> int | None:
+        if value is None:
+            return None
+        return self.seen.setdefault(id(value), (len(self.seen), value))[0]
+
+    def tensor(self, value: Tensor, what: str) -> Hashable:
+        """One that is read anew in each call: its memory and form must stay."""
+        known = _weakly(value)
+
+        def digest() -> Hashable:
+            now = known()
+            return None if now is None else _place(now)
+
+        self.checks.append(_Value(what, digest, _place(value)))
+        return _Same(value), _place(value)
+
+    def array(self, value: np.ndarray[Any, Any], what: str) -> Hashable:
+        if value.dtype == object:
+            return self.contents(value.tolist(), what)
+        self.bytes += value.nbytes
+        if self.bytes > MOST_BYTES:
+            raise UnfrozenError(
+                f"it depends on arrays of more than {MOST_BYTES} bytes, among them {what}; "
+                "make them tensors"
+            )
+        known = _weakly(value)
+
+        def digest() -> Hashable:
+            now = known()
+            return None if now is None else (now.dtype.str, now.shape, now.tobytes())
+
+        expected = digest()
+        self.checks.append(_Value(what, digest, expected))
+        return type(value), expected
+
+    def raw(self, value: Any, what: str) -> Hashable:
+        """Of a bytearray or an `array.array`."""
+        expected = bytes(value)
+        self.checks.append(_Value(what, lambda: bytes(value), expected))
+        return type(value), expected
+
+    # Functions, methods and classes.
+
+    def function(self, value: types.FunctionType, what: str) -> Hashable:
+        what = what or value.__qualname__
+        space = value.__globals__
+        followed = not is_library(space.get("__name__"))
+        known = _weakly(value)
+
+        def parts() -> Mapping[str, Any] | None:
+            now = known()
+            return None if now is None else _parts(now)
+
+        key: list[Hashable] = [value.__code__ if followed else _Same(value)]
+        held = _parts(value)
+        cells = [name for name in held if name.startswith("cell ")]
+        if followed or cells or value.__dict__:
+            key.append(self.hold(what, parts, held))
+        for cell, name in zip(value.__closure__ or (), cells, strict=True):
+            self.undo.append(_refill(cell, held[name]))
+        if not followed:
+            return tuple(key)
+        names = names_of(value.__code__)
+        self.found |= names.attributes
+        self.computed |= names.computed
+        outer: dict[str, Any] = {n: space.get(n, _ABSENT) for n in sorted(names.globals)}
+        inherited = {n: getattr(builtins, n, _ABSENT) for n, v in outer.items() if v is _ABSENT}
+        key.append(self.hold(value.__module__ or what, lambda: space, outer))
+        key.append(tuple((n, self.of(v, n)) for n, v in inherited.items()))
+        self.undo.append(_put_back_globals(space, outer))
+        for name in sorted(names.imports):
+            for full in (name, f"{space.get('__package__') or ''}.{name}"):
+                imported = sys.modules.get(full)
+                if imported is not None:
+                    key.append(self.of(imported, full))
+        return tuple(key)
+
+    def method(self, value: types.MethodType, what: str) -> Hashable:
+        return "method", self.of(value.__func__, what), self.of(value.__self__, what)
+
+    def partial(self, value: functools.partial[Any], what: str) -> Hashable:
+        parts = value.func, value.args, value.keywords
+        return "partial", *(self.of(p, what) for p in parts), self.of(vars(value), what)
+
+    def wrapper(self, value: Any, what: str) -> Hashable:
+        """A static method, a cached function, and what else has the function that it wraps."""
+        return type(value), self.of(value.__wrapped__, what)
+
+    def accessor(self, value: property, what: str) -> Hashable:
+        return "property", *(self.of(f, what) for f in (value.fget, value.fset, value.fdel))
+
+    def cached(self, value: functools.cached_property[Any], what: str) -> Hashable:
+        return "cached property", self.of(value.func, what)
+
+    def reference(self, value: weakref.ref[Any], what: str) -> Hashable:
+        self.checks.append(_Value(what, lambda: id(value()), id(value())))
+        return "reference", self.of(value(), what)
+
+    def variable(self, value: contextvars.ContextVar[Any], what: str) -> Hashable:
+        token = _token(value.get(None))
+        self.checks.append(_Value(what, lambda: token.matches(value.get(None)), True))
+        return "variable", self.of(value.get(None), what)
+
+    def space(self, value: types.ModuleType, what: str) -> Hashable:
+        """Of a Python module: what it has under the names that matter."""
+        own = vars(value)
+        names = [n for n in own if n in self.names]  # never everything: modules hold too much
+        found = {n: own[n] for n in sorted(names)}
+        if is_library(value.__name__):  # which function stands there, and modules further down
+            found = {
+                n: v
+                for n, v in found.items()
+                if isinstance(v, types.FunctionType | types.ModuleType | type)
+            }
+        key = self.hold(value.__name__, lambda: own, found)
+        self.undo.append(_put_back_globals(own, found))
+        return value.__name__, key
+
+    def constructors(self, value: type) -> None:
+        """A class that stands under a name may be called."""
+        for name in ("__init__", "__new__"):
+            for part in value.__mro__:
+                if name in vars(part) and not is_library(part.__module__):
+                    self.of(vars(part)[name], f"{part.__name__}.{name}")
+
+    def kind(self, value: type, what: str) -> Hashable:
+        """Of a class: what it and its bases have under the names that matter."""
+        key: list[Hashable] = [_Same(value)]
+        if value is nn.Module:
+            return tuple(key)
+        known = _weakly(value)
+        if is_library(value.__module__):
+            own = vars(value).get("forward")
+            if isinstance(own, types.FunctionType):
+                held = {"forward": own}
+                key.append(self.hold(value.__name__, _dictionary_of(known, None), held))
+            elif value.__module__ not in ("builtins", "torch"):
+                key += [self.of(base, "") for base in value.__bases__ if base is not object]
+            return tuple(key)
+        own_names = [
+            n
+            for n in _own_names(value)
+            if self.everything or n in self.names or _is_special(n, value)
+        ]
+        found = {n: vars(value)[n] for n in sorted(own_names)}
+        key.append(self.hold(value.__name__, _dictionary_of(known, None), found))
+        key += [self.of(base, "") for base in value.__bases__ if base is not object]
+        if not is_library(type(value).__module__):
+            key.append(self.of(type(value), ""))
+
+        def put_back() -> None:
+            for name, before in found.items():
+                if vars(value).get(name) is not before:
+                    setattr(value, name, before)
+
+        self.undo.append(put_back)
+        return tuple(key)
+
+
+_VISITS: tuple[tuple[Any, Callable[[_Walk, Any, str], Hashable]], ...] = (
+    (nn.Module, _Walk.module),
+    (types.FunctionType, _Walk.function),
+    (types.MethodType, _Walk.method),
+    (functools.partial, _Walk.partial),
+    ((staticmethod, classmethod, functools._lru_cache_wrapper), _Walk.wrapper),
+    (property, _Walk.accessor),
+    (functools.cached_property, _Walk.cached),
+    (types.ModuleType, _Walk.space),
+    (type, _Walk.kind),
+    (np.ndarray, _Walk.array),
+    ((bytearray, array.array), _Walk.raw),
+    (weakref.ref, _Walk.reference),
+    (contextvars.ContextVar, _Walk.variable),
+    ((list, tuple, dict, set, frozenset, collections.deque), _Walk.contents),
+    ((range, slice), lambda walk, value, what: (type(value), repr(value))),
+)
+"""What is done with each kind of value; the first that fits."""
+
+
+def _weakly(value: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(value)
+    except TypeError:  # kept alive instead
+        return lambda: value
+
+
+def _token_key(value: object) -> Hashable:
+    plain = _plain_key(value)
+    return _Same(value) if plain is None else plain
+
+
+def _dictionary_of(known: Callable[[], Any], name: str | None) -> Callable[[], Any]:
+    """Reads the dictionary of an object that may be gone, or the one under a name in it."""
+
+    def read() -> Any:
+        now = known()
+        if now is None:
+            return None
+        return vars(now) if name is None else vars(now)[name]
+
+    return read
+
+
+def _form(t: Tensor | None) -> Hashable:
+    return None if t is None else (t.shape, t.dtype, t.requires_grad)
+
+
+def _place(t: Tensor) -> Hashable:
+    """Where a tensor's numbers lie, and in which form."""
+    try:
+        place = t.data_ptr()
+    except RuntimeError:  # a sparse or wrapped tensor
+        place = 0
+    stride = t.stride() if t.layout == torch.strided else ()
+    return place, t.shape, stride, t.dtype, t.device, t.requires_grad
+
+
+def _parts(value: types.FunctionType) -> dict[str, Any]:
+    """What a function consists of besides its globals."""
+    found: dict[str, Any] = {"__code__": value.__code__, **value.__dict__}
+    for name, defaults in (("default", value.__defaults__), ("default", value.__kwdefaults__)):
+        items = defaults.items() if isinstance(defaults, dict) else enumerate(defaults or ())
+        found |= {f"{name} {i}": v for i, v in items}
+    names = value.__code__.co_freevars
+    for i, cell in enumerate(value.__closure__ or ()):
+        try:
+            found[f"cell {names[i]}"] = cell.cell_contents
+        except ValueError:  # not filled yet
+            found[f"cell {names[i]}"] = _ABSENT
+    return found
+
+
+def _refill(cell: types.CellType, before: Any) -> Callable[[], None]:
+    def put_back() -> None:
+        if before is not _ABSENT and cell.cell_contents is not before:
+            cell.cell_contents = before
+
+    return put_back
+
+
+def _put_back_globals(space: dict[str, Any], before: dict[str, Any]) -> Callable[[], None]:
+    def put_back() -> None:
+        for name, value in before.items():
+            if value is _ABSENT:
+                space.pop(name, None)
+            elif space.get(name, _ABSENT) is not value:
+                space[name] = value
+
+    return put_back
+
+
+def _own_names(kind: type) -> Iterator[str]:
+    for name, value in vars(kind).items():
+        if not isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
+            yield name
+
+
+def _class_names(kind: type) -> Iterator[str]:
+    """The names that a class of one's own, or a base of it, has."""
+    for part in kind.__mro__:
+        if not is_library(part.__module__):
+            yield from _own_names(part)
+
+
+def _is_special(name: str, kind: type) -> bool:
+    """Whether it is a method that Python calls by itself."""
+    special = name.startswith("__") and name.endswith("__")
+    return special and name not in _NOT_RUN and isinstance(vars(kind)[name], types.FunctionType)
+
+
+@functools.cache
+def _mentioned(kind: type) -> frozenset[str]:
+    """The attributes that the methods of torch's classes among a module's bases read."""
+    return frozenset(
+        name
+        for part in kind.__mro__
+        if issubclass(part, nn.Module) and part is not nn.Module and is_library(part.__module__)
+        for value in vars(part).values()
+        if isinstance(value, types.FunctionType)
+        for name in names_of(value.__code__).attributes
+    )
