@@ -12,7 +12,7 @@ import gametalearn
 ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
-    {"errors"},
+    {"errors", "pixels"},
     {"images"},
     {"episodes", "models"},
     {"adaptation", "data", "mixture", "disagreement"},

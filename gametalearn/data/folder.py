@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gametalearn.data.archives import FolderFiles
-from gametalearn.data.decode import decode, resized
+from gametalearn.data.decode import DECODER, decode, resized
 from gametalearn.data.packed import PackedWriter, read_or_build
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
@@ -145,6 +145,7 @@ def load_folder(
         build,
         source=str(folder),
         listing=_listing(folder, tree),
+        decoder=DECODER,
     )
     return images.subset([i for i, r in enumerate(records) if r.split == split], split)
 
