@@ -12,7 +12,7 @@ import gametalearn
 ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
-    {"errors", "pixels"},
+    {"errors", "pixels", "places"},
     {"images"},
     {"episodes", "models"},
     {"adaptation", "data", "mixture", "disagreement"},
@@ -27,7 +27,7 @@ ORDER = [
         "config",
         "bridges",
     },
-    {"build", "schedules"},
+    {"build", "schedules", "provenance"},
     {"training"},
     {"comparison"},
     {"protocols"},
