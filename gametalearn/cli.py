@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ended_by_ctrl_c():
             parser = _parser()  # imports torch
         args = parser.parse_args(_with_config(parser, words))
-        args.run(args)
+        with _warnings_in_one_line():
+            args.run(args)
     except InputError as error:
         if "--debug" in words:
             traceback.print_exc()
@@ -81,6 +83,23 @@ def _ended_by_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """A warning of this package reads like its other messages, without its place in the code."""
+    before, own = warnings.formatwarning, Path(__file__).parent
+
+    def shown(message: Any, category: Any, filename: str, *rest: Any, **more: Any) -> str:
+        if Path(filename).is_relative_to(own):
+            return f"gametalearn: {message}\n"
+        return before(message, category, filename, *rest, **more)
+
+    warnings.formatwarning = shown
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _of_the_machine(error: Exception) -> str:
@@ -209,7 +228,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, help="of weights and episodes (default 0)")
     train.add_argument("--out", type=Path, metavar="RUN", help="folder of the run")
     train.add_argument("--resume", type=Path, metavar="RUN",
-                       help="go on with RUN; needs no other flag")  # fmt: skip
+                       help="go on with RUN; needs no other flag, but --dataset folder:PATH where "
+                       "its folder of images has moved")  # fmt: skip
     train.add_argument("--overwrite", action="store_true", help="start anew if RUN exists")
 
     evaluate = command("evaluate", _evaluate, "test a trained run on unseen classes",
@@ -234,6 +254,8 @@ def _parser() -> argparse.ArgumentParser:
         "--inner-steps", type=int, metavar="N", help="inner steps (default: the run's)"
     )
     evaluate.add_argument("--seed", type=int, help="of the episodes (default: the run's)")
+    evaluate.add_argument("--dataset", metavar="folder:PATH",
+                          help="where the run's folder of images lies now, if it has moved")  # fmt: skip
     _add_machine(evaluate)
 
     compare = command("compare", _compare, "train several rules on the same episodes, and compare them",
@@ -325,7 +347,7 @@ def _add(parser: argparse._ArgumentGroup, name: str, kind: type, text: str, **mo
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("episodes")
-    group.add_argument("--dataset", default="glyphs", metavar="NAME",
+    group.add_argument("--dataset", metavar="NAME",
                        help="glyphs (embedded, default), omniglot, mini-imagenet, sinusoid, "
                        "folder:PATH, or several joined by +")  # fmt: skip
     _add(group, "ways", int, "classes an episode")
@@ -488,7 +510,10 @@ def _train(args: argparse.Namespace) -> None:
     with joined() as team:
         config, out = team.on_first(lambda: _run_of(args))
         team.everywhere(lambda: _use_machine(config, team))
-        run = train(config, out, overwrite=args.overwrite, progress=not args.quiet, team=team)
+        moved = args.resume is not None and args.dataset is not None
+        run = train(
+            config, out, overwrite=args.overwrite, progress=not args.quiet, team=team, moved=moved
+        )
         value = abs(run.best["value"])
         shown = f"{100 * value:.2f}%" if config.metric == "accuracy" else f"{value:.4g}"
         if team.first:
@@ -515,7 +540,12 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
     file = args.resume / "config.toml"
     if not file.exists():
         raise InputError(f"--resume {args.resume}: no run there (config.toml is missing)")
-    return TrainConfig.from_dict(read_toml(file), str(file)), args.resume
+    config = TrainConfig.from_dict(read_toml(file), str(file))
+    if args.dataset is not None:
+        from gametalearn.provenance import relocated
+
+        config = relocated(config, args.dataset)
+    return config, args.resume
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -539,7 +569,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             "with --protocol both or lake"
         )
     with joined() as team:
-        run = load_run(args.folder, args.checkpoint, args.device, team=team)
+        run = load_run(args.folder, args.checkpoint, args.device, dataset=args.dataset, team=team)
         changes = {k: getattr(args, k) for k in ("threads", "seed") if getattr(args, k) is not None}
         config = dataclasses.replace(run.config, **changes)
         team.everywhere(lambda: _use_machine(config, team))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gametalearn.errors import InputError, summary
+from gametalearn.places import absolute
 
 __all__ = ["DEFAULTS", "LEARNERS", "TrainConfig", "parse_rule_options", "read_toml"]
 
@@ -51,8 +52,9 @@ class TrainConfig:
     """Everything that a run's result depends on; `TrainConfig.of` fills in a data set's defaults.
 
     Attributes:
-        dataset: ``glyphs``, ``omniglot``, ``mini-imagenet``, ``sinusoid``, ``folder:PATH``, or
-            several joined by ``+``, each an objective.
+        dataset: ``glyphs``, ``omniglot``, ``mini-imagenet``, ``sinusoid``, ``folder:PATH`` (made
+            absolute, as seen from the working directory), or several joined by ``+``, each an
+            objective.
         ways, shots, queries: classes an episode, support and query examples a class.
         split: how classes are split: ``lake`` or ``maml`` for Omniglot.
         rotations: omniglot: add each training class turned by 90, 180 and 270 degrees.
@@ -154,6 +156,8 @@ class TrainConfig:
         for setting in dataclasses.fields(self):
             if setting.name != "rule_options":
                 _check(setting.name, str(setting.type), getattr(self, setting.name))
+        object.__setattr__(self, "dataset", absolute(self.dataset))  # it is frozen
+        _check("dataset", "str", self.dataset)
         _check_rule_options(self.rule_options)
         for name in ("inner_lr", "meta_lr"):
             if not getattr(self, name) > 0:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
+from gametalearn.pixels import eight_bit, to_uint8
 
 __all__ = ["ClassImages"]
 
@@ -132,18 +133,18 @@ class ClassImages:
         name: str = "tensors",
         split: str = "all",
     ) -> ClassImages:
-        """Wrap ``(N, C, H, W)`` images (uint8, or float in [0, 1], rounded to uint8) and N labels."""
-        images = torch.as_tensor(images)
+        """Wrap ``(N, C, H, W)`` images (any type that `gametalearn.pixels.eight_bit` takes) and N labels.
+
+        Raises:
+            InputError: numbers or shapes that do not fit, or pixels without a known range.
+        """
         label = torch.as_tensor(labels)
         if len(images) != len(label):
             raise InputError(f"ClassImages '{name}': {len(images)} images but {len(label)} labels")
-        if images.is_floating_point():
-            if len(images) and not (images.min() >= 0 and images.max() <= 1):
-                raise InputError(
-                    f"ClassImages '{name}': float images must lie in [0, 1], got "
-                    f"[{images.min():g}, {images.max():g}]; scale them, or pass uint8"
-                )
-            images = (images * 255).round().to(torch.uint8)
+        try:
+            images = eight_bit(images)
+        except ValueError as error:
+            raise InputError(f"ClassImages '{name}': {error}") from error
         order = torch.argsort(label, stable=True)
         values, count = torch.unique_consecutive(label[order], return_counts=True)
         return ClassImages(
@@ -161,41 +162,40 @@ class ClassImages:
     def from_pairs(dataset: Any, name: str | None = None) -> ClassImages:
         """Read a map-style data set of ``(image, label)`` pairs (torchvision's, say) into memory.
 
-        Images may be PIL images, arrays ``(H, W[, C])`` uint8 or tensors ``(C, H, W)``; all of one
-        size.
+        Images may be Pillow images of any mode, arrays ``(H, W[, C])`` or tensors ``(C, H, W)``, as
+        `gametalearn.pixels.to_uint8` says; all of one size and number of channels.
+
+        Raises:
+            InputError: no such data set, an image that cannot be read (the message names the item),
+                or images of different sizes.
         """
         name = name or type(dataset).__name__
+        images, labels = list[Tensor](), list[int]()
         try:
-            pairs = [dataset[i] for i in range(len(dataset))]
-            images = [_to_uint8(image) for image, _ in pairs]
-            labels = [int(label) for _, label in pairs]
+            for i in range(len(dataset)):
+                image, label = dataset[i]
+                images.append(_item(image, f"item {i} of {name}"))
+                labels.append(int(label))
+        except InputError:
+            raise
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"EpisodeSampler: dataset {name} is neither a ClassImages nor a map-style data set "
                 f"of (image, label) pairs: {error}"
             ) from error
+        if not images:
+            raise InputError(f"{name}: the data set holds no images")
         sizes = {tuple(image.shape) for image in images}
         if len(sizes) != 1:
             raise InputError(
-                f"{name}: images of one size are needed, got {sorted(sizes)[:3]}; resize"
+                f"{name}: images of one size and number of channels are needed, got "
+                f"{sorted(sizes)[:3]}; resize them, or convert them to one mode"
             )
         return ClassImages.from_tensors(torch.stack(images), labels, name=name)
 
 
-def _to_uint8(item: Any) -> Tensor:
-    if hasattr(item, "convert") and item.mode not in ("L", "RGB"):  # Pillow: 1-bit, palette, ...
-        item = item.convert("L" if item.mode in ("1", "LA") else "RGB")
-    if isinstance(item, Tensor):
-        image = item
-    else:
-        image = torch.from_numpy(np.array(item))
-        image = image.permute(2, 0, 1) if image.ndim == 3 else image
-    if image.is_floating_point():
-        if image.min() < 0 or image.max() > 1:
-            raise ValueError(
-                f"float images must lie in [0, 1], got {image.min():g} to {image.max():g}"
-            )
-        image = (image * 255).round().to(torch.uint8)
-    if image.dtype != torch.uint8:
-        raise ValueError(f"images must be uint8 or float in [0, 1], got {image.dtype}")
-    return image if image.ndim == 3 else image.unsqueeze(0)
+def _item(image: Any, what: str) -> Tensor:
+    try:
+        return to_uint8(image)
+    except Exception as error:  # Pillow's decoders, which work on first use, raise anything
+        raise InputError(f"EpisodeSampler: {what} cannot be read: {summary(error)}") from error

@@ -38,6 +38,16 @@ from gametalearn.episodes import Source, TaskBatch
 from gametalearn.errors import InputError, SharedError, summary
 from gametalearn.evaluation import Evaluation, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
+from gametalearn.provenance import (
+    RECORD,
+    Record,
+    checked,
+    keep,
+    other_settings,
+    relocated,
+    same_run,
+    verified,
+)  # fmt: skip
 from gametalearn.schedules import learner_at
 from gametalearn.update import apply_update, clip, make_optimizer, meta_rate
 from gametalearn.weighting import Rule, shared_columns
@@ -137,36 +147,43 @@ def train(
     progress: bool = True,
     label: str = "train",
     team: Team = ALONE,
+    moved: bool = False,
 ) -> Run:
     """Meta-train a model; continue where an interrupted run of the same settings stopped.
 
     Args:
         config: the settings; see `TrainConfig.of`.
-        out: folder for ``config.toml``, ``metrics.jsonl``, ``checkpoint.pt`` and ``best.pt``; None
-            writes nothing.
+        out: folder for ``config.toml``, ``metrics.jsonl``, ``checkpoint.pt``, ``best.pt`` and, for
+            folders of images, ``data.json``; None writes nothing.
         overwrite: start anew, whatever run ``out`` holds.
         progress: show progress on stderr.
         label: what the progress bar says.
         team: processes that all call this and share the tasks of each meta-batch out (see
             `gametalearn.distributed.joined`). The first one's ``config`` and ``out`` count; a run
             may go on with another number of them.
+        moved: the folders of images of the run in ``out`` have moved to where ``config`` says. They
+            must hold what they held; the run remembers their new place.
 
     Returns:
         The finished `Run`, its model with the latest weights; `Run.load_best` takes the weights
         that were best on validation.
 
     Raises:
-        InputError: settings or data do not fit, or ``out`` holds another run.
+        InputError: settings or data do not fit, ``out`` holds another run, or the run's images are
+            not those that it began with.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the checkpoint was written.
     """
     config = team.on_first(lambda: config)
     folder = None if out is None or not team.first else Path(out)
     with contextlib.ExitStack() as stack:
-        # settings that do not fit are found before the folder is touched
+        # settings and data that do not fit are found before the folder is touched
+        data = team.on_first(lambda: verified(folder, config, overwrite, moved) if folder else None)
         run = team.everywhere(lambda: _start(config, folder, team))
         validation = team.everywhere(lambda: build_source(config, "val"))
         # the first process reads the files, the others are told
-        saved = team.on_first(lambda: _claim(folder, config, overwrite, stack) if folder else None)
+        saved = team.on_first(
+            lambda: _claim(folder, config, overwrite, moved, data, stack) if folder else None
+        )
         if saved:
             team.everywhere(lambda: _restore(run, saved))
         if run.iteration >= config.iterations:
@@ -354,7 +371,12 @@ def _restore(run: Run, content: dict[str, Any]) -> None:
 
 
 def _claim(
-    folder: Path, config: TrainConfig, overwrite: bool, stack: contextlib.ExitStack
+    folder: Path,
+    config: TrainConfig,
+    overwrite: bool,
+    moved: bool,
+    data: Record | None,
+    stack: contextlib.ExitStack,
 ) -> dict[str, Any] | None:
     """Make ``folder`` this run's until ``stack`` ends; what its checkpoint holds, if it has one.
 
@@ -366,26 +388,32 @@ def _claim(
         stack.enter_context(alone_in(folder))
         if file.exists() and not overwrite:
             there = read_toml(file)
-            if there == config.as_dict():
-                return _saved(folder, config)
-            begun = {p.name for p in folder.iterdir()} - {"config.toml", "metrics.jsonl"}
+            if same_run(there, config, moved):
+                saved = _saved(folder, config)
+                if there != config.as_dict():  # a path that is now absolute, or a new place
+                    _write_config(file, config)
+                keep(folder, data)
+                return saved
+            begun = {p.name for p in folder.iterdir()} - {"config.toml", "metrics.jsonl", RECORD}
             if begun or there.keys() != config.as_dict().keys():
-                differ = [k for k, v in config.as_dict().items() if there.get(k) != v]
-                raise InputError(
-                    f"{folder} holds a run with other settings ({', '.join(differ[:4])}); "
-                    "choose another --out, or --overwrite it"
-                )
+                raise InputError(other_settings(folder, there, config))
         elif any(folder.iterdir()) and not overwrite:
             raise InputError(f"{folder} is not empty and holds no run; choose another --out")
-        for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "evaluation.json", "lake.json"):
+        for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "evaluation.json", "lake.json",
+                     RECORD):  # fmt: skip
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror}); choose another --out"
         ) from error
+    _write_config(file, config)
+    keep(folder, data)
+    return None
+
+
+def _write_config(file: Path, config: TrainConfig) -> None:
     with replacing(file) as stream:
         tomli_w.dump(config.as_dict(), stream)
-    return None
 
 
 def _saved(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
@@ -394,7 +422,8 @@ def _saved(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     if file.exists():
         content = load_checkpoint(file)
         length = content.get("metrics_bytes", -1)
-        if content.get("config") != config.as_dict():
+        # what its folders of images hold has been compared; where they lie may have changed
+        if not same_run(content.get("config"), config, moved=True):
             raise InputError(f"{file}: of other settings than config.toml; --overwrite the run")
     if metrics.exists() and metrics.stat().st_size > length:
         os.truncate(metrics, length)
@@ -402,7 +431,12 @@ def _saved(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
 
 
 def load_run(
-    folder: Path | str, which: str = "best", device: str | None = None, *, team: Team = ALONE
+    folder: Path | str,
+    which: str = "best",
+    device: str | None = None,
+    *,
+    dataset: str | None = None,
+    team: Team = ALONE,
 ) -> Run:
     """A saved run, its model with the ``best`` validated or the ``latest`` weights.
 
@@ -411,8 +445,16 @@ def load_run(
         run = load_run("runs/demo/uniform/seed0")
         result = evaluate(run.model, source, run.test_learner, meta=run.meta)
 
+    Args:
+        folder: what `train` wrote.
+        which: ``best`` or ``latest``.
+        device: instead of the run's own.
+        dataset: where the run's folders of images lie now, as ``folder:PATH``, if they have moved.
+        team: as in `train`.
+
     Raises:
-        InputError: no run there, or its checkpoint is damaged.
+        InputError: no run there, its checkpoint is damaged, or its images are not those that it was
+            trained on.
     """
     folder = Path(folder)
     file = folder / ("best.pt" if which == "best" else "checkpoint.pt")
@@ -422,10 +464,13 @@ def load_run(
         config = TrainConfig.from_dict(
             values if device is None else {**values, "device": device}, str(_config_file(folder))
         )
+        if dataset is not None:
+            config = relocated(config, dataset)
         if not file.exists():
             raise InputError(
                 f"{file}: no checkpoint yet; run `gametalearn train --resume {folder}`"
             )
+        checked(folder, config, str(values.get("dataset")) if dataset is None else config.dataset)
         return config, load_checkpoint(file)
 
     config, content = team.on_first(read)

@@ -179,7 +179,7 @@ def config(rule, **given):
     settings: dict[str, Any] = {"iterations": 20, "meta_batch": TASKS, "ways": 3, "queries": 2}
     settings |= {"inner_lr": 0.3, "inner_steps": 2, "meta_lr": 1e-2, "validation_episodes": 21}
     settings |= {"validate_every": 1000, "log_every": 1000, "checkpoint_every": 6, "threads": 1}
-    return TrainConfig.of("folder:x", rule=rule, **{**settings, **given})
+    return TrainConfig.of("mini-imagenet", rule=rule, **{**settings, **given})
 
 
 CASES: list[tuple[str, dict[str, Any]]] = [(rule, {}) for rule in (*RULES, "torchjd:IMTLG")]

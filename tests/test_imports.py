@@ -12,7 +12,7 @@ import gametalearn
 ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
-    {"errors"},
+    {"errors", "pixels", "places"},
     {"losses"},
     {"scores"},
     {"images"},
@@ -29,7 +29,7 @@ ORDER = [
         "config",
         "bridges",
     },
-    {"build", "schedules"},
+    {"build", "schedules", "provenance"},
     {"training"},
     {"comparison"},
     {"protocols"},

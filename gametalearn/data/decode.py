@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gametalearn.errors import InputError, summary
+from gametalearn.pixels import plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["decode", "resized"]
+__all__ = ["DECODER", "decode", "resized"]
+
+DECODER = 2
+"""Raised when a file's pixels come out otherwise than before, so that packed folders are made anew."""
 
 MAX_PIXELS = 2**26  # ImageNet's largest image has 2**24
 # No format that runs a program (EPS) or that hides a document (PDF, PSD).
@@ -26,8 +30,8 @@ _SILENT = logging.NullHandler()
 def decode(data: bytes, what: str) -> Image:
     """Decode an image file to a Pillow image of mode ``L`` or ``RGB``.
 
-    Palette, CMYK and other colour images become RGB; 1-bit and 16-bit grayscale become ``L``;
-    transparency is laid over white. The orientation tag of cameras is ignored, as torchvision does.
+    What becomes of each kind of image is said in `gametalearn.pixels.plain`. The orientation tag of
+    cameras is ignored, as torchvision does.
 
     Args:
         data: the file's bytes.
@@ -49,32 +53,13 @@ def decode(data: bytes, what: str) -> Image:
                         f"{what}: {image.width} x {image.height} pixels, "
                         f"at most {MAX_PIXELS} are read"
                     )
-                return _plain(image)
+                return plain(image)
     except InputError:
         raise
     except UnidentifiedImageError as error:
         raise InputError(f"{what}: not a readable image: none of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise anything on damaged input
         raise InputError(f"{what}: not a readable image: {summary(error)}") from error
-
-
-def _plain(image: Image) -> Image:
-    from PIL import Image as module
-
-    if image.mode in ("L", "RGB"):
-        image.load()
-        return image.copy()
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode.startswith("I;16"):
-        return module.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no known range")
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = module.new("RGBA", image.size, "white")
-        return module.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
 
 
 def resized(image: Image, size: int, channels: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

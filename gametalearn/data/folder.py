@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,12 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from gametalearn.data.archives import FolderFiles
-from gametalearn.data.decode import decode, resized
+from gametalearn.data.decode import DECODER, decode, resized
 from gametalearn.data.packed import PackedWriter, read_or_build
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
 
-__all__ = ["class_folders", "deal_classes", "load_folder"]
+__all__ = ["class_folders", "deal_classes", "existing", "load_folder", "status"]
 
 SPLITS = ("train", "val", "test")
 
@@ -91,6 +92,18 @@ def deal_classes(names: Iterable[str], where: str) -> dict[str, list[str]]:
     return {"train": ranked[:train], "val": ranked[train:-test], "test": ranked[-test:]}
 
 
+def existing(folder: Path) -> Path:
+    """The absolute path of a folder.
+
+    Raises:
+        InputError: no such folder.
+    """
+    folder = folder.expanduser().resolve()
+    if not folder.is_dir():
+        raise InputError(f"folder: {folder} is not a folder; give folder:PATH of class folders")
+    return folder
+
+
 def load_folder(
     folder: Path, split: str, root: Path, *, image_size: int = 84, channels: int = 3
 ) -> ClassImages:
@@ -109,9 +122,7 @@ def load_folder(
     Raises:
         InputError: no such folder, no classes in it, or an unreadable image.
     """
-    folder = folder.expanduser().resolve()
-    if not folder.is_dir():
-        raise InputError(f"folder: {folder} is not a folder; give folder:PATH of class folders")
+    folder = existing(folder)
     if image_size < 1 or channels not in (1, 3):
         raise InputError(
             f"folder: images of {image_size} pixels and {channels} channels asked; sizes are at "
@@ -145,6 +156,7 @@ def load_folder(
         build,
         source=str(folder),
         listing=_listing(folder, tree),
+        decoder=DECODER,
     )
     return images.subset([i for i, r in enumerate(records) if r.split == split], split)
 
@@ -155,12 +167,15 @@ def _listing(folder: Path, tree: Mapping[str, Mapping[str, list[str]]]) -> str:
     for split, classes in tree.items():
         for members in classes.values():
             for member in members:
-                try:
-                    status = (folder / member).stat()
-                except OSError as error:
-                    raise InputError(
-                        f"{folder / member}: cannot be read: {error.strerror}"
-                    ) from error
-                line = f"{split}\0{member}\0{status.st_size}\0{status.st_mtime_ns}\n"
+                now = status(folder, member)
+                line = f"{split}\0{member}\0{now.st_size}\0{now.st_mtime_ns}\n"
                 digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def status(folder: Path, member: str) -> os.stat_result:
+    """The size and time of a file, links followed; `InputError` names it if it cannot be read."""
+    try:
+        return (folder / member).stat()
+    except OSError as error:
+        raise InputError(f"{folder / member}: cannot be read: {error.strerror}") from error

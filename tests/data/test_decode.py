@@ -32,7 +32,7 @@ def test_every_format_gives_its_colour(kind: str) -> None:
         (Image.new("1", (4, 4), 1), "PNG", 255),
         (Image.new("L", (4, 4), 77), "PNG", 77),
         (Image.fromarray(np.full((4, 4), 0x4D4D, np.uint16)), "PNG", 0x4D),
-        (Image.new("LA", (4, 4), (77, 255)), "PNG", (77, 77, 77)),
+        (Image.new("LA", (4, 4), (77, 255)), "PNG", 77),
         (Image.new("RGBA", (4, 4), (*COLOUR, 0)), "PNG", (255, 255, 255)),
         (Image.new("RGBA", (4, 4), (*COLOUR, 255)), "PNG", COLOUR),
         (Image.new("RGB", (4, 4), COLOUR).quantize(), "PNG", COLOUR),

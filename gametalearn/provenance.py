@@ -1,0 +1,226 @@
+"""Which images a run was trained on: ``data.json`` in its folder, compared before they are used again.
+
+It names the folders of images of the run's data set, the split of their classes, and digests of
+their files (`FolderIdentity`). Runs without folders of images have no such file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gametalearn.checkpoint import replacing
+from gametalearn.config import TrainConfig, read_toml
+from gametalearn.data.identity import FolderIdentity, differences
+from gametalearn.errors import InputError, summary
+from gametalearn.places import absolute, folder_of, folders, placeless
+
+__all__ = [
+    "RECORD",
+    "Record",
+    "checked",
+    "keep",
+    "other_settings",
+    "relocated",
+    "same_run",
+    "verified",
+]
+
+RECORD = "data.json"
+SCHEMA = "gametalearn.data/1"
+
+Record = tuple[FolderIdentity, ...]
+"""A `FolderIdentity` for each folder of images in a data set's name, in their order."""
+
+
+def verified(run: Path, config: TrainConfig, overwrite: bool, moved: bool) -> Record | None:
+    """What the folders of images hold now; if this very run is in ``run``, what it began with.
+
+    A run that ended before its first checkpoint begins anew, so that its images may have changed.
+
+    Args:
+        run: the run's folder, which need not exist.
+        config: the settings that it shall have.
+        overwrite, moved: as in `gametalearn.training.train`.
+
+    Returns:
+        As `checked`.
+
+    Raises:
+        InputError: as `checked`; a folder of a new run is missing or holds no classes; or ``moved``
+            of no run.
+    """
+    file = run / "config.toml"
+    if moved and not os.path.exists(file):
+        raise InputError(f"{run}: no run there whose images could have moved")
+    begun = any(os.path.exists(run / name) for name in ("checkpoint.pt", "best.pt"))
+    if os.path.exists(file) and (begun or moved) and not overwrite:
+        there = read_toml(file)
+        if same_run(there, config, moved):
+            return checked(run, config, config.dataset if moved else str(there["dataset"]))
+    return tuple(FolderIdentity.of(place) for place in folders(config.dataset))
+
+
+def checked(run: Path, config: TrainConfig, given: str) -> Record | None:
+    """What the folders of a run's images hold now, which is what they held when it began.
+
+    Args:
+        run: the run's folder.
+        config: its settings, which may name another place than its record: only content counts.
+        given: the data set as it was written, perhaps relative to the working directory.
+
+    Returns:
+        The record with the folders' present places; None where an older version made the run, which
+        kept no record: then a warning says that nothing could be verified.
+
+    Raises:
+        InputError: a folder is missing or holds something else, or the record is damaged. The
+            message names both.
+    """
+    stored, places = _read(run), folders(config.dataset)
+    if stored is None:
+        for place in places:
+            if not os.path.isdir(place):
+                raise InputError(
+                    f"{run}: its images were in {given!r}{_seen_from(given)}, and {place} is no "
+                    f"folder; {_anew(config, place)}"
+                )
+        if places:
+            warnings.warn(
+                f"{run}: its images could not be verified, since it has no {RECORD} (older versions "
+                f"wrote none); it goes on with {' and '.join(places)}{_seen_from(given)}",
+                stacklevel=2,
+            )
+        return None
+    if len(stored) != len(places):
+        raise InputError(
+            f"{run / RECORD} has {len(stored)} of a data set's folders, config.toml {len(places)} "
+            f"({config.dataset}); put the file back that belongs there, or --overwrite the run"
+        )
+    return tuple(
+        _same(run, config, before, place) for before, place in zip(stored, places, strict=True)
+    )
+
+
+def _same(run: Path, config: TrainConfig, before: FolderIdentity, place: str) -> FolderIdentity:
+    if not os.path.isdir(place):
+        where = "there" if place == before.path else f"in {place}, where it is looked for"
+        raise InputError(
+            f"{run}: trained on {before}, but no folder is {where}; {_anew(config, place)}"
+        )
+    try:
+        now = FolderIdentity.of(place)
+    except InputError as error:
+        raise InputError(f"{run}: trained on {before}; {error}; {_anew(config, place)}") from error
+    if differ := differences(before, now):
+        more = ", ..." if len(differ) > 3 else ""
+        classes = "1 class" if len(differ) == 1 else f"{len(differ)} classes"
+        raise InputError(
+            f"{run}: trained on {before}, but {now} differs in {classes}: "
+            f"{', '.join(differ[:3])}{more}; put back what was there, train anew, or "
+            f"{_anew(config, place)}"
+        )
+    return now
+
+
+def _seen_from(given: str) -> str:
+    """Whence a relative path was looked up."""
+    paths = [path for name in given.split("+") if (path := folder_of(name)) is not None]
+    if all(os.path.isabs(os.path.expanduser(path)) for path in paths):
+        return ""
+    return f" (a relative path, seen from {os.getcwd()})"
+
+
+def _anew(config: TrainConfig, place: str) -> str:
+    """What to do about a folder that is elsewhere now."""
+    names = [
+        "folder:PATH" if folders(name) == [place] else name for name in config.dataset.split("+")
+    ]
+    return f"if the folder has moved, give its place by --dataset {'+'.join(names)}"
+
+
+def relocated(config: TrainConfig, dataset: str) -> TrainConfig:
+    """The settings of a run whose folders of images have moved to where ``dataset`` says.
+
+    Raises:
+        InputError: it is another data set, not the same one in another place.
+    """
+    if placeless(absolute(dataset)) != placeless(config.dataset):
+        raise InputError(
+            f"--dataset {dataset}: the run was trained on {config.dataset}; only the place of a "
+            "folder that has moved can be given anew, as folder:PATH"
+        )
+    return dataclasses.replace(config, dataset=dataset)
+
+
+def same_run(there: Any, config: TrainConfig, moved: bool = False) -> bool:
+    """Whether ``there``, read from a file, are these settings.
+
+    A relative path, as older versions wrote it, is seen from the working directory. With ``moved``
+    it does not matter where folders of images lie.
+    """
+    form = placeless if moved else absolute
+    return _settings(there, form) == _settings(config.as_dict(), form)
+
+
+def _settings(values: Any, form: Callable[[str], str]) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        return {}
+    dataset = values.get("dataset")
+    return {**values, "dataset": form(dataset)} if isinstance(dataset, str) else dict(values)
+
+
+def other_settings(run: Path, there: dict[str, Any], config: TrainConfig) -> str:
+    """Why ``config`` cannot go on with the run of the settings ``there``, and what to do."""
+    other = _settings(there, absolute)
+    differ = [name for name, value in config.as_dict().items() if other.get(name) != value]
+    named = [
+        f"dataset {other.get(name)}, not {config.dataset}" if name == "dataset" else name
+        for name in differ[:4]
+    ]
+    remedy = "choose another --out, or --overwrite it"
+    if same_run(there, config, moved=True):
+        remedy += f"; if the folder has moved, train --resume {run} --dataset {config.dataset}"
+    return f"{run} holds a run with other settings ({', '.join(named)}); {remedy}"
+
+
+def keep(run: Path, record: Record | None) -> None:
+    """Write the record of a run that has one, unless it is there already."""
+    if not record:
+        return
+    content = {"schema": SCHEMA, "folders": [folder.as_dict() for folder in record]}
+    text = json.dumps(content, indent=1).encode() + b"\n"
+    file = run / RECORD
+    if not (file.is_file() and file.read_bytes() == text):
+        with replacing(file) as stream:
+            stream.write(text)
+
+
+def _read(run: Path) -> Record | None:
+    file = run / RECORD
+    try:
+        values = json.loads(file.read_bytes())
+        if values["schema"] != SCHEMA:
+            raise ValueError(f"schema {values['schema']!r}, this version reads {SCHEMA!r}")
+        return tuple(map(FolderIdentity.from_dict, values["folders"]))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as e:
+        raise InputError(
+            f"{file}: damaged ({summary(e)}); put back what was there, or delete the file to go on "
+            "without verifying the images"
+        ) from e
