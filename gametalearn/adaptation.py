@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gametalearn.errors import InputError
+from gametalearn.losses import default_loss
+from gametalearn.scores import default_score
 
 __all__ = [
     "ANIL",
@@ -288,20 +289,6 @@ class Reptile:
     def for_test(self, steps: int) -> Self:
         """The same with ``steps`` steps."""
         return dataclasses.replace(self, steps=steps)
-
-
-def default_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy for integer targets ``(B,)``, mean squared error for float ``(B, *y)``."""
-    if target.is_floating_point():
-        return F.mse_loss(prediction, target)
-    return F.cross_entropy(prediction, target)
-
-
-def default_score(prediction: Tensor, target: Tensor) -> Tensor:
-    """Accuracy in [0, 1] for integer targets, mean squared error for float ones."""
-    if target.is_floating_point():
-        return F.mse_loss(prediction, target)
-    return (prediction.argmax(-1) == target).to(prediction.dtype).mean()
 
 
 def model_parameters(model: nn.Module) -> Params:

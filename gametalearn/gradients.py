@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import warnings
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from gametalearn.adaptation import Learner, Params, default_loss, model_parameters
+from gametalearn.adaptation import Learner, Params, model_parameters
 from gametalearn.engine.loop import loop_gradients, loop_scores
 from gametalearn.engine.plan import Method, choose
 from gametalearn.engine.replay import replay_gradients, replay_scores
-from gametalearn.engine.task import Loss, data_of, predict, swapping
+from gametalearn.engine.task import data_of, predict, swapping
 from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError
+from gametalearn.losses import Loss, default_loss, name_of
+from gametalearn.scores import ScoreLike, default_score, no_default, score_function
 
 __all__ = ["TaskGradients", "adapt_and_score", "meta_gradients", "predict"]
 
@@ -30,8 +35,8 @@ class TaskGradients:
         rows: ``(T, P)`` per-task gradients of the query loss with respect to the initial parameters.
         updates: ``(T, P)`` inner-loop update vectors theta - theta_i.
         loss: ``(T,)`` mean query loss after adaptation.
-        score: ``(T,)`` query accuracy in [0, 1] for classification; the mean squared error for
-            regression.
+        score: ``(T,)`` query accuracy in [0, 1] for classification, the mean squared error for
+            regression, or what ``score=`` asked for; NaN where the loss is not finite.
         group: ``(T,)`` int64, the objective each task belongs to.
     """
 
@@ -63,6 +68,7 @@ def meta_gradients(
     *,
     meta: Params | None = None,
     loss: Loss = default_loss,
+    score: ScoreLike = default_score,
     method: Method = "auto",
     chunk: int | None = None,
     threads: int | None = None,
@@ -79,9 +85,13 @@ def meta_gradients(
         learner: `MAML`, `ANIL`, `MetaSGD`, `Reptile`, or your own `Learner`.
         meta: the meta-parameters to differentiate at; by default the model's own (with freshly
             started rates for a learner that has some).
-        loss: ``loss(prediction, target)``, a mean; cross-entropy or squared error by default. Pass
+        loss: ``loss(prediction, target)``, a mean; cross-entropy or squared error by default. The
+            prediction is what the model returns, be it a tensor, a tuple or a dictionary. Pass
             the same function object from call to call: what is traced is kept for it. (For a
             method of an object nothing is kept: its object can change unseen. It is looped over.)
+        score: a name of `gametalearn.SCORES`, a `Score`, or a function of ``(prediction, target)``
+            that gives a scalar tensor; by default what goes with the loss (see
+            `gametalearn.scores`). Where nothing does, scores are NaN, and a warning says so once.
         method: ``"replay"`` (traced once for these shapes, then fast), ``"loop"`` (plain autograd),
             or ``"auto"``: replay on CPU and CUDA without autocast. A module that cannot be
             replayed falls to the loop with one warning.
@@ -92,26 +102,28 @@ def meta_gradients(
             differentiated by a Hessian-vector product when its turn comes.
 
     Returns:
-        `TaskGradients` with ``rows (T, P)`` and ``updates (T, P)``, detached.
+        `TaskGradients` with ``rows (T, P)`` and ``updates (T, P)``, detached; empty for no tasks.
+
+    Raises:
+        InputError: no parameter requires gradients; a loss or a score that does not fit the
+            predictions, or a label without an output.
     """
-    if meta is None:
-        with swapping:
-            meta = learner.meta_parameters(model_parameters(model))
-    if not meta:
-        raise InputError(
-            f"meta_gradients: no parameter of {type(model).__name__} requires gradients"
-        )
-    data = data_of(batch)
+    meta, function, data = _meta(model, learner, meta), score_function(score), data_of(batch)
     if constant_memory and method == "replay":
         raise InputError(
             "meta_gradients: constant_memory=True loops over tasks; it takes no method='replay'"
         )
     plan = choose(meta, data, method=method, chunk=chunk, threads=threads)
+    if not len(batch):
+        none, size = _nothing(meta), sum(p.numel() for p in meta.values())
+        return TaskGradients(none.view(0, size), none.view(0, size), none, none, batch.group)
     if plan.method == "loop" or constant_memory:
-        result = loop_gradients(model, learner, loss, meta, data, constant_memory)
+        result = loop_gradients(model, learner, loss, function, meta, data, constant_memory)
     else:
-        result = replay_gradients(model, learner, loss, meta, data, plan)
-    return TaskGradients(*result, group=batch.group)
+        result = replay_gradients(model, learner, loss, function, meta, data, plan)
+    rows, updates, value, points = result
+    points = finite_scores(model, loss, function, value, points)
+    return TaskGradients(rows, updates, value, points, group=batch.group)
 
 
 def adapt_and_score(
@@ -121,6 +133,7 @@ def adapt_and_score(
     *,
     meta: Params | None = None,
     loss: Loss = default_loss,
+    score: ScoreLike = default_score,
     method: Method = "auto",
     chunk: int | None = None,
     threads: int | None = None,
@@ -128,16 +141,67 @@ def adapt_and_score(
     """Adapt to each task and measure it on its queries, without a meta-gradient.
 
     Args:
-        model, batch, learner, meta, loss, method, chunk, threads: as in `meta_gradients`.
+        model, batch, learner, meta, loss, score, method, chunk, threads: as in `meta_gradients`.
 
     Returns:
         ``loss (T,)`` and ``score (T,)``, as in `TaskGradients`.
+
+    Raises:
+        InputError: as in `meta_gradients`.
     """
+    meta, function, data = _meta(model, learner, meta), score_function(score), data_of(batch)
+    plan = choose(meta, data, method=method, chunk=chunk, threads=threads, fixed_chunk=True)
+    if not len(batch):
+        return _nothing(meta), _nothing(meta)
+    if plan.method == "loop":
+        value, points = loop_scores(model, learner, loss, function, meta, data)
+    else:
+        value, points = replay_scores(model, learner, loss, function, meta, data, plan)
+    return value, finite_scores(model, loss, function, value, points)
+
+
+def _meta(model: nn.Module, learner: Learner, meta: Params | None) -> Params:
+    """The meta-parameters, those of the model where none are given."""
     if meta is None:
         with swapping:
             meta = learner.meta_parameters(model_parameters(model))
-    data = data_of(batch)
-    plan = choose(meta, data, method=method, chunk=chunk, threads=threads, fixed_chunk=True)
-    if plan.method == "loop":
-        return loop_scores(model, learner, loss, meta, data)
-    return replay_scores(model, learner, loss, meta, data, plan)
+    if not meta:
+        why = "requires gradients" if any(True for _ in model.parameters()) else "exists"
+        raise InputError(
+            f"no parameter of {type(model).__name__} {why}: there is nothing to adapt; "
+            "unfreeze some with requires_grad_(), or pass meta="
+        )
+    return meta
+
+
+def _nothing(meta: Params) -> Tensor:
+    """``(0,)``, in the precision and on the device of the rows."""
+    dtype = functools.reduce(torch.promote_types, [p.dtype for p in meta.values()])
+    return next(iter(meta.values())).new_empty(0, dtype=dtype)
+
+
+_told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""Losses by name for which a model's scores were looked at, and found wanting or not."""
+
+
+def finite_scores(
+    model: nn.Module, loss: Loss, function: object, value: Tensor, points: Tensor
+) -> Tensor:
+    """``points (T,)``, NaN where ``value (T,)``, the loss, is not finite.
+
+    Warns the caller's caller if they are NaN for want of a default score, once a model and loss.
+    """
+    finite, name = torch.isfinite(value), name_of(loss)
+    if function is default_score and loss is not default_loss:
+        told = _told.setdefault(model, set())
+        if name not in told:
+            wanting = bool((finite & torch.isnan(points)).any())
+            # once is enough where a look holds up the device
+            if wanting or (points.device.type != "cpu" and bool(finite.any())):
+                told.add(name)
+            if wanting:
+                warnings.warn(
+                    f"gametalearn: scores of {type(model).__name__} are NaN: {no_default(loss)}",
+                    stacklevel=3,
+                )
+    return torch.where(finite, points, float("nan"))

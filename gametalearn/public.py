@@ -14,6 +14,7 @@ from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.images import ClassImages
 from gametalearn.mixture import MixedSource
 from gametalearn.models import MLP, Conv4, ResNet12
+from gametalearn.scores import SCORES, Score
 from gametalearn.training import Run, load_run, train
 from gametalearn.weighting import (
     RULES,
@@ -37,6 +38,7 @@ __all__ = [
     "MAML",
     "MLP",
     "RULES",
+    "SCORES",
     "ClassImages",
     "Comparison",
     "Conv4",
@@ -55,6 +57,7 @@ __all__ = [
     "Reptile",
     "ResNet12",
     "Run",
+    "Score",
     "Sinusoid",
     "TaskBatch",
     "TaskGradients",

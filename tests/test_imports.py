@@ -13,6 +13,8 @@ ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
     {"errors"},
+    {"losses"},
+    {"scores"},
     {"images"},
     {"episodes", "models"},
     {"adaptation", "data", "mixture", "disagreement"},

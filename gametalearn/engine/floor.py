@@ -17,6 +17,7 @@ from gametalearn.engine.program import UntraceableError, trace_gradients
 from gametalearn.engine.replay import chunks_of, program_for, program_inputs
 from gametalearn.engine.task import Data, Loss
 from gametalearn.engine.workers import run_all
+from gametalearn.scores import default_score
 
 __all__ = ["floor_of"]
 
@@ -64,7 +65,7 @@ def floor_of(
     Of the same shapes and layouts, on made-up numbers, shared out to workers in the same way.
     """
     chunks = chunks_of(data, plan.chunk)
-    program = program_for(trace_gradients, model, learner, loss, meta, chunks[0])
+    program = program_for(trace_gradients, model, learner, loss, default_score, meta, chunks[0])
     if isinstance(program, UntraceableError):
         raise TypeError(f"{type(model).__name__} cannot be replayed: {program}")
     with torch.inference_mode():

@@ -18,6 +18,7 @@ from gametalearn.engine.task import (
     query_loss,
     updates_of,
 )
+from gametalearn.scores import ScoreFunction
 
 __all__ = ["first_order", "loop_gradients", "loop_scores"]
 
@@ -63,6 +64,7 @@ def _task(
     model: nn.Module,
     learner: Learner,
     loss: Loss,
+    score: ScoreFunction,
     gradient: Gradient,
     meta: Params,
     fixed: Params,
@@ -70,8 +72,8 @@ def _task(
 ) -> Result:
     leaves = {n: p.detach().clone().requires_grad_() for n, p in meta.items()}
     with torch.enable_grad():
-        objective, (adapted, value, score) = query_loss(
-            model, learner, loss, gradient, leaves, fixed, data
+        objective, (adapted, value, points) = query_loss(
+            model, learner, loss, score, gradient, leaves, fixed, data
         )
     update = _flat(updates_of(leaves, adapted))
     if learner.update_is_row:
@@ -82,7 +84,7 @@ def _task(
             torch.zeros_like(p) if g is None else g
             for p, g in zip(leaves.values(), grads, strict=True)
         )
-    return row.detach(), update.detach(), value.detach(), score
+    return row.detach(), update.detach(), value.detach(), points
 
 
 def _recordable(data: Data) -> Data:
@@ -95,6 +97,7 @@ def loop_gradients(
     model: nn.Module,
     learner: Learner,
     loss: Loss,
+    score: ScoreFunction,
     meta: Params,
     data: Data,
     constant_memory: bool = False,
@@ -109,7 +112,7 @@ def loop_gradients(
     gradient = _autograd(False) if learner.first_order else second
     with torch.inference_mode(False):
         tasks = [
-            _task(model, learner, loss, gradient, meta, fixed, task)
+            _task(model, learner, loss, score, gradient, meta, fixed, task)
             for task in zip(*data, strict=True)
         ]
     rows, updates, losses, scores = (torch.stack(column) for column in zip(*tasks, strict=True))
@@ -117,7 +120,12 @@ def loop_gradients(
 
 
 def loop_scores(
-    model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data
+    model: nn.Module,
+    learner: Learner,
+    loss: Loss,
+    score: ScoreFunction,
+    meta: Params,
+    data: Data,
 ) -> Measured:
     """Loss and score of every task after adaptation, without a meta-gradient."""
     fixed, data = fixed_tensors(model), _recordable(data)
@@ -125,7 +133,9 @@ def loop_scores(
     with torch.inference_mode(False), torch.no_grad():
         meta = {n: p.detach().clone() for n, p in meta.items()}
         for task in zip(*data, strict=True):
-            _, (_, value, score) = query_loss(model, learner, loss, first_order, meta, fixed, task)
-            measured.append((value, score))
+            _, (_, value, points) = query_loss(
+                model, learner, loss, score, first_order, meta, fixed, task
+            )
+            measured.append((value, points))
     losses, scores = zip(*measured, strict=True)
     return torch.stack(losses), torch.stack(scores)

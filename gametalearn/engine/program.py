@@ -23,6 +23,7 @@ from gametalearn.engine import kernels
 from gametalearn.engine.capture import Capture, UntraceableError
 from gametalearn.engine.script import Script, script_of
 from gametalearn.engine.task import Data, Loss, query_loss, updates_of
+from gametalearn.scores import ScoreFunction
 
 __all__ = ["Program", "UntraceableError", "laid_out", "trace_gradients", "trace_scores"]
 
@@ -59,7 +60,13 @@ def _functional(first_order: bool) -> Gradient:
 
 
 def trace_gradients(
-    model: nn.Module, learner: Learner, loss: Loss, meta: Params, fixed: Params, data: Data
+    model: nn.Module,
+    learner: Learner,
+    loss: Loss,
+    score: ScoreFunction,
+    meta: Params,
+    fixed: Params,
+    data: Data,
 ) -> Program:
     """A program that returns ``*rows, *updates, loss, score`` for tasks shaped as in ``data``.
 
@@ -70,26 +77,34 @@ def trace_gradients(
 
     def task(meta: Params, fixed: Params, *data: Tensor) -> tuple[Tensor, ...]:
         def objective(meta: Params) -> tuple[Tensor, tuple[Params, Tensor, Tensor]]:
-            return query_loss(model, learner, loss, gradient, meta, fixed, data)  # type: ignore[arg-type]
+            return query_loss(model, learner, loss, score, gradient, meta, fixed, data)  # type: ignore[arg-type]
 
         if learner.update_is_row:
-            _, (adapted, value, score) = objective(meta)
-            return (*updates_of(meta, adapted), value, score)
-        grads, (_, (adapted, value, score)) = grad_and_value(objective, has_aux=True)(meta)
-        return (*grads.values(), *updates_of(meta, adapted), value, score)
+            _, (adapted, value, points) = objective(meta)
+            return (*updates_of(meta, adapted), value, points)
+        grads, (_, (adapted, value, points)) = grad_and_value(objective, has_aux=True)(meta)
+        return (*grads.values(), *updates_of(meta, adapted), value, points)
 
     return _trace(task, meta, fixed, data)
 
 
 def trace_scores(
-    model: nn.Module, learner: Learner, loss: Loss, meta: Params, fixed: Params, data: Data
+    model: nn.Module,
+    learner: Learner,
+    loss: Loss,
+    score: ScoreFunction,
+    meta: Params,
+    fixed: Params,
+    data: Data,
 ) -> Program:
     """A program that returns ``loss, score`` for tasks shaped as in ``data``."""
     gradient = _functional(True)
 
     def task(meta: Params, fixed: Params, *data: Tensor) -> tuple[Tensor, ...]:
-        _, (_, value, score) = query_loss(model, learner, loss, gradient, meta, fixed, data)  # type: ignore[arg-type]
-        return value, score
+        _, (_, value, points) = query_loss(
+            model, learner, loss, score, gradient, meta, fixed, data,  # type: ignore[arg-type]
+        )  # fmt: skip
+        return value, points
 
     return _trace(task, meta, fixed, data)
 

@@ -26,13 +26,14 @@ from gametalearn.engine.program import (
 from gametalearn.engine.task import Data, Loss, Measured, Result, fixed_tensors, swapping
 from gametalearn.engine.workers import run_all
 from gametalearn.errors import InputError
+from gametalearn.scores import ScoreFunction
 
 __all__ = ["chunks_of", "program_for", "program_inputs", "replay_gradients", "replay_scores"]
 
 _programs: Store[Program | UntraceableError] = Store()
 _warned: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
-Trace = Callable[[nn.Module, Learner, Loss, Params, Params, Data], Program]
+Trace = Callable[[nn.Module, Learner, Loss, ScoreFunction, Params, Params, Data], Program]
 
 
 def chunks_of(data: Data, size: int) -> list[Data]:
@@ -48,7 +49,13 @@ def chunks_of(data: Data, size: int) -> list[Data]:
 
 
 def program_for(
-    trace: Trace, model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data
+    trace: Trace,
+    model: nn.Module,
+    learner: Learner,
+    loss: Loss,
+    score: ScoreFunction,
+    meta: Params,
+    data: Data,
 ) -> Program | UntraceableError:
     """The program for a chunk like ``data``, traced at its first use."""
     with swapping:
@@ -56,9 +63,9 @@ def program_for(
         if device == "cpu":
             keep_memory()
         fixed = fixed_tensors(model)
-        settings = settings_key(learner), settings_key(loss)
+        settings = settings_key(learner), settings_key(loss), settings_key(score)
         if None in settings:
-            which = "learner" if settings[0] is None else "loss"
+            which = ("learner", "loss", "score")[settings.index(None)]
             return UntraceableError(
                 f"the {which} is neither a frozen dataclass of plain values nor a function"
             )
@@ -77,7 +84,7 @@ def program_for(
             if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
                 return UntraceableError("torch.jit compiled a part of it")
             try:
-                return trace(model, learner, loss, meta, fixed, data)
+                return trace(model, learner, loss, score, meta, fixed, data)
             except InputError:
                 raise
             except UntraceableError as reason:
@@ -106,14 +113,20 @@ def program_inputs(model: nn.Module, meta: Params) -> list[Tensor]:
 
 
 def replay_gradients(
-    model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data, plan: Plan
+    model: nn.Module,
+    learner: Learner,
+    loss: Loss,
+    score: ScoreFunction,
+    meta: Params,
+    data: Data,
+    plan: Plan,
 ) -> Result:
     """Rows, updates, loss and score of every task; by the loop where the module needs it."""
     chunks = chunks_of(data, plan.chunk)
-    program = program_for(trace_gradients, model, learner, loss, meta, chunks[0])
+    program = program_for(trace_gradients, model, learner, loss, score, meta, chunks[0])
     if isinstance(program, UntraceableError):
         _warn(model, program)
-        return loop_gradients(model, learner, loss, meta, data)
+        return loop_gradients(model, learner, loss, score, meta, data)
     inputs = program_inputs(model, meta)
     tasks, first = len(data[0]), inputs[0]
     sizes = [p.numel() for p in meta.values()]
@@ -124,12 +137,12 @@ def replay_gradients(
 
     def run(start: int, chunk: Data) -> None:
         with torch.inference_mode():
-            *grads, value, score = program(*inputs, *chunk)
+            *grads, value, points = program(*inputs, *chunk)
             stop = min(start + plan.chunk, tasks)
             _write(updates[start:stop], grads[-len(sizes) :])
             _write(rows[start:stop], grads[: len(sizes)])
             measured[0, start:stop] = value[: stop - start]
-            measured[1, start:stop] = score[: stop - start]
+            measured[1, start:stop] = points[: stop - start]
 
     _run_chunks(run, chunks, plan)
     return rows, updates, measured[0], measured[1]
@@ -150,26 +163,32 @@ def _write(rows: Tensor, parts: list[Tensor]) -> None:
 
 
 def replay_scores(
-    model: nn.Module, learner: Learner, loss: Loss, meta: Params, data: Data, plan: Plan
+    model: nn.Module,
+    learner: Learner,
+    loss: Loss,
+    score: ScoreFunction,
+    meta: Params,
+    data: Data,
+    plan: Plan,
 ) -> Measured:
     """Loss and score of every task after adaptation; by the loop where the module needs it."""
     if len(data[0]) * 4 <= plan.chunk:  # a handful: the loop costs less than a filled-up chunk
-        return loop_scores(model, learner, loss, meta, data)
+        return loop_scores(model, learner, loss, score, meta, data)
     chunks = chunks_of(data, plan.chunk)
-    program = program_for(trace_scores, model, learner, loss, meta, chunks[0])
+    program = program_for(trace_scores, model, learner, loss, score, meta, chunks[0])
     if isinstance(program, UntraceableError):
         _warn(model, program)
-        return loop_scores(model, learner, loss, meta, data)
+        return loop_scores(model, learner, loss, score, meta, data)
     inputs = program_inputs(model, meta)
     tasks, first = len(data[0]), inputs[0]
     measured = torch.empty(2, tasks, dtype=_dtype(meta), device=first.device)
 
     def run(start: int, chunk: Data) -> None:
         with torch.inference_mode():
-            value, score = program(*inputs, *chunk)
+            value, points = program(*inputs, *chunk)
             stop = min(start + plan.chunk, tasks)
             measured[0, start:stop] = value[: stop - start]
-            measured[1, start:stop] = score[: stop - start]
+            measured[1, start:stop] = points[: stop - start]
 
     _run_chunks(run, chunks, plan)
     return measured[0], measured[1]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gametalearn.adaptation import Gradient, Learner, Params, SupportLoss, default_score
+from gametalearn.adaptation import Gradient, Learner, Params, SupportLoss
 from gametalearn.episodes import TaskBatch
+from gametalearn.losses import Loss, apply_loss
+from gametalearn.scores import ScoreFunction, measured
 
 __all__ = [
     "Loss",
@@ -27,7 +29,6 @@ __all__ = [
 swapping = threading.RLock()
 """Held while a trace has other tensors in the place of a module's own: who reads those, waits."""
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
 """``support_x, support_y, query_x, query_y``."""
 Result = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -53,7 +54,7 @@ def predict(
     x: Tensor,
     support_x: Tensor | None,
     fixed: Params | None = None,
-) -> Tensor:
+) -> Any:
     """The model's output under ``params``; it is neither changed nor are its buffers.
 
     Args:
@@ -71,14 +72,14 @@ def predict(
     # A forward may write into its buffers (running statistics): it gets copies.
     fixed = {n: t.clone() for n, t in fixed.items()}
     with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
-        output: Tensor = functional_call(model, {**fixed, **params}, args)
-    return output
+        return functional_call(model, {**fixed, **params}, args)
 
 
 def query_loss(
     model: nn.Module,
     learner: Learner,
     loss: Loss,
+    score: ScoreFunction,
     gradient: Gradient,
     meta: Params,
     fixed: Params,
@@ -96,20 +97,21 @@ def query_loss(
 
     def query(params: Params) -> tuple[Tensor, Tensor]:
         prediction = predict(model, params, query_x, support_x, fixed)
-        return loss(prediction, query_y), default_score(prediction.detach(), query_y)
+        value = apply_loss(loss, prediction, query_y)
+        return value, measured(score, loss, prediction, query_y)
 
     weights = getattr(learner, "step_weights", ())
     if not weights:
         adapted = learner.adapt(meta, support, gradient)
-        value, score = query(adapted)
-        return value, (adapted, value, score)
+        value, points = query(adapted)
+        return value, (adapted, value, points)
     terms = []
     path = learner.path(meta, support, gradient)  # type: ignore[attr-defined]
     next(path)
     for weight, adapted in zip(weights, path, strict=True):
-        value, score = query(adapted)
+        value, points = query(adapted)
         terms.append(weight * value)
-    return torch.stack(terms).sum(), (adapted, value, score)
+    return torch.stack(terms).sum(), (adapted, value, points)
 
 
 def support_loss(
@@ -119,7 +121,7 @@ def support_loss(
 
     def support(params: Params, first: int = 0, count: int | None = None) -> Tensor:
         x, y = (_circle(t, first, count) for t in (support_x, support_y))
-        return loss(predict(model, params, x, None, fixed), y)
+        return apply_loss(loss, predict(model, params, x, None, fixed), y)
 
     return support
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gametalearn import MAML, TaskBatch
-from gametalearn.adaptation import default_loss, model_parameters
+from gametalearn.adaptation import default_loss, default_score, model_parameters
 from gametalearn.engine.program import Program, trace_gradients, trace_scores
 from gametalearn.engine.replay import chunks_of, program_for, program_inputs
 from gametalearn.engine.script import script_of
@@ -89,7 +89,7 @@ def test_what_does_not_fit_has_no_script(program: Any) -> None:
 def program_of(model: nn.Module, batch: TaskBatch, chunk: int, trace: Any) -> tuple[Program, Any]:
     meta = model_parameters(model)
     chunks = chunks_of(data_of(batch), chunk)
-    program = program_for(trace, model, MAML(0.3, 2), default_loss, meta, chunks[0])
+    program = program_for(trace, model, MAML(0.3, 2), default_loss, default_score, meta, chunks[0])
     assert isinstance(program, Program)
     inputs = program_inputs(model, meta)
     return program, [(*inputs, *chunk) for chunk in chunks]
