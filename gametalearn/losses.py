@@ -69,13 +69,12 @@ def kind_of(loss: object) -> Kind | None:
     if isinstance(loss, functools.partial):
         return None if loss.args else kind_of(loss.func)
     for known, kind in _KINDS:
-        if not isinstance(known, type):
-            if loss is known:
-                return kind
-        elif isinstance(loss, known):
-            # a subclass with a forward of its own computes something else
-            if vars(known).get("forward") is getattr(type(loss), "forward", None):
-                return kind
+        # of a module's subclass, only if it computes the same
+        of_module = isinstance(known, type) and isinstance(loss, known)
+        if of_module and vars(known)["forward"] is getattr(type(loss), "forward", None):
+            return kind
+        if loss is known and not isinstance(known, type):
+            return kind
     return None
 
 

@@ -133,7 +133,7 @@ def replay_gradients(
     dtype = _dtype(meta)
     updates = first.new_empty(tasks, sum(sizes), dtype=dtype)
     rows = updates.clone() if learner.update_is_row else torch.empty_like(updates)
-    measured = torch.empty(2, tasks, dtype=dtype, device=first.device)
+    measured = torch.empty(2, tasks, dtype=_at_least_single(dtype), device=first.device)
 
     def run(start: int, chunk: Data) -> None:
         with torch.inference_mode():
@@ -150,6 +150,11 @@ def replay_gradients(
 
 def _dtype(meta: Params) -> torch.dtype:
     return functools.reduce(torch.promote_types, [p.dtype for p in meta.values()])
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    """Of a loss and a score: a share of 75 has no place in half precision."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _write(rows: Tensor, parts: list[Tensor]) -> None:
@@ -181,7 +186,7 @@ def replay_scores(
         return loop_scores(model, learner, loss, score, meta, data)
     inputs = program_inputs(model, meta)
     tasks, first = len(data[0]), inputs[0]
-    measured = torch.empty(2, tasks, dtype=_dtype(meta), device=first.device)
+    measured = torch.empty(2, tasks, dtype=_at_least_single(_dtype(meta)), device=first.device)
 
     def run(start: int, chunk: Data) -> None:
         with torch.inference_mode():
