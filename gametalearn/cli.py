@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import sys
@@ -514,12 +515,13 @@ def _train(args: argparse.Namespace) -> None:
         run = train(
             config, out, overwrite=args.overwrite, progress=not args.quiet, team=team, moved=moved
         )
-        value = abs(run.best["value"])
-        shown = f"{100 * value:.2f}%" if config.metric == "accuracy" else f"{value:.4g}"
+        value = run.best["value"] * (1 if run.score.higher_is_better else -1)
+        shown = f"{100 * value:.2f}%" if run.score.format == "percent" else f"{value:.4g}"
+        shown = shown if math.isfinite(value) else "not finite"
         if team.first:
             print(
                 f"{run.iteration} iterations in {run.seconds:.0f} s; best validation "
-                f"{config.metric} {shown} at iteration {run.best['iteration']}; next: "
+                f"{run.score.name} {shown} at iteration {run.best['iteration']}; next: "
                 f"gametalearn evaluate {out}"
             )
 
@@ -592,7 +594,8 @@ def _evaluate(args: argparse.Namespace) -> None:
                   leave=False, disable=silent) as bar:  # fmt: skip
             found = evaluate_all(
                 run.model, source, learner, episodes, stream_seed(config.seed, on),
-                protocols, meta=run.meta, progress=bar.update, team=team,
+                protocols, meta=run.meta, loss=run.loss, score=run.score,
+                progress=bar.update, team=team,
             )  # fmt: skip
         if team.first:
             names = objective_names(config, on)
@@ -613,7 +616,7 @@ def _lake(
 
     check_lake(run.config)
     tasks = load_lake(args.source)
-    found = evaluate_lake(run.model, tasks, learner, protocols, meta=run.meta)
+    found = evaluate_lake(run.model, tasks, learner, protocols, meta=run.meta, loss=run.loss)
     records = write_lake(args.folder / "lake.json", found, own, run.iteration, learner.steps)
     for protocol, record in records.items():
         print(

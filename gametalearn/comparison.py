@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -22,9 +23,11 @@ from gametalearn.build import build_rule, build_source, objective_names, stream_
 from gametalearn.checkpoint import replacing
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
 from gametalearn.evaluation import Evaluation, ci95, evaluate, protocol_of
-from gametalearn.training import Run, interruptible, train
+from gametalearn.losses import Loss, default_loss
+from gametalearn.scores import SCORES, Score, ScoreLike, default_score
+from gametalearn.training import Run, interruptible, score_of, train
 
 __all__ = ["Comparison", "compare", "paired_difference"]
 
@@ -42,13 +45,22 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found: for each rule, one `Result` a seed, in the order of ``seeds``."""
+    """What `compare` found: for each rule, one `Result` a seed, in the order of ``seeds``.
+
+    ``given`` is the score, if it or a loss was handed in; `score` is the one that was compared.
+    """
 
     config: TrainConfig
     seeds: tuple[int, ...]
     episodes: int
     objectives: tuple[str, ...]
     results: dict[str, list[Result]]
+    given: Score | None = None
+
+    @property
+    def score(self) -> Score:
+        """What the values are."""
+        return SCORES[self.config.metric] if self.given is None else self.given
 
     @property
     def baseline(self) -> str:
@@ -85,7 +97,7 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``results.json``, schema ``gametalearn.compare/1``."""
-        metric, config = self.config.metric, self.config
+        metric, config = self.score.name, self.config
         rules = {}
         for rule, results in self.results.items():
             entry: dict[str, Any] = {
@@ -121,6 +133,7 @@ class Comparison:
             "meta_batch": config.meta_batch,
             "episodes": self.episodes,
             "protocol": self.results[self.baseline][0].evaluation.protocol,
+            **self._told(),
             "rules": rules,
             "paired": [
                 {"rule": rule, "baseline": self.baseline, **paired_difference(mine, theirs)}
@@ -131,15 +144,23 @@ class Comparison:
             "config": {k: v for k, v in config.as_dict().items() if k not in ("rule", "seed")},
         }
 
+    def _told(self) -> dict[str, Any]:
+        """A score that was handed in; which way the usual ones are better, readers know."""
+        if self.given is None:
+            return {}
+        names = ("name", "higher_is_better", "format")
+        return {"metric": {name: getattr(self.given, name) for name in names}}
+
     def table(self) -> str:
         """The final table: a line a rule, aligned, in percent for accuracies."""
-        scale, unit = (100.0, " %") if self.config.metric == "accuracy" else (1.0, "")
-        digits = 2 if self.config.metric == "accuracy" else 4
+        percent = self.score.format == "percent"
+        scale, unit = (100.0, " %") if percent else (1.0, "")
+        digits = 2 if percent else 4
 
         def show(value: float) -> str:
             return f"{value * scale:.{digits}f}"
 
-        header = ["rule", f"test {self.config.metric}{unit}"]
+        header = ["rule", f"test {self.score.name}{unit}"]
         several = len(self.objectives) > 1 and self.config.objectives == "dataset"
         header += list(self.objectives) if several else []
         seeds = self.over_seeds(self.baseline) is not None
@@ -205,6 +226,8 @@ def compare(
     episodes: int = 600,
     out: Path | str | None = None,
     *,
+    loss: Loss = default_loss,
+    score: ScoreLike = default_score,
     overwrite: bool = False,
     progress: bool = True,
     jobs: int = 1,
@@ -222,6 +245,7 @@ def compare(
         episodes: test episodes a seed, at least 2.
         out: folder for ``results.json``, plots and ``RULE/seedN`` runs; what is finished there is
             not trained again, what was interrupted goes on. None keeps all in memory.
+        loss, score: as in `train`, for every run; tests and their tables go by the same score.
         overwrite: train everything anew.
         progress: show progress on stderr.
         jobs: runs trained at once, each in a process of its own with ``config.threads`` threads;
@@ -255,6 +279,12 @@ def compare(
     objectives = team.everywhere(lambda: objective_names(config))
     for rule in rules:
         build_rule(config.of_rule(rule, config.seed), len(objectives))
+    given = None
+    if loss is not default_loss or score is not default_score:
+        first = config.of_rule(rules[0], numbers[0])
+        given = team.everywhere(lambda: score_of(first, loss, score))
+    if jobs > 1:
+        _check_sendable(jobs, loss, score)
     plan = [
         (
             config.of_rule(rule, seed),
@@ -265,18 +295,33 @@ def compare(
         for rule in rules
     ]
     if jobs > 1:
-        _in_processes([(*run, episodes, overwrite, progress) for run in plan], jobs)
+        _in_processes([(*run, loss, score, episodes, overwrite, progress) for run in plan], jobs)
         overwrite = False  # what follows reads the finished runs
     results: dict[str, list[Result]] = {rule: [] for rule in rules}
     for own, place, label in plan:
-        results[own.rule].append(_run(own, place, label, episodes, overwrite, progress, team))
-    comparison = Comparison(config, numbers, episodes, objective_names(config, "test"), results)
+        results[own.rule].append(
+            _run(own, place, label, loss, score, episodes, overwrite, progress, team)
+        )
+    comparison = Comparison(
+        config, numbers, episodes, objective_names(config, "test"), results, given
+    )
     if folder is not None and team.first:
         with replacing(folder / "results.json") as stream:
             stream.write(
                 json.dumps(comparison.as_dict(), indent=2, allow_nan=False).encode() + b"\n"
             )
     return comparison
+
+
+def _check_sendable(jobs: int, loss: Loss, score: ScoreLike) -> None:
+    for name, part in (("loss", loss), ("score", score)):
+        try:
+            pickle.dumps(part)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"jobs={jobs}: the {name} cannot be sent to other processes ({summary(error)}); "
+                "define it at the top level of a module, or take jobs=1"
+            ) from error
 
 
 def _in_processes(plan: list[tuple[Any, ...]], jobs: int) -> None:
@@ -349,13 +394,18 @@ def _run(
     config: TrainConfig,
     place: Path | None,
     label: str,
+    loss: Loss,
+    score: ScoreLike,
     episodes: int,
     overwrite: bool,
     progress: bool,
     team: Team = ALONE,
 ) -> Result:
     """Train one rule on one seed, and test it unless this very test was done."""
-    run = train(config, place, overwrite=overwrite, progress=progress, label=label, team=team)
+    run = train(
+        config, place, loss=loss, score=score,
+        overwrite=overwrite, progress=progress, label=label, team=team,
+    )  # fmt: skip
     file = None if place is None else place / "evaluation.json"
     iteration = int(run.best["iteration"])
     stored = team.on_first(lambda: None if file is None else _stored(file, run, episodes))
@@ -378,6 +428,8 @@ def run_test(run: Run, episodes: int) -> Evaluation:
         episodes,
         stream_seed(run.config.seed, "test"),
         meta=run.meta,
+        loss=run.loss,
+        score=run.score,
         protocol=None if protocol == "auto" else protocol,  # type: ignore[arg-type]
         team=run.team,
     )
@@ -424,7 +476,7 @@ def _stored(file: Path, run: Run, episodes: int) -> Evaluation | None:
     config = run.config
     wanted = {
         "schema": "gametalearn.evaluation/1",
-        "metric": config.metric,
+        "metric": run.score.name,
         "protocol": protocol_of(run.model) if config.protocol == "auto" else config.protocol,
         "episodes": episodes,
         "seed": stream_seed(config.seed, "test"),
@@ -440,4 +492,6 @@ def _stored(file: Path, run: Run, episodes: int) -> Evaluation | None:
         return None
     if found != wanted or values.shape != (episodes,) or group.shape != (episodes,):
         return None
-    return Evaluation(values, group, stored["metric"], stored["protocol"], stored["seed"])
+    return Evaluation(
+        values, group, stored["metric"], stored["protocol"], stored["seed"], run.score.format
+    )

@@ -11,39 +11,40 @@ an ordinary module, whose ``state_dict`` loads where gametalearn is not installe
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gametalearn.adaptation import Learner, Params, default_loss, model_parameters
+from gametalearn.adaptation import Learner, Params, model_parameters
+from gametalearn.copies import copied
 from gametalearn.distributed import ALONE, Team
 from gametalearn.engine.loop import first_order
-from gametalearn.engine.task import Loss, fixed_tensors, support_loss
-from gametalearn.episodes import Source
-from gametalearn.errors import InputError
-from gametalearn.gradients import adapt_and_score
+from gametalearn.engine.task import fixed_tensors, support_loss
+from gametalearn.episodes import Source, TaskBatch
+from gametalearn.errors import InputError, summary
+from gametalearn.gradients import adapt_and_score, meta_of
+from gametalearn.losses import Loss, default_loss
+from gametalearn.normalisation import Protocol, check_statistics, protocol_of, under
+from gametalearn.peek import score_for
+from gametalearn.scores import SCORES, Format, ScoreLike, default_score
+
+B = TypeVar("B", TaskBatch, Tensor)
 
 __all__ = ["Evaluation", "Protocol", "adapt", "ci95", "evaluate", "protocol_of"]
 
-Protocol = Literal["transductive", "inductive", "query-at-a-time"]
-"""How a query is predicted:
-
-- ``"transductive"``: in one batch with the episode's other queries, by whose statistics it is
-  normalised too: MAML's published numbers.
-- ``"inductive"``: normalised by the support set's statistics alone; other queries have no part.
-- ``"query-at-a-time"``: in a batch of the support set and this one query, so that it cannot depend
-  on the others whatever the module does: Reptile's published non-transductive numbers.
-"""
-
 
 def ci95(values: np.ndarray[Any, Any]) -> float:
-    """Half width of the 95% interval of a mean: 1.96 standard errors; 0 for fewer than 2 values."""
+    """Half width of the 95% interval of a mean: 1.96 standard errors; 0 for fewer than 2 values.
+
+    NaN where a value is not finite.
+    """
+    if not np.isfinite(values).all():
+        return math.nan
     return 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
@@ -52,11 +53,14 @@ class Evaluation:
     """Results on E episodes.
 
     Attributes:
-        values: ``(E,)`` float64, accuracy in [0, 1] or mean squared error, an episode each.
+        values: ``(E,)`` float64, the score of each episode (accuracy in [0, 1] or mean squared error
+            by default); NaN where the adaptation diverged.
         group: ``(E,)`` int64, the episodes' objectives.
-        metric: ``accuracy`` or ``mse``.
+        metric: the score's name, such as ``accuracy`` or ``mse``.
         protocol: how queries were normalised; see `gametalearn.models`.
         seed: of the episodes.
+        format: how values are shown; by default that of the score of `gametalearn.SCORES` with this
+            name, and plain numbers for any other.
     """
 
     values: np.ndarray[Any, np.dtype[np.float64]]
@@ -64,6 +68,7 @@ class Evaluation:
     metric: str
     protocol: Protocol
     seed: int
+    format: Format | None = None
 
     @property
     def mean(self) -> float:
@@ -85,64 +90,17 @@ class Evaluation:
         return replace(self, values=self.values[own], group=self.group[own])
 
     def __str__(self) -> str:
-        scale, unit = (100, "%") if self.metric == "accuracy" else (1, "")
+        known = SCORES[self.metric].format if self.metric in SCORES else "number"
+        scale, unit = (100, "%") if (self.format or known) == "percent" else (1, "")
+        if bad := int((~np.isfinite(self.values)).sum()):
+            return (
+                f"{self.metric} nan: {bad} of {len(self.values)} episodes diverged "
+                f"({self.protocol})"
+            )
         return (
             f"{self.metric} {self.mean * scale:.4g}{unit} +/- {self.ci95 * scale:.2g}{unit} "
             f"({len(self.values)} episodes, {self.protocol})"
         )
-
-
-def protocol_of(model: nn.Module) -> Protocol:
-    """What the model's normalisation makes of its queries."""
-    norm = getattr(model, "norm", None)
-    if isinstance(norm, str):
-        return "transductive" if norm == "batch" else "inductive"
-    batchwise = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    return "transductive" if batchwise and model.training else "inductive"
-
-
-class _QueryAtATime(nn.Module):
-    """``model``, each query predicted from the support set and itself; parameters by the same names."""
-
-    uses_support = True
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._parameters, self._buffers = model._parameters, model._buffers
-        self._modules = model._modules
-        self.wrapped = (model,)  # in a tuple, lest it become a submodule and lend its name
-
-    def forward(self, x: Tensor, support_x: Tensor | None = None) -> Tensor:
-        (model,) = self.wrapped
-        if support_x is None:
-            output: Tensor = model(x)
-            return output
-        if getattr(model, "uses_support", False):
-            return torch.cat([model(query, support_x) for query in x.chunk(len(x))])
-        return torch.cat([model(torch.cat([support_x, query]))[-1:] for query in x.chunk(len(x))])
-
-
-@contextlib.contextmanager
-def _under(model: nn.Module, protocol: Protocol) -> Iterator[nn.Module]:
-    """The model as a protocol wants it: a batch-normalised one may use the support's statistics."""
-    norm: Any = getattr(model, "norm", None)
-    if protocol == "query-at-a-time":
-        # these normalise each query by itself anyhow, and faster together
-        yield model if norm in ("support", "group", "none") else _QueryAtATime(model)
-        return
-    if protocol_of(model) == protocol:
-        yield model
-        return
-    if norm not in ("batch", "support"):
-        raise InputError(
-            f"evaluate: protocol '{protocol}' asked, but this model ({type(model).__name__}, "
-            f"norm={norm!r}) knows only '{protocol_of(model)}'; drop --protocol"
-        )
-    model.norm = "support" if protocol == "inductive" else "batch"  # type: ignore[assignment]
-    try:
-        yield model
-    finally:
-        model.norm = norm
 
 
 def evaluate(
@@ -153,6 +111,8 @@ def evaluate(
     seed: int | None = 0,
     *,
     meta: Params | None = None,
+    loss: Loss = default_loss,
+    score: ScoreLike = default_score,
     protocol: Protocol | None = None,
     tasks_at_once: int = 16,
     progress: Callable[[int], object] | None = None,
@@ -161,15 +121,20 @@ def evaluate(
     """Adapt ``model`` to each of a stream of episodes and measure it on their queries.
 
     Args:
-        model: any module; it is not changed.
+        model: any module; it is not changed. Episodes are brought to its device, and their float
+            inputs and targets to its precision.
         source: episodes; an independent stream over the same data is used.
         learner: the inner loop at test time, such as ``MAML(0.4, steps=3)``; second-order terms are
             never computed here.
         episodes: how many, at least 1.
         seed: of the stream; None keeps the source's own state and advances it.
         meta: meta-parameters other than the model's own (learned inner rates).
-        protocol: ``transductive``, ``inductive`` or ``query-at-a-time`` (see `Protocol`); by default
-            what the model's norm says.
+        loss: what is descended on in the inner loop: the one that the model was trained with.
+        score: what is reported; as in `meta_gradients`, but where no default fits it must be given.
+        protocol: ``transductive``, ``inductive`` or ``query-at-a-time`` (see
+            `gametalearn.normalisation.Protocol`); by default what the model does. That is known by
+            types for this library's models and for batch normalisation, and measured on the first
+            episode otherwise.
         tasks_at_once: episodes adapted together.
         progress: called with the number of episodes done since its last call.
         team: processes that all call this and share the episodes out; the values are those that one
@@ -177,33 +142,74 @@ def evaluate(
 
     Returns:
         An `Evaluation`, with its mean and 95% interval.
+
+    Raises:
+        InputError: no parameter to adapt, a protocol that the model does not know, running
+            statistics that were never estimated, or no score that fits the loss.
     """
     if episodes < 1:
         raise InputError(f"evaluate: episodes must be at least 1, got {episodes}")
     stream = source if seed is None else source.with_seed(seed)
-    device = next(model.parameters()).device
-    metric, protocol = "accuracy", protocol or protocol_of(model)
     learner = learner.for_test(learner.steps)
+    meta = meta_of(model, learner, meta)
+    check_statistics(model)
     table = torch.zeros(2, episodes, dtype=torch.float64)  # score and group
-    with _under(model, protocol) as tested:
-        for number, start in enumerate(range(0, episodes, tasks_at_once)):
-            stop = min(start + tasks_at_once, episodes)
-            mine = slice(None) if number % team.size == team.rank else slice(0, 0)
-            batch = stream.sample(stop - start, mine).to(device)
-            metric = "mse" if batch.query_y.is_floating_point() else "accuracy"
-            if len(batch):
-                _, score = adapt_and_score(tested, batch, learner, meta=meta)
-                table[0, start:stop], table[1, start:stop] = score, batch.group
-            if progress is not None:
-                progress(stop - start)
-    values, group = team.total(table)
+    for number, start in enumerate(range(0, episodes, tasks_at_once)):
+        stop = min(start + tasks_at_once, episodes)
+        mine = number % team.size == team.rank
+        # every process has the first episode, so that all settle the same
+        part = slice(None) if mine else slice(0, 1 if number == 0 else 0)
+        batch = _on(model, stream.sample(stop - start, part))
+        if number == 0:
+            chosen = score_for(score, loss, model, meta, batch)
+            tested, protocol = under(model, protocol, meta, batch, learner, loss)
+        if mine:
+            with _explained(model):
+                _, values = adapt_and_score(
+                    tested, batch, learner, meta=meta, loss=loss, score=chosen
+                )
+            table[0, start:stop], table[1, start:stop] = values, batch.group
+        if progress is not None:
+            progress(stop - start)
+    found, group = team.total(table)
     return Evaluation(
-        values=values.numpy(),
+        values=found.numpy(),
         group=group.to(torch.int64).numpy(),
-        metric=metric,
-        protocol=protocol,
+        metric=chosen.name,
+        protocol=protocol,  # type: ignore[arg-type] # it was settled
         seed=-1 if seed is None else seed,
+        format=chosen.format,
     )
+
+
+def _floats(model: nn.Module) -> torch.dtype | None:
+    """The one precision of a model's parameters; None if there are several."""
+    found = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return found.pop() if len(found) == 1 else None
+
+
+def _on(model: nn.Module, batch: B) -> B:
+    """A batch or a tensor on the model's device, its floats in the model's precision."""
+    dtype = _floats(model)
+    if isinstance(batch, Tensor) and not batch.is_floating_point():
+        dtype = None
+    return batch.to(next(model.parameters()).device, dtype)
+
+
+@contextlib.contextmanager
+def _explained(model: nn.Module) -> Iterator[None]:
+    """Say what to do where a device cannot compute in half precision."""
+    try:
+        yield
+    except RuntimeError as error:
+        dtype = _floats(model)
+        if dtype not in (torch.float16, torch.bfloat16) or "not implemented" not in str(error):
+            raise
+        raise InputError(
+            f"{type(model).__name__} is in {str(dtype).removeprefix('torch.')}, and "
+            f"{next(model.parameters()).device} cannot compute that ({summary(error)}); take "
+            "model.float(), or a device that can"
+        ) from error
 
 
 def adapt(
@@ -222,21 +228,27 @@ def adapt(
     ``norm="support"`` is called ``copy(query_x, support_x)``; see `gametalearn.models`.
 
     Args:
-        model: any module; it is not changed.
+        model: any module; it is not changed. The support set is brought to its device, and floats to
+            its precision. A tensor that its forward keeps is a constant in the copy.
         support_x: ``(S, *x)`` inputs.
         support_y: ``(S,)`` int64 labels, or ``(S, *y)`` float targets.
         learner: the inner loop, such as ``MAML(0.4, steps=3)`` or a run's ``test_learner``.
         meta: meta-parameters other than the model's own: a run's ``meta``, for learned inner rates.
         loss: as in `meta_gradients`.
+
+    Raises:
+        InputError: no parameter requires gradients: there is nothing to adapt.
     """
-    if meta is None:
-        meta = learner.meta_parameters(model_parameters(model))
-    meta = {name: p.detach() for name, p in meta.items()}
+    meta = meta_of(model, learner, meta)
     learner = learner.for_test(learner.steps)
-    support = support_loss(model, loss, fixed_tensors(model), support_x, support_y)
-    adapted = learner.adapt(meta, support, first_order)
-    result = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, p in model_parameters(result).items():
-            p.copy_(adapted[name])
+    with torch.inference_mode(False), _explained(model):
+        # the inner loop has a copy of its own: what a forward writes down stays there
+        scratch, result = copied(model), copied(model)
+        start = {name: p.detach().clone() for name, p in meta.items()}
+        x, y = (_on(model, t).clone() for t in (support_x, support_y))
+        support = support_loss(scratch, loss, fixed_tensors(scratch), x, y)
+        adapted = learner.adapt(start, support, first_order)
+        with torch.no_grad():
+            for name, p in model_parameters(result).items():
+                p.copy_(adapted[name])
     return result

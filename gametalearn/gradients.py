@@ -110,22 +110,22 @@ def meta_gradients(
         InputError: no parameter requires gradients; a loss or a score that does not fit the
             predictions, or a label without an output.
     """
-    meta, function, data = _meta(model, learner, meta), score_function(score), data_of(batch)
+    meta, function, data = meta_of(model, learner, meta), score_function(score), data_of(batch)
     if constant_memory and method in ("replay", "verify"):
         raise InputError(
             f"meta_gradients: constant_memory=True loops over tasks; it takes no method='{method}'"
         )
     recipe = Recipe(model, learner, loss, function)
-    plan = choose(meta, data, method=method, chunk=chunk, threads=threads)
     if not len(batch):
         none, size = _nothing(meta), sum(p.numel() for p in meta.values())
         return TaskGradients(none.view(0, size), none.view(0, size), none, none, batch.group)
+    plan = choose(meta, data, method=method, chunk=chunk, threads=threads)
     if plan.method == "loop" or constant_memory:
         result = loop_gradients(recipe, meta, data, constant_memory)
     else:
         result = replay_gradients(recipe, meta, data, plan)
     rows, updates, value, points = result
-    points = _scores(model, loss, function, value, points)
+    points = finite_scores(model, loss, function, value, points)
     return TaskGradients(rows, updates, value, points, group=batch.group)
 
 
@@ -152,28 +152,34 @@ def adapt_and_score(
     Raises:
         InputError: as in `meta_gradients`.
     """
-    meta, function, data = _meta(model, learner, meta), score_function(score), data_of(batch)
-    recipe = Recipe(model, learner, loss, function)
-    plan = choose(meta, data, method=method, chunk=chunk, threads=threads, fixed_chunk=True)
+    meta, function, data = meta_of(model, learner, meta), score_function(score), data_of(batch)
     if not len(batch):
         return _nothing(meta), _nothing(meta)
+    recipe = Recipe(model, learner, loss, function)
+    plan = choose(meta, data, method=method, chunk=chunk, threads=threads, fixed_chunk=True)
     if plan.method == "loop":
         value, points = loop_scores(recipe, meta, data)
     else:
         value, points = replay_scores(recipe, meta, data, plan)
-    return value, _scores(model, loss, function, value, points)
+    return value, finite_scores(model, loss, function, value, points)
 
 
-def _meta(model: nn.Module, learner: Learner, meta: Params | None) -> Params:
-    """The meta-parameters, those of the model where none are given."""
+def meta_of(model: nn.Module, learner: Learner, meta: Params | None) -> Params:
+    """The meta-parameters, those of the model where none are given.
+
+    Raises:
+        InputError: there are none.
+    """
     if meta is None:
         with swapping:
             meta = learner.meta_parameters(model_parameters(model))
+    kind = type(model).__name__
+    if next(model.parameters(), None) is None:
+        raise InputError(f"{kind} has no parameters: there is nothing to adapt")
     if not meta:
-        why = "requires gradients" if any(True for _ in model.parameters()) else "exists"
         raise InputError(
-            f"no parameter of {type(model).__name__} {why}: there is nothing to adapt; "
-            "unfreeze some with requires_grad_(), or pass meta="
+            f"no parameter of {kind} requires gradients: there is nothing to adapt; unfreeze those "
+            "that shall, with requires_grad_()"
         )
     return meta
 
@@ -188,10 +194,13 @@ _told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 """Losses by name for which a model's scores were looked at, and found wanting or not."""
 
 
-def _scores(
+def finite_scores(
     model: nn.Module, loss: Loss, function: object, value: Tensor, points: Tensor
 ) -> Tensor:
-    """Scores that are NaN where the loss is not finite; says once if no default score fits."""
+    """``points (T,)``, NaN where ``value (T,)``, the loss, is not finite.
+
+    Warns the caller's caller if they are NaN for want of a default score, once a model and loss.
+    """
     finite, name = torch.isfinite(value), name_of(loss)
     if function is default_score and loss is not default_loss:
         told = _told.setdefault(model, set())

@@ -69,14 +69,11 @@ def kind_of(loss: object) -> Kind | None:
     if isinstance(loss, functools.partial):
         return None if loss.args else kind_of(loss.func)
     for known, kind in _KINDS:
-        if loss is known:
-            return None if isinstance(known, type) else kind
-        # a subclass may compute something else
-        if (
-            isinstance(known, type)
-            and isinstance(loss, known)
-            and type(loss).forward is known.forward
-        ):
+        # of a module's subclass, only if it computes the same
+        of_module = isinstance(known, type) and isinstance(loss, known)
+        if of_module and vars(known)["forward"] is getattr(type(loss), "forward", None):
+            return kind
+        if loss is known and not isinstance(known, type):
             return kind
     return None
 

@@ -19,7 +19,10 @@ from gametalearn.data.lake import WAYS, FixedTasks
 from gametalearn.distributed import ALONE, Team
 from gametalearn.episodes import Source, TaskBatch
 from gametalearn.errors import InputError
-from gametalearn.evaluation import Evaluation, Protocol, ci95, evaluate, protocol_of
+from gametalearn.evaluation import Evaluation, ci95, evaluate
+from gametalearn.losses import Loss, default_loss
+from gametalearn.normalisation import Protocol, protocol_of, switchable
+from gametalearn.scores import ScoreLike, default_score
 
 __all__ = ["check_lake", "evaluate_all", "evaluate_lake", "write_evaluations", "write_lake"]
 
@@ -35,17 +38,19 @@ def evaluate_all(
     protocols: Sequence[Protocol],
     *,
     meta: Params | None = None,
+    loss: Loss = default_loss,
+    score: ScoreLike = default_score,
     progress: Callable[[int], object] | None = None,
     team: Team = ALONE,
 ) -> Evaluations:
     """Evaluate a model under several protocols on the same episodes.
 
     A model whose queries have no part in each other (``norm`` of ``group`` or ``none``, or no
-    normalisation) predicts transductively what it predicts inductively: it is evaluated once, and
-    both say so.
+    normalisation by batch) predicts transductively what it predicts inductively: it is evaluated
+    once, and both say so.
 
     Args:
-        model, source, learner, episodes, seed, meta, progress, team: as in `evaluate`.
+        model, source, learner, episodes, seed, meta, loss, score, progress, team: as in `evaluate`.
         protocols: different ones.
 
     Returns:
@@ -55,13 +60,13 @@ def evaluate_all(
         InputError: the model does not know a protocol, or an episode's value is not finite.
     """
     found: Evaluations = {}
-    alike = protocol_of(model) == "inductive" and getattr(model, "norm", None) != "support"
+    alike = protocol_of(model) == "inductive" and not switchable(model)
     for protocol in protocols:
         if alike and protocol == "transductive" and "inductive" in protocols:
             continue
         found[protocol] = evaluate(
             model, source, learner, episodes, seed,
-            meta=meta, protocol=protocol, progress=progress, team=team,
+            meta=meta, loss=loss, score=score, protocol=protocol, progress=progress, team=team,
         )  # fmt: skip
         require_finite(found[protocol])
     for protocol in protocols:
@@ -126,13 +131,14 @@ def evaluate_lake(
     protocols: Sequence[Protocol] = ("transductive", "inductive"),
     *,
     meta: Params | None = None,
+    loss: Loss = default_loss,
 ) -> Evaluations:
     """Lake's one-shot task: the accuracy of each of its 20 runs, under several protocols.
 
     Args:
         model: a 20-way classifier of 1 x 28 x 28 images, trained on background alphabets alone.
         runs: what `gametalearn.data.lake.load_lake` read.
-        learner, meta: as in `evaluate`.
+        learner, meta, loss: as in `evaluate`.
         protocols: as in `evaluate_all`. A run's 20 queries are one drawing of each class, so a
             transductive model sees a balanced batch.
 
@@ -140,7 +146,10 @@ def evaluate_lake(
         An `Evaluation` of 20 values for each protocol; the published figure is the error rate,
         1 - mean.
     """
-    return evaluate_all(model, FixedTasks(runs), learner, len(runs), None, protocols, meta=meta)
+    return evaluate_all(
+        model, FixedTasks(runs), learner, len(runs), None, protocols,
+        meta=meta, loss=loss, score="accuracy",
+    )  # fmt: skip
 
 
 def write_lake(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from gametalearn.comparison import Comparison
 from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError, summary
 from gametalearn.evaluation import ci95
+from gametalearn.scores import Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,25 +59,36 @@ def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """Draw a comparison from its runs' ``metrics.jsonl`` below ``folder``; the files written.
 
     ``learning_curves.png`` (validation, the mean over seeds and their range),
-    ``accuracy.png`` (or ``mse.png``: test, 95% intervals), and for each rule whose weights vary
-    over tasks ``weights-RULE.png``.
+    ``accuracy.png`` (or ``mse.png``, by the score's name: test, 95% intervals), and for each rule
+    whose weights vary over tasks ``weights-RULE.png``.
     """
-    metric = comparison.config.metric
+    score = comparison.score
     records = {
         rule: [
-            _records(folder / rule.replace(":", "-") / f"seed{seed}", metric)
+            _records(folder / rule.replace(":", "-") / f"seed{seed}", score.name)
             for seed in comparison.seeds
         ]
         for rule in comparison.results
     }
     written = [
-        _learning_curves(records, metric, folder / "learning_curves.png"),
-        _bars(comparison, folder / f"{metric}.png"),
+        _learning_curves(records, score, folder / "learning_curves.png"),
+        _bars(comparison, folder / f"{_file_name(score.name)}.png"),
     ]
     for rule, runs in records.items():
         if any(np.ptp(r.effective) > 1e-9 for r in runs[0]):
             written.append(_weights(rule, runs, folder / f"weights-{rule.replace(':', '-')}.png"))
     return written
+
+
+def _file_name(name: str) -> str:
+    """A score's name without what a file system may object to."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip(".-") or "score"
+
+
+def _label(which: str, score: Score) -> str:
+    """What an axis shows."""
+    unit = " (%)" if score.format == "percent" else ""
+    return f"{which} {'MSE' if score.name == 'mse' else score.name}{unit}"
 
 
 @dataclass(frozen=True)
@@ -106,10 +119,10 @@ def _records(place: Path, metric: str) -> list[_Record]:
     return records
 
 
-def _learning_curves(records: dict[str, list[list[_Record]]], metric: str, file: Path) -> Path:
+def _learning_curves(records: dict[str, list[list[_Record]]], score: Score, file: Path) -> Path:
     figure = _figure(7, 4.2)
     axes = figure.subplots()
-    scale = 100 if metric == "accuracy" else 1
+    scale = 100 if score.format == "percent" else 1
     for (rule, runs), colour in zip(records.items(), _colours(len(records)), strict=True):
         curves = [
             {r.iteration: r.validation * scale for r in run if r.validation is not None}
@@ -123,7 +136,7 @@ def _learning_curves(records: dict[str, list[list[_Record]]], metric: str, file:
                 iterations, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0
             )
     axes.set_xlabel("meta-iteration")
-    axes.set_ylabel("validation accuracy (%)" if metric == "accuracy" else "validation MSE")
+    axes.set_ylabel(_label("validation", score))
     axes.set_title("Mean over seeds; the band is their range", fontsize=10)
     axes.legend(frameon=False)
     _tidy(axes)
@@ -137,8 +150,8 @@ def _colours(count: int) -> list[str]:
 def _bars(comparison: Comparison, file: Path) -> Path:
     figure = _figure(2.2 + 1.1 * len(comparison.results), 4.2)
     axes = figure.subplots()
-    accuracy = comparison.config.metric == "accuracy"
-    scale = 100 if accuracy else 1
+    percent = comparison.score.format == "percent"
+    scale = 100 if percent else 1
     rules = list(comparison.results)
     means = [comparison.mean(r) * scale for r in rules]
     halves = [ci95(comparison.pooled(r)) * scale for r in rules]
@@ -147,12 +160,12 @@ def _bars(comparison: Comparison, file: Path) -> Path:
         seeds = [r.evaluation.mean * scale for r in comparison.results[rule]]
         axes.plot([i + 0.12] * len(seeds), seeds, ".", color=colour, alpha=0.6)
         axes.annotate(
-            f"{means[i]:.{2 if accuracy else 3}f}", (i, means[i]), (-10, 0),
+            f"{means[i]:.{2 if percent else 3}f}", (i, means[i]), (-10, 0),
             textcoords="offset points", ha="right", va="center", fontsize=9,
         )  # fmt: skip
     axes.set_xticks(range(len(rules)), rules, rotation=20 if len(rules) > 4 else 0)
     axes.set_xlim(-0.7, len(rules) - 0.5)
-    axes.set_ylabel("test accuracy (%)" if accuracy else "test MSE")
+    axes.set_ylabel(_label("test", comparison.score))
     axes.set_title("95% interval over episodes; dots: seeds", fontsize=10)
     _tidy(axes)
     return _saved(figure, file, 140)

@@ -24,7 +24,6 @@ no class makes an accuracy NaN, as does a target other than 0 and 1 where those 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import functools
@@ -35,7 +34,6 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from gametalearn.errors import InputError
 from gametalearn.losses import (
@@ -46,6 +44,7 @@ from gametalearn.losses import (
     kind_of,
     name_of,
 )
+from gametalearn.trees import mapped
 
 __all__ = [
     "SCORES",
@@ -286,7 +285,7 @@ def measured(score: ScoreFunction, loss: Loss, prediction: Any, target: Tensor) 
     Raises:
         InputError: the function gave something else.
     """
-    prediction = detached(prediction)
+    prediction = mapped(Tensor.detach, prediction)
     if score is default_score:
         value: Any = default_score(prediction, target, loss)
     else:
@@ -298,23 +297,6 @@ def measured(score: ScoreFunction, loss: Loss, prediction: Any, target: Tensor) 
             "take its mean"
         )
     return value.detach() if value.is_floating_point() else value.detach().float()
-
-
-def detached(prediction: Any) -> Any:
-    """A prediction cut off from the graph: a tensor, or nested tuples, lists, dictionaries and
-    dataclasses of tensors; other objects are left as they are."""
-    return tree_map(_detached_leaf, prediction)
-
-
-def _detached_leaf(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        result = copy.copy(value)
-        for field in dataclasses.fields(value):
-            object.__setattr__(result, field.name, detached(getattr(value, field.name)))
-        return result
-    return value
 
 
 def _class_accuracy(prediction: Tensor, target: Tensor, dimension: int, ignored: int) -> Tensor:

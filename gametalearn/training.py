@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -38,6 +39,8 @@ from gametalearn.episodes import Source, TaskBatch
 from gametalearn.errors import InputError, SharedError, summary
 from gametalearn.evaluation import Evaluation, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
+from gametalearn.losses import Loss, default_loss, name_of
+from gametalearn.peek import score_for
 from gametalearn.provenance import (
     RECORD,
     Record,
@@ -49,10 +52,11 @@ from gametalearn.provenance import (
     verified,
 )  # fmt: skip
 from gametalearn.schedules import learner_at
+from gametalearn.scores import SCORES, Score, ScoreLike, as_score, default_score
 from gametalearn.update import apply_update, clip, make_optimizer, meta_rate
 from gametalearn.weighting import Rule, shared_columns
 
-__all__ = ["Run", "interruptible", "load_run", "train"]
+__all__ = ["Run", "interruptible", "load_run", "score_of", "train"]
 
 
 @dataclass
@@ -66,10 +70,15 @@ class Run:
         learner: the inner loop of training.
         rule, optimizer, source: the parts with state that a checkpoint restores.
         objectives: what the numbers in ``group`` stand for.
+        loss: what the inner loop and the meta-gradients differentiate.
+        score: by which weights are validated, and which metrics report; settled where it was left
+            to the loss.
         iteration: meta-updates done.
         seconds: time spent training, over all sessions.
         skipped: tasks left out as not finite.
-        best: ``iteration`` and ``value`` of the best validation, and its ``meta`` tensors.
+        best: ``iteration`` and ``value`` of the best validation (a score of which less is better with
+            its sign turned), and its ``meta`` tensors.
+        parts: the names of the loss and the score, if they were handed in.
         out: the folder with metrics and checkpoints, or None (on all processes but the first, too).
         team: the processes that train together.
     """
@@ -82,10 +91,13 @@ class Run:
     optimizer: torch.optim.Optimizer
     source: Source
     objectives: tuple[str, ...]
+    loss: Loss = default_loss
+    score: Score = SCORES["accuracy"]
     iteration: int = 0
     seconds: float = 0.0
     skipped: int = 0
     best: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
     out: Path | None = None
     team: Team = ALONE
 
@@ -121,7 +133,27 @@ def _copy_into(meta: Params, values: Params) -> None:
             meta[name].copy_(value)
 
 
-def _start(config: TrainConfig, out: Path | None, team: Team = ALONE) -> Run:
+RESERVED = {
+    *("best_iteration", "ci95", "ci95_over_seeds", "diagnostics", "effective", "episodes", "group"),
+    *("inner_steps", "iteration", "loss", "losses", "metric", "objectives", "protocol"),
+    *("protocols", "raw", "schema", "scores", "seconds", "seed", "seeds", "skipped", "spoiled"),
+    *("validation", "values"),
+}
+"""What files call something else; a score needs another name."""
+
+
+def _start(
+    config: TrainConfig,
+    out: Path | None = None,
+    team: Team = ALONE,
+    loss: Loss = default_loss,
+    score: ScoreLike = default_score,
+) -> Run:
+    """A run before its first iteration.
+
+    Raises:
+        InputError: settings, data, loss and score do not fit.
+    """
     source = build_source(config, "train")
     model = build_model(config, source)
     learner = build_learner(config)
@@ -131,18 +163,83 @@ def _start(config: TrainConfig, out: Path | None, team: Team = ALONE) -> Run:
         for name, value in learner.meta_parameters(own).items()
     }
     objectives = objective_names(config)
+    chosen = _score(config, loss, score, model, meta, source)
     shapes = {name: p.shape for name, p in meta.items()}
     rule = build_rule(config, len(objectives), shared_columns(shapes, config.shared or None))
     optimizer = make_optimizer(config.meta_optimizer, list(meta.values()), config.meta_lr)
     return Run(
-        config, model, meta, learner, rule, optimizer, source, objectives, out=out, team=team
-    )
+        config, model, meta, learner, rule, optimizer, source, objectives, loss, chosen,
+        out=out, team=team,
+    )  # fmt: skip
+
+
+def score_of(config: TrainConfig, loss: Loss, score: ScoreLike) -> Score:
+    """The score that a run of these settings would go by; nothing is trained or written.
+
+    Raises:
+        InputError: as in `train`.
+    """
+    return _start(config, loss=loss, score=score).score
+
+
+def _score(
+    config: TrainConfig,
+    loss: Loss,
+    score: ScoreLike,
+    model: nn.Module,
+    meta: Params,
+    source: Source,
+) -> Score:
+    """The score that a run goes by; where it is left to an unknown loss, a task of its own tells."""
+    if loss is default_loss and score is default_score:
+        return dataclasses.replace(SCORES[config.metric], function=default_score)
+    found = as_score(score)
+    if found is None:
+        task = source.with_seed(0).sample(1).to(config.device)
+        found = score_for(score, loss, model, meta, task)
+    if found.name in RESERVED:
+        raise InputError(
+            f"score '{found.name}': files call something else so; give it another name, such as "
+            f"Score('my-{found.name}', function)"
+        )
+    if config.rule == "dtp" and not found.higher_is_better:
+        raise InputError(
+            f"rule 'dtp' weighs objectives by their accuracy, and the score '{found.name}' is an "
+            "error; use gradnorm, uncertainty, uncertainty-positive or dwa"
+        )
+    return found
+
+
+def _parts(loss: Loss, score: ScoreLike) -> dict[str, str]:
+    """What was handed in, by name, as checkpoints tell it; nothing if nothing was."""
+    found = as_score(score)
+    if loss is default_loss and found is None:
+        return {}
+    return {"loss": name_of(loss), "score": "default" if found is None else found.name}
+
+
+def _check_parts(content: dict[str, Any], parts: dict[str, str], where: Path) -> None:
+    """A run goes on, and is tested, with the loss and the score that it began with."""
+    before = content.get("parts", {})
+    for name in ("loss", "score"):
+        there, here = (known.get(name, _parts_default(name)) for known in (before, parts))
+        if there != here:
+            raise InputError(
+                f"{where}: this run has {name}={there}, not {here}; pass {name}= as it was given "
+                "then, or --overwrite the run"
+            )
+
+
+def _parts_default(name: str) -> str:
+    return name_of(default_loss) if name == "loss" else "default"
 
 
 def train(
     config: TrainConfig,
     out: Path | str | None = None,
     *,
+    loss: Loss = default_loss,
+    score: ScoreLike = default_score,
     overwrite: bool = False,
     progress: bool = True,
     label: str = "train",
@@ -155,6 +252,11 @@ def train(
         config: the settings; see `TrainConfig.of`.
         out: folder for ``config.toml``, ``metrics.jsonl``, ``checkpoint.pt``, ``best.pt`` and, for
             folders of images, ``data.json``; None writes nothing.
+        loss: ``loss(prediction, target)``, a mean, in the inner loop and for the queries.
+        score: what is validated and reported: a name of `gametalearn.SCORES`, a `Score` (which tells
+            which way is better), or a function. Where none is given and none goes with the loss,
+            training does not start. Checkpoints tell the two by name: going on or loading a run
+            needs them again.
         overwrite: start anew, whatever run ``out`` holds.
         progress: show progress on stderr.
         label: what the progress bar says.
@@ -178,13 +280,15 @@ def train(
     with contextlib.ExitStack() as stack:
         # settings and data that do not fit are found before the folder is touched
         data = team.on_first(lambda: verified(folder, config, overwrite, moved) if folder else None)
-        run = team.everywhere(lambda: _start(config, folder, team))
+        run = team.everywhere(lambda: _start(config, folder, team, loss, score))
+        run.parts = _parts(loss, score)
         validation = team.everywhere(lambda: build_source(config, "val"))
         # the first process reads the files, the others are told
         saved = team.on_first(
             lambda: _claim(folder, config, overwrite, moved, data, stack) if folder else None
         )
         if saved:
+            team.everywhere(lambda: _check_parts(saved, run.parts, Path(str(out))))
             team.everywhere(lambda: _restore(run, saved))
         if run.iteration >= config.iterations:
             return run
@@ -216,9 +320,9 @@ def train(
                 record: dict[str, Any] = {
                     "iteration": run.iteration,
                     "loss": float(tasks.loss.double().mean()),
-                    config.metric: float(tasks.score.double().mean()),
+                    run.score.name: _finite_or_none(float(tasks.score.double().mean())),
                     "losses": tasks.loss.tolist(),
-                    "scores": tasks.score.tolist(),
+                    "scores": [_finite_or_none(value) for value in tasks.score.tolist()],
                     "group": tasks.group.tolist(),
                     "objectives": _by_objective(run, tasks),
                     "raw": weights.raw.tolist(),
@@ -235,7 +339,7 @@ def train(
                     record["spoiled"] = run.source.spoiled.tolist()
                 if validate:
                     result = _validate(run, validation)
-                    found = {config.metric: result.mean, "ci95": result.ci95}
+                    found = {result.metric: result.mean, "ci95": result.ci95}
                     finite = math.isfinite(sum(found.values()))
                     record["validation"] = found if finite else dict.fromkeys(found)
                     if finite and len(names) > 1:
@@ -252,31 +356,32 @@ def train(
     return run
 
 
-def _by_objective(run: Run, tasks: Tasks) -> dict[str, dict[str, float]]:
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _by_objective(run: Run, tasks: Tasks) -> dict[str, dict[str, float | None]]:
     """The mean query loss and score of each objective that has a task in the meta-batch."""
     found = {}
     for number, name in enumerate(run.objectives):
         own = tasks.group == number
         if bool(own.any()):
-            values = {"loss": tasks.loss[own], run.config.metric: tasks.score[own]}
-            found[name] = {key: float(value.double().mean()) for key, value in values.items()}
+            values = {"loss": tasks.loss[own], run.score.name: tasks.score[own]}
+            found[name] = {k: _finite_or_none(float(v.double().mean())) for k, v in values.items()}
     return found
 
 
 def _gradients(run: Run, batch: TaskBatch) -> TaskGradients:
     """Of this process's tasks; none where there are more processes than tasks."""
-    if len(batch):
-        return meta_gradients(
-            run.model,
-            batch,
-            run.learner_now,
-            meta=run.meta,
-            constant_memory=run.config.constant_memory,
-        )
-    parameters = list(run.meta.values())
-    none = parameters[0].new_zeros(0)
-    rows = none.new_zeros(0, sum(p.numel() for p in parameters))
-    return TaskGradients(rows, rows, none, none, batch.group)
+    return meta_gradients(
+        run.model,
+        batch,
+        run.learner_now,
+        meta=run.meta,
+        loss=run.loss,
+        score=run.score,
+        constant_memory=run.config.constant_memory,
+    )
 
 
 def _finite(
@@ -320,10 +425,12 @@ def _validate(run: Run, source: Source) -> Evaluation:
         config.validation_episodes,
         stream_seed(config.seed, "val"),
         meta=run.meta,
+        loss=run.loss,
+        score=run.score,
         protocol=None if config.protocol == "auto" else config.protocol,  # type: ignore[arg-type]
         team=run.team,
     )
-    value = result.mean if result.metric == "accuracy" else -result.mean
+    value = result.mean if run.score.higher_is_better else -result.mean
     value = -math.inf if math.isnan(value) else value
     if not run.best or value > run.best["value"]:
         meta = {name: p.detach().clone() for name, p in run.meta.items()}
@@ -331,9 +438,19 @@ def _validate(run: Run, source: Source) -> Evaluation:
         if run.out is not None:
             save_checkpoint(
                 run.out / "best.pt",
-                {"config": config.as_dict(), "model": run.model.state_dict(), **run.best},
+                {
+                    "config": config.as_dict(),
+                    "model": run.model.state_dict(),
+                    **run.best,
+                    **_told(run),
+                },
             )
     return result
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """Of the parts that were handed in, for a checkpoint."""
+    return {"parts": run.parts} if run.parts else {}
 
 
 def _save(run: Run, metrics: _Metrics) -> None:
@@ -351,6 +468,7 @@ def _save(run: Run, metrics: _Metrics) -> None:
         "seconds": run.seconds,
         "skipped": run.skipped,
         "metrics_bytes": metrics.sync(),
+        **_told(run),
     }
     save_checkpoint(run.out / "checkpoint.pt", content)
 
@@ -436,14 +554,17 @@ def load_run(
     device: str | None = None,
     *,
     dataset: str | None = None,
+    loss: Loss = default_loss,
+    score: ScoreLike = default_score,
     team: Team = ALONE,
 ) -> Run:
     """A saved run, its model with the ``best`` validated or the ``latest`` weights.
 
-    Of a ``team``, only the first process reads files. To test it::
+    A run that was trained with a ``loss`` or a ``score`` of its own needs them again. Of a ``team``,
+    only the first process reads files. To test it::
 
         run = load_run("runs/demo/uniform/seed0")
-        result = evaluate(run.model, source, run.test_learner, meta=run.meta)
+        result = evaluate(run.model, source, run.test_learner, meta=run.meta, loss=run.loss)
 
     Args:
         folder: what `train` wrote.
@@ -453,8 +574,8 @@ def load_run(
         team: as in `train`.
 
     Raises:
-        InputError: no run there, its checkpoint is damaged, or its images are not those that it was
-            trained on.
+        InputError: no run there, its checkpoint is damaged, its images are not those that it was
+            trained on, or it has another loss or score.
     """
     folder = Path(folder)
     file = folder / ("best.pt" if which == "best" else "checkpoint.pt")
@@ -474,7 +595,10 @@ def load_run(
         return config, load_checkpoint(file)
 
     config, content = team.on_first(read)
-    run = team.everywhere(lambda: _start(config, folder if team.first else None, team))
+    parts = _parts(loss, score)
+    team.everywhere(lambda: _check_parts(content, parts, folder))
+    run = team.everywhere(lambda: _start(config, folder if team.first else None, team, loss, score))
+    run.parts = parts
     try:
         run.model.load_state_dict(content["model"])
         _copy_into(run.meta, content["meta"])
@@ -574,7 +698,7 @@ class _Bar:
     """tqdm on a terminal; elsewhere a line every 10 seconds or at each validation."""
 
     def __init__(self, run: Run, label: str) -> None:
-        self.run, self.label, self.metric = run, label, run.config.metric
+        self.run, self.label, self.metric = run, label, run.score.name
         # several processes would fight over one terminal line
         self.terminal = sys.stderr.isatty() and multiprocessing.parent_process() is None
         total, done = run.config.iterations, run.iteration
@@ -591,7 +715,8 @@ class _Bar:
         if "validation" in record:
             value = record["validation"][self.metric]
             self.validation = "not finite" if value is None else f"{value:.3f}"
-        told = {self.metric: f"{record[self.metric]:.3f}"}
+        value = record[self.metric]
+        told = {self.metric: "not finite" if value is None else f"{value:.3f}"}
         if self.validation:
             told["validation"] = self.validation
         self.bar.set_postfix(told, refresh=False)

@@ -13,12 +13,14 @@ ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
     {"errors", "pixels", "places"},
-    {"losses"},
+    {"losses", "trees", "copies"},
     {"scores"},
     {"images"},
     {"episodes", "models"},
     {"adaptation", "data", "mixture", "disagreement"},
     {"gradients", "engine"},
+    {"peek"},
+    {"normalisation"},
     {
         "weighting",
         "distributed",

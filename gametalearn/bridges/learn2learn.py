@@ -7,18 +7,19 @@ Nothing here imports learn2learn: its objects are handed in. In a learn2learn lo
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gametalearn.adaptation import default_loss, default_score
 from gametalearn.bridges.plain import WeightsFunction, flatten, weigh, write_gradient
 from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError
-from gametalearn.gradients import TaskGradients
+from gametalearn.gradients import TaskGradients, finite_scores
+from gametalearn.losses import Loss, apply_loss, default_loss
+from gametalearn.scores import ScoreLike, default_score, measured, score_function
 from gametalearn.weighting.agreement import GradientAgreement
 from gametalearn.weighting.weights import Rule, Weights
 
@@ -32,7 +33,8 @@ def meta_step(
     *,
     steps: int = 1,
     features: nn.Module | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] = default_loss,
+    loss: Loss = default_loss,
+    score: ScoreLike = default_score,
 ) -> tuple[Weights, TaskGradients]:
     """One meta-batch through a learn2learn learner: the weighted meta-gradient goes into ``.grad``.
 
@@ -51,7 +53,7 @@ def meta_step(
             both get gradients. Support and queries pass it apart from one another, as in
             `gametalearn.ANIL`; learn2learn's example passes them together, which makes a difference
             where the body normalises by batch.
-        loss: ``loss(prediction, target)``, a mean; cross-entropy or squared error by default.
+        loss, score: as in `meta_gradients`; accuracy or squared error by default.
 
     Returns:
         The `Weights` and what they were computed from. P counts the parameters that require
@@ -84,6 +86,7 @@ def meta_step(
     ]
     if not parameters:
         raise InputError("meta_step: no parameter requires gradients")
+    function = score_function(score)
     rows, updates, losses, scores = [], [], [], []
     present = [False] * len(parameters)
     for task in range(len(batch)):
@@ -91,21 +94,22 @@ def meta_step(
         x, y = batch.support_x[task], batch.support_y[task]
         query_x, query_y = batch.query_x[task], batch.query_y[task]
         for _ in range(steps):
-            learner.adapt(loss(learner(body(x)), y))
+            learner.adapt(apply_loss(loss, learner(body(x)), y))
         arguments = (query_x, x) if getattr(maml, "uses_support", False) else (query_x,)
         prediction = learner(*map(body, arguments))
-        query_loss = loss(prediction, query_y)
+        query_loss = apply_loss(loss, prediction, query_y)
         gradient = torch.autograd.grad(query_loss, parameters, allow_unused=True)
         present = [p or g is not None for p, g in zip(present, gradient, strict=True)]
         rows.append(flatten(parameters, gradient, "gradient"))
         updates.append(flatten(parameters, _updates(maml, learner, parameters), "update"))
         losses.append(query_loss.detach())
-        scores.append(default_score(prediction.detach(), query_y))
+        scores.append(measured(function, loss, prediction, query_y))
+    value, points = torch.stack(losses), torch.stack(scores)
     gradients = TaskGradients(
         rows=torch.stack(rows),
         updates=torch.stack(updates),
-        loss=torch.stack(losses),
-        score=torch.stack(scores),
+        loss=value,
+        score=finite_scores(maml, loss, function, value, points),
         group=batch.group,
     )
     weights = weigh(GradientAgreement() if rule is None else rule, gradients)

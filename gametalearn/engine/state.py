@@ -450,7 +450,7 @@ class _Walk:
             raise UnfrozenError(f"{what} is a {kind.__name__}, which goes on by itself")
         key: list[Hashable] = [self.of(kind, "")]
         of_library = is_library(kind.__module__)
-        if of_library and not hasattr(value, "__dict__") and kind.__hash__ is not object.__hash__:
+        if of_library and not hasattr(value, "__dict__") and "__hash__" in _defined(kind):
             return kind, repr(value)  # a date, a path or a fraction: a value that never changes
         if hasattr(value, "__dict__"):
             own = vars(value)
@@ -787,6 +787,11 @@ def _put_back_globals(space: dict[str, Any], before: dict[str, Any]) -> Callable
                 space[name] = value
 
     return put_back
+
+
+def _defined(kind: type) -> set[str]:
+    """The names that a class or a base of it has, but those that every object has."""
+    return {name for part in kind.__mro__ if part is not object for name in vars(part)}
 
 
 def _own_names(kind: type) -> Iterator[str]:

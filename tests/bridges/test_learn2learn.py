@@ -234,6 +234,27 @@ def test_gbml():
     assert_exact(weights.effective, agreement_weights(gradients.rows))
 
 
+def test_scores_follow_the_loss_as_in_our_engine():
+    torch.manual_seed(0)
+    batch = curves()
+    maml = l2l.algorithms.MAML(MLP().double(), lr=0.01)
+    more: Any = {"loss": torch.nn.functional.l1_loss}
+    _, found = meta_step(maml, batch, **more)
+    ours = meta_gradients(maml.module, batch, MAML(0.01, 1), **more, method="loop")
+    torch.testing.assert_close(found.score, ours.score)
+    torch.testing.assert_close(found.score, found.loss)  # the mean absolute error is both
+    _, named = meta_step(maml, batch, **more, score="mse")
+    assert (named.score != found.score).all()
+
+    def own(p, t):
+        return ((p - t) ** 2).mean()
+
+    with pytest.warns(UserWarning, match="scores of MAML are NaN.*pass score="):
+        assert torch.isnan(meta_step(maml, batch, loss=own)[1].score).all()
+    with pytest.raises(InputError, match=r"shape \(5, 1\) and the target \(5,\)"):
+        meta_step(maml, dataclasses.replace(batch, support_y=batch.support_y.squeeze(-1)))
+
+
 def test_frozen_and_support_statistics():
     model, batch = conv("support"), images()
     assert isinstance(model, Conv4)

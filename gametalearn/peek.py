@@ -1,0 +1,69 @@
+"""A look at a model's prediction that leaves nothing behind: no random number, buffer or graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gametalearn.adaptation import Params, model_parameters
+from gametalearn.engine.task import predict, swapping
+from gametalearn.episodes import TaskBatch
+from gametalearn.losses import Loss, default_loss
+from gametalearn.scores import SCORES, Score, ScoreLike, as_score, default_score, settled
+
+__all__ = ["own_parameters", "score_for", "undisturbed"]
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """The random states of torch, numpy and Python are afterwards what they were before."""
+    legacy, own = np.random.get_state(), random.getstate()  # noqa: NPY002
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(legacy)  # noqa: NPY002
+        random.setstate(own)
+
+
+def own_parameters(model: nn.Module, meta: Params) -> Params:
+    """Of the meta-parameters, those of the model: no learned rates."""
+    names = model_parameters(model)
+    return {n: p.detach() for n, p in meta.items() if n in names}
+
+
+def score_for(
+    score: ScoreLike, loss: Loss, model: nn.Module, meta: Params, task: TaskBatch
+) -> Score:
+    """The `Score` that a run or a test goes by, settled before anything is adapted.
+
+    Args:
+        score, loss: as in `gametalearn.meta_gradients`.
+        model: is not changed; it predicts the queries of the first task, once, if the loss is not
+            the default one and the score is.
+        meta: the meta-parameters.
+        task: one task or more, on the model's device.
+
+    Raises:
+        InputError: no default score fits; pass one.
+    """
+    found = as_score(score)
+    if found is not None:
+        return found
+    target = task.query_y[0]
+    if loss is default_loss:
+        named = SCORES["mse" if target.is_floating_point() else "accuracy"]
+        return dataclasses.replace(named, function=default_score)
+    with undisturbed(target.device), torch.inference_mode(False), torch.no_grad(), swapping:
+        prediction: Any = predict(
+            model, own_parameters(model, meta), task.query_x[0], task.support_x[0]
+        )
+    return settled(score, loss, prediction, target)
