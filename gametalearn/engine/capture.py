@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,24 @@ class UntraceableError(Exception):
 
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (tuple(value) * 2)[:2]
+
+
+def _viewable(x: Tensor, sizes: Any) -> bool:
+    """Whether `torch.Tensor.view` can give ``x`` these sizes without a copy."""
+    rest = math.prod(n for n in sizes if n != -1)
+    wanted = [n if n != -1 else x.numel() // max(1, rest) for n in sizes][::-1]
+    old = [(n, s) for n, s in zip(x.shape, x.stride(), strict=True) if n != 1][::-1]
+    place = 0
+    while old:  # blocks of old dimensions that lie in memory as one
+        size, step = old.pop(0)
+        while old and old[0][1] == size * step:
+            size *= old.pop(0)[0]
+        filled = 1
+        while filled < size and place < len(wanted):
+            filled, place = filled * wanted[place], place + 1
+        if filled != size:
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,18 @@ class _Origin:
 
 
 def _versions(*tensors: Tensor) -> tuple[int, ...]:
-    return tuple(t._version for t in tensors)
+    """The version counters of tensors, and of those within them.
+
+    Under `torch.func.vmap` a tensor wraps the one that holds the numbers of all tasks. A write bumps
+    the counter of that one alone.
+    """
+    found = []
+    for t in tensors:
+        found.append(t._version)
+        while torch._C._functorch.is_functorch_wrapped_tensor(t):
+            t = torch._C._functorch.get_unwrapped(t)
+            found.append(t._version)
+    return tuple(found)
 
 
 class Capture(TorchFunctionMode):
@@ -75,6 +105,12 @@ class Capture(TorchFunctionMode):
         super().__init__()
         self.convolved: dict[int, _Origin] = {}
         self.normed: dict[int, _Origin] = {}
+        self.copied: list[_Origin] = []
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        if raised[0] is None and not all(copy.holds for copy in self.copied):
+            raise UntraceableError("its forward writes into a view of a layer's result")
 
     def __torch_function__(
         self,
@@ -173,6 +209,17 @@ class Capture(TorchFunctionMode):
             y = y * sign.view(-1, 1, 1)
         return layers.norm_relu_pool(y, gamma * sign, beta, *norm.options, pool, norm.relu)  # type: ignore[call-arg]
 
+    def view(self, x: Tensor, *shape: Any) -> Tensor | None:
+        """Our images lie in memory pixel after pixel, where a plain layer's lie channel after channel:
+        what is a view of the latter may have to be a copy. Unless one of the two is written to, that
+        is the same."""
+        sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        if x.ndim != 4 or isinstance(sizes, torch.dtype) or _viewable(x, sizes):
+            return None
+        y = x.contiguous().view(*shape)
+        self.copied.append(_Origin.of(y, (x,), ()))
+        return y
+
     def data(self, x: Tensor) -> Tensor:
         return x.detach()  # functorch knows no other way out of a derivative
 
@@ -192,6 +239,7 @@ _RULES: dict[Any, Callable[..., Tensor | None]] = {
     Tensor.data.__get__: Capture.data,  # type: ignore[attr-defined]
     Tensor.data.__set__: Capture.refuse_data,  # type: ignore[attr-defined]
     Tensor.register_hook: Capture.refuse,
+    Tensor.view: Capture.view,
     F.conv2d: Capture.conv2d,
     F.batch_norm: Capture.batch_norm,
     F.relu: Capture.relu,

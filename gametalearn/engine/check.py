@@ -33,6 +33,8 @@ FACTOR = 3.0
 """How much further from float64 than the loop a program may be, where it is compared in float32."""
 SANE = 1e-2
 """Relative difference from float64 below which a program in its own precision is not looked into."""
+ALIKE = 1e-4
+"""Relative difference in float32 below which a program that was found right is not looked into."""
 MAGNIFIED = 30.0
 """How much larger than the effect of a change in the last digits a difference may be."""
 FLOOR = 1e-10
@@ -51,20 +53,25 @@ class Compared:
     Attributes:
         names: of the results, such as ``("rows", "updates", "loss", "score")``.
         module: the program's graph; ``module(*inputs)`` returns raw results of a chunk of tasks.
-        run: the program as it runs.
         gather: ``gather(meta, raw)``: the results out of the raw ones, in the precision of meta.
         loop: the same by plain autograd.
     """
 
     names: tuple[str, ...]
     module: GraphModule
-    run: Callable[..., Results]
     gather: Callable[[Params, Sequence[Tensor]], Results]
     loop: Loop
 
 
 def difference(
-    compared: Compared, meta: Params, fixed: Params, chunk: Data, tasks: Sequence[int]
+    compared: Compared,
+    meta: Params,
+    fixed: Params,
+    chunk: Data,
+    tasks: Sequence[int],
+    got: Results,
+    *,
+    first: bool = True,
 ) -> str | None:
     """What differs between program and loop on some tasks of a chunk; None if they agree.
 
@@ -73,37 +80,38 @@ def difference(
         meta, fixed: the meta-parameters, and frozen parameters and buffers.
         chunk: a chunk of tasks as the program takes it.
         tasks: the numbers of those to compare.
+        got: what the program returned for these, ``(len(tasks), *)`` each.
+        first: always compute in float64. A program that has been found right is first compared in
+            its own precision, to `ALIKE`, and looked into only if it differs by more.
     """
-    some: Data = _some(chunk, tasks)
-    own = next(iter(meta.values())).dtype
-    all_double = all(p.dtype == torch.float64 for p in meta.values())
-
-    def program(run: Callable[..., Any], *parts: Any) -> Results:
-        with torch.inference_mode():
-            inputs = [t.clone() for part in parts for t in _tensors(part)]
-            return tuple(t[list(tasks)] for t in compared.gather(parts[0], run(*inputs)))
-
-    got = program(compared.run, meta, fixed, chunk)
-    if all_double:
+    some, own = _some(chunk, tasks), next(iter(meta.values())).dtype
+    expected = None
+    if not first or all(p.dtype == torch.float64 for p in meta.values()):
         expected = compared.loop(meta, fixed, some)
-        wrong = _differs(compared.names, got, expected, BOUND)
-        return wrong and _unless_magnified(wrong, compared, meta, fixed, some, got, expected)
+        double = own == torch.float64
+        wrong = _differs(compared.names, got, expected, BOUND if double else ALIKE)
+        if not wrong:
+            return None
+        if double:
+            return _unless_magnified(wrong, compared, meta, fixed, some, got, expected)
     wide = [_double(part) for part in (meta, fixed, chunk)]
-    truth = replayed = None
+    some64, truth, replayed = _some(wide[2], tasks), None, None
     with contextlib.suppress(Exception):  # it casts by itself, or checks what it is given
-        truth = compared.loop(wide[0], wide[1], _some(wide[2], tasks))
-    if truth is not None:
-        with contextlib.suppress(Exception):
-            replayed = program(_Wide(compared.module, own).run, *wide)
+        truth = compared.loop(wide[0], wide[1], some64)
+        with torch.inference_mode():
+            inputs = [
+                t for part in wide for t in (part.values() if isinstance(part, dict) else part)
+            ]
+            raw = _Wide(compared.module, own).run(*inputs)
+            replayed = tuple(t[list(tasks)] for t in compared.gather(wide[0], raw))
     if truth is not None and replayed is not None:
         wrong = _differs(compared.names, replayed, truth, BOUND)
         if wrong:
-            some64: Data = _some(wide[2], tasks)
             wrong = _unless_magnified(wrong, compared, wide[0], wide[1], some64, replayed, truth)
         if not wrong and not _differs(compared.names, got, truth, SANE):
             return None
     # In its own precision: as far from the truth as the loop is, or from the loop as its rounding.
-    expected = compared.loop(meta, fixed, some)
+    expected = compared.loop(meta, fixed, some) if expected is None else expected
     if truth is not None:
         wrong = _farther(compared.names, got, expected, truth)
     else:
@@ -113,10 +121,6 @@ def difference(
 
 def _some(chunk: Data, tasks: Sequence[int]) -> Data:
     return tuple(t[list(tasks)] for t in chunk)  # type: ignore[return-value]
-
-
-def _tensors(part: Any) -> Sequence[Tensor]:
-    return list(part.values()) if isinstance(part, dict) else part
 
 
 def _double(part: Any) -> Any:

@@ -30,7 +30,13 @@ _ATTRIBUTES = frozenset(
     ["LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR", "IMPORT_FROM"]
 )
 _GLOBALS = frozenset(["LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"])
-_LIBRARIES = frozenset({"torch", "functorch", "torchgen", "numpy", "scipy", "PIL", "tqdm"})
+_LIBRARIES = frozenset(
+    [
+        *("torch", "functorch", "torchgen", "numpy", "scipy", "PIL", "tqdm"),
+        # pytest writes calls of its own into the assertions of a test's functions
+        *("pytest", "_pytest", "pluggy", "hypothesis"),
+    ]
+)
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,7 @@ def _pure(module: GraphModule, tensors: list[Tensor] | None) -> GraphModule:
     for node in module.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise UntraceableError("its forward draws random numbers")
+    _drop_lost_writes(module.graph)
     if not _writes(module.graph):
         return module
     if _writes_into_constants(module.graph):
@@ -177,11 +178,28 @@ def _pure(module: GraphModule, tensors: list[Tensor] | None) -> GraphModule:
             pure = make_fx(functional)(*(t.clone() for t in tensors))
     for node in reversed(pure.graph.nodes):  # arguments are copies: what is written there is lost
         if node.target == aten.copy_.default and node.args[0].op == "placeholder":
-            if node.users:
-                node.replace_all_uses_with(node.args[1])
+            node.replace_all_uses_with(node.args[1])
             pure.graph.erase_node(node)
     pure.graph.eliminate_dead_code()
     return pure
+
+
+def _drop_lost_writes(graph: Graph) -> None:
+    """Drop writes into copies that nobody reads: a batch norm counts its batches in such a one."""
+    members: dict[Node, list[Node]] = {}
+    roots: dict[Node, Node] = {}
+    for node in graph.nodes:
+        source = node.args[0] if node.op == "call_function" and node.args else None
+        if isinstance(source, Node) and _aliases(node):
+            roots[node] = base = roots.get(source, source)
+            members.setdefault(base, []).append(node)
+    for base, group in members.items():
+        if base.target == aten.clone.default and all(
+            user in group for node in (base, *group) for user in node.users
+        ):
+            for node in reversed(group):
+                graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def _writes_into_constants(graph: Graph) -> bool:
@@ -385,13 +403,22 @@ def _writes(graph: Graph) -> bool:
     )
 
 
+def _copies(node: Node) -> bool:
+    """Whether it is a copy that lies in memory as its original."""
+    source = node.args[0] if node.args else None
+    if node.target != aten.clone.default or not isinstance(source, Node):
+        return False
+    copy, original = node.meta.get("val"), source.meta.get("val")
+    return copy is not None and original is not None and _layout(copy) == _layout(original)
+
+
 def _merge(graph: Graph) -> None:
-    """Replace a node by an earlier one of the same operator and arguments; drop aliases."""
+    """Replace a node by an earlier one of the same operator and arguments; drop aliases and copies."""
     seen: dict[Any, Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in (aten.detach.default, aten.alias.default):
+        if node.target in (aten.detach.default, aten.alias.default) or _copies(node):
             node.replace_all_uses_with(node.args[0])
         else:
             key = (node.target, repr(node.args), repr(node.kwargs))

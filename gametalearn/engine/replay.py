@@ -48,8 +48,8 @@ _warned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 STATES, USES = 8, 8
 """Programs made for one module in different states before a state has to come twice to get one,
 unless the programs were used this often each."""
-CHECKED = frozenset({2, *(10**n for n in range(1, 10))})
-"""Calls at which one task is compared with the loop again."""
+CHECKED = frozenset({1, 2, *(10**n for n in range(1, 10))})
+"""Calls at which a program is compared with the loop: on two tasks, later on one."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def clear_programs() -> None:
 
 
 def program_for(quantities: Quantities, recipe: Recipe, meta: Params, chunk: Data) -> Entry:
-    """The program for a chunk like this one, made and compared with the loop at its first use."""
+    """The program for a chunk like this one, made if there is none yet."""
     with swapping:
         device = chunk[0].device.type
         if device == "cpu":
@@ -132,7 +132,7 @@ def program_for(quantities: Quantities, recipe: Recipe, meta: Params, chunk: Dat
 def _made(
     quantities: Quantities, recipe: Recipe, meta: Params, fixed: Params, chunk: Data, past: Past
 ) -> Entry:
-    """A program, compared with the loop; or why there is none."""
+    """A program, not compared with the loop yet; or why there is none."""
     with random_state_kept() as drawn:
         program, changed = _traced(quantities, recipe, meta, fixed, chunk)
         if changed is not None:
@@ -156,9 +156,7 @@ def _made(
         if changed is not None:
             past.reason = f"its forward or loss changes {changed}"
             return Entry(reason=past.reason)
-        entry = Entry(program)
-        _compare(entry, quantities, recipe, meta, fixed, chunk, sorted({0, len(chunk[0]) - 1}))
-        return entry
+        return Entry(program)
 
 
 _Seen = list[tuple[Watch, Callable[[], None]]]
@@ -209,8 +207,12 @@ def _compare(
     fixed: Params,
     chunk: Data,
     tasks: Sequence[int],
+    results: tuple[Tensor, ...],
 ) -> bool:
-    """Whether program and loop agree on some tasks of a chunk; otherwise it is looped from now on."""
+    """Whether program and loop agree on some tasks of a chunk; otherwise it is looped from now on.
+
+    ``results`` are those of the chunk.
+    """
     if entry.program is None:
         return True
 
@@ -222,16 +224,17 @@ def _compare(
     compared = Compared(
         quantities.names,
         entry.program.module,
-        entry.program,
         gather,
         lambda meta, fixed, data: quantities.loop(recipe, meta, data, fixed=fixed),
     )
     with random_state_kept():
-        wrong = difference(compared, meta, fixed, chunk, tasks)
+        got = tuple(t[list(tasks)] for t in results)
+        first = entry.calls == 1
+        wrong = difference(compared, meta, fixed, chunk, tasks, got, first=first)
     if wrong is None:
         return True
-    entry.program, entry.reason = None, f"{wrong}, at call {entry.calls + 1}"
-    known = "something changed that cannot be seen from Python, or " if entry.calls else ""
+    entry.program, entry.reason = None, f"{wrong}, at call {entry.calls}"
+    known = "" if first else "something changed that cannot be seen from Python, or "
     name, shape = type(recipe.model).__name__, tuple(chunk[0].shape)
     warnings.warn(
         f"gametalearn: {name} is computed task by task in plain autograd from now on, which is exact "
@@ -290,10 +293,12 @@ def _replay(
     entry.calls += 1
     if plan.verify or entry.calls in CHECKED:
         fixed = fixed_tensors(recipe.model)
-        # one task, or with method="verify" all of them
         for number, chunk in enumerate(chunks if plan.verify else chunks[:1]):
-            count = min(plan.chunk, tasks - number * plan.chunk) if plan.verify else 1
-            if not _compare(entry, quantities, recipe, meta, fixed, chunk, range(count)):
+            start = number * plan.chunk
+            count = min(plan.chunk, tasks - start)
+            compared = range(count) if plan.verify else {0, count - 1 if entry.calls == 1 else 0}
+            part = tuple(t[start : start + count] for t in results)
+            if not _compare(entry, quantities, recipe, meta, fixed, chunk, sorted(compared), part):
                 return quantities.loop(recipe, meta, data)
     return results
 

@@ -25,6 +25,7 @@ import collections
 import contextvars
 import enum
 import functools
+import io
 import logging
 import mmap
 import random
@@ -65,7 +66,7 @@ _BUILTIN = (
     types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodWrapperType,
     types.MethodDescriptorType, types.ClassMethodDescriptorType, types.GetSetDescriptorType,
     types.MemberDescriptorType, torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch.Generator,
-    logging.Logger, type(threading.Lock()), type(threading.RLock()), types.CodeType,
+    logging.Logger, type(threading.Lock()), type(threading.RLock()), types.CodeType, io.IOBase,
 )  # fmt: skip
 """Known by their identity."""
 _UNFROZEN = (

@@ -75,11 +75,11 @@ def predict(
         support_x: the support inputs, when ``x`` are queries.
         fixed: frozen parameters and buffers; by default the model's own.
     """
-    args = (x,)
+    # A forward may write into its inputs and buffers (running statistics): it gets copies.
+    args = (x.clone(),)
     if support_x is not None and getattr(model, "uses_support", False):
-        args = (x, support_x)  # type: ignore[assignment]
+        args = (*args, support_x.clone())  # type: ignore[assignment]
     fixed = fixed_tensors(model) if fixed is None else fixed
-    # A forward may write into its buffers (running statistics): it gets copies.
     fixed = {n: t.clone() for n, t in fixed.items()}
     with (
         swapped(model, {**fixed, **params}),
