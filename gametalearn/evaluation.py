@@ -6,6 +6,8 @@ an ordinary module, whose ``state_dict`` loads where gametalearn is not installe
     run = load_run("runs/a")
     print(evaluate(run.model, source, run.test_learner, meta=run.meta))
     torch.save(adapt(run.model, x, y, run.test_learner, meta=run.meta).state_dict(), "w.pt")
+
+A run with a loss of its own is tested and adapted with it: ``loss=run.loss``.
 """
 
 from __future__ import annotations
