@@ -6,6 +6,8 @@ an ordinary module, whose ``state_dict`` loads where gametalearn is not installe
     run = load_run("runs/a")
     print(evaluate(run.model, source, run.test_learner, meta=run.meta))
     torch.save(adapt(run.model, x, y, run.test_learner, meta=run.meta).state_dict(), "w.pt")
+
+A run with a loss of its own is tested and adapted with it: ``loss=run.loss``.
 """
 
 from __future__ import annotations
@@ -160,14 +162,15 @@ def evaluate(
         # every process has the first episode, so that all settle the same
         part = slice(None) if mine else slice(0, 1 if number == 0 else 0)
         batch = _on(model, stream.sample(stop - start, part))
-        if number == 0:
-            chosen = score_for(score, loss, model, meta, batch)
-            tested, protocol = under(model, protocol, meta, batch, learner, loss)
-        if mine:
-            with _explained(model):
+        with _explained(model):
+            if number == 0:
+                chosen = score_for(score, loss, model, meta, batch)
+                tested, protocol = under(model, protocol, meta, batch, learner, loss)
+            if mine:
                 _, values = adapt_and_score(
                     tested, batch, learner, meta=meta, loss=loss, score=chosen
                 )
+        if mine:
             table[0, start:stop], table[1, start:stop] = values, batch.group
         if progress is not None:
             progress(stop - start)

@@ -116,9 +116,12 @@ def apply_loss(loss: Loss, prediction: Any, target: Tensor) -> Tensor:
         if label is None:
             raise
         outputs = prediction.shape[class_dimension(prediction, target)]
+        has = f"{outputs} outputs, for the labels 0 to {outputs - 1}"
+        if outputs == 1:
+            has = "1 output, for the label 0"
         raise InputError(
-            f"label {label}, but the model has {outputs} outputs, for the labels 0 to "
-            f"{outputs - 1}; give it an output for each label, or sample episodes of {outputs} ways"
+            f"label {label}, but the model has {has}; give it an output for each label, or sample "
+            f"episodes of {outputs} ways"
         ) from error
 
 
@@ -147,6 +150,7 @@ def _check(loss: object, prediction: Any, target: Tensor) -> None:
             f"the prediction has the shape {tuple(prediction.shape)} and the target "
             f"{tuple(target.shape)} ({str(target.dtype).removeprefix('torch.')}): "
             f"{name_of(loss)} would compare every example with every other; give both one shape"
+            + (", or make class labels integers" if kind == "default" else "")
         )
 
 

@@ -18,14 +18,16 @@ def test_python_blocks(
     section = README.read_text(encoding="utf-8").partition("\n## In Python\n")[2]
     section = re.split(r"^## ", section, flags=re.MULTILINE)[0]
     blocks = re.findall(r"^```python\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     monkeypatch.chdir(tmp_path)
     config = TrainConfig.of(iterations=2, meta_batch=2, validation_episodes=4, threads=1)
     run = train(config, tmp_path / "runs" / "demo" / "uniform" / "seed0")  # what make demo leaves
     names: dict[str, Any] = {}
-    for block in blocks:
+    for block in blocks[:2]:
         exec(block, names)
     assert "100 episodes, transductive" in capsys.readouterr().out
+    exec(blocks[2], {**names})
+    assert "% (600 episodes, inductive)" in capsys.readouterr().out.partition("near ")[2]
     assert names["gradients"].rows.shape == (16, sum(p.numel() for p in run.model.parameters()))
     weights = torch.load("fitted.pt", weights_only=True)
     run.model.load_state_dict(weights)  # strict: the model's own names and shapes

@@ -322,7 +322,10 @@ def _empty_gradients(meta: Params, tasks: int) -> Result:
 
 def _empty_scores(meta: Params, tasks: int) -> Measured:
     first = next(iter(meta.values()))
-    loss = torch.empty(tasks, dtype=_dtype(meta), device=first.device)
+    dtype = torch.promote_types(
+        _dtype(meta), torch.float32
+    )  # a share of 75 has no place in bfloat16
+    loss = torch.empty(tasks, dtype=dtype, device=first.device)
     return loss, torch.empty_like(loss)
 
 
