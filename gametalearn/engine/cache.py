@@ -30,11 +30,13 @@ class Entry:
         program: None if it has to be looped.
         reason: why it is looped.
         calls: batches that it was used for.
+        told: whether a warning has said why it is looped.
     """
 
     program: Program | None = None
     reason: str = ""
     calls: int = 0
+    told: bool = False
 
 
 class _Watches:

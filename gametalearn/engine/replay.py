@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 _store = Store()
-_warned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+_warned: WeakSet[nn.Module] = WeakSet()
 
 STATES, USES = 8, 8
 """Programs made for one module in different states before a state has to come twice to get one,
@@ -233,7 +233,7 @@ def _compare(
         wrong = difference(compared, meta, fixed, chunk, tasks, got, first=first)
     if wrong is None:
         return True
-    entry.program, entry.reason = None, f"{wrong}, at call {entry.calls}"
+    entry.program, entry.reason, entry.told = None, f"{wrong}, at call {entry.calls}", True
     known = "" if first else "something changed that cannot be seen from Python, or "
     name, shape = type(recipe.model).__name__, tuple(chunk[0].shape)
     warnings.warn(
@@ -246,14 +246,13 @@ def _compare(
     return False
 
 
-def _looped(recipe: Recipe, reason: str) -> None:
+def _looped(recipe: Recipe, entry: Entry) -> None:
     """Say once for a module that it is not replayed."""
-    said = _warned.setdefault(recipe.model, set())
-    if not said and "differ from the loop" not in reason:
-        said.add(reason)
+    if recipe.model not in _warned and not entry.told:
+        _warned.add(recipe.model)
         warnings.warn(
             f"gametalearn: {type(recipe.model).__name__} is computed task by task in plain autograd, "
-            f"exact but slower, because it cannot be replayed: {reason}",
+            f"exact but slower, because it cannot be replayed: {entry.reason}",
             stacklevel=5,
         )
 
@@ -272,7 +271,7 @@ def _replay(
     entry = program_for(quantities, recipe, meta, chunks[0])
     program = entry.program
     if program is None:
-        _looped(recipe, entry.reason)
+        _looped(recipe, entry)
         return quantities.loop(recipe, meta, data)
     inputs, tasks = program_inputs(recipe.model, meta), len(data[0])
     results = quantities.empty(meta, tasks)
@@ -288,7 +287,7 @@ def _replay(
     except Exception:  # a label without an output, say: the loop tells what is wrong
         results = quantities.loop(recipe, meta, data)
         entry.program, entry.reason = None, "its program failed where the loop does not"
-        _looped(recipe, entry.reason)
+        _looped(recipe, entry)
         return results
     entry.calls += 1
     if plan.verify or entry.calls in CHECKED:
