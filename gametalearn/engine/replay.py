@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -113,20 +113,29 @@ def program_for(quantities: Quantities, recipe: Recipe, meta: Params, chunk: Dat
             key = key_of(recipe), form
         except UnfrozenError as reason:
             return Entry(reason=str(reason))
-        entry = _store.get(key)
+        entry, kind = (
+            _store.get(key),
+            (form, *map(_kind, (recipe.learner, recipe.loss, recipe.score))),
+        )
         if entry is None:
-            made = past.made.get(form, 0)
-            hardly_used = past.used.get(form, 0) < USES * made
-            if made >= STATES and hardly_used and past.missed.get(form) != key:
-                past.missed[form] = key
+            made = past.made.get(kind, 0)
+            hardly_used = past.used.get(kind, 0) < USES * made
+            if made >= STATES and hardly_used and past.missed.get(kind) != key:
+                past.missed[kind] = key
                 return Entry(reason=f"what it depends on ({last_change()}) changes all the time")
-            past.made[form] = made + 1
+            past.made[kind] = made + 1
             entry = _made(quantities, recipe, meta, fixed, chunk, past)
             if not past.reason:
                 # what making it has set (a cached table, say) may be part of the key
                 _store.put((key_of(recipe), form), entry)
-        past.used[form] = past.used.get(form, 0) + 1
+        past.used[kind] = past.used.get(kind, 0) + 1
         return entry
+
+
+def _kind(part: object) -> Hashable:
+    """Which function or class a learner, loss or score is, whatever its state."""
+    found: Hashable = getattr(part, "__code__", type(part))
+    return found
 
 
 def _made(
