@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils._device import DeviceContext
 
 from gametalearn.engine.program import Program
-from gametalearn.engine.state import Watch, watch
+from gametalearn.engine.state import UnfrozenError, Watch, watch
 from gametalearn.engine.task import Recipe
 
-__all__ = ["Entry", "Past", "Store", "key_of", "last_change"]
+__all__ = ["Entry", "History", "Store", "key_of", "last_change"]
 
 _MANY = 64
 _KEPT = 8
@@ -95,6 +98,11 @@ def key_of(recipe: Recipe) -> tuple[Hashable, ...]:
     Raises:
         UnfrozenError: something that it depends on cannot be taken down.
     """
+    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if any(type(mode) is not DeviceContext for mode in modes):
+        raise UnfrozenError("it runs within a mode that may change what functions of torch do")
+    if any(_OF_ALL_MODULES):
+        raise UnfrozenError("hooks are registered for all modules")
     return (
         _watches.of(recipe.model, own=True).key,
         _plain_settings(recipe.learner) or _watches.of(recipe.learner, own=False).key,
@@ -103,7 +111,7 @@ def key_of(recipe: Recipe) -> tuple[Hashable, ...]:
         torch.get_default_dtype(),
         torch.get_default_device(),
         torch.is_anomaly_enabled(),
-        tuple(map(len, _OF_ALL_MODULES)),
+        _patched(),
     )
 
 
@@ -118,11 +126,33 @@ def _plain_settings(learner: object) -> Hashable | None:
     if type(learner).__module__ != "gametalearn.adaptation":
         return None
     values = dataclasses.astuple(learner)  # type: ignore[call-overload]
-    return type(learner), tuple((type(v), repr(v)) for v in values)
+    kind = _watches.of(type(learner), own=False).key
+    return kind, tuple((type(v), repr(v)) for v in values)
+
+
+_TORCH: list[tuple[Mapping[str, Any], list[str], list[Any]]] = []
+"""The functions of PyTorch that layers call by themselves, as they were at first."""
+for _space in (vars(torch), vars(F), vars(torch.Tensor), vars(nn.Module)):
+    _names = [n for n, v in _space.items() if callable(v) and not isinstance(v, type)]
+    _TORCH.append((_space, _names, [_space[n] for n in _names]))
+
+
+def _patched() -> tuple[Hashable, ...]:
+    """The functions of PyTorch that somebody has put others in the place of."""
+    found = []
+    for space, names, functions in _TORCH:
+        now = list(map(space.get, names))
+        if now != functions:
+            found += [
+                (name, id(f))
+                for name, f, g in zip(names, now, functions, strict=True)
+                if f is not g
+            ]
+    return tuple(found)
 
 
 @dataclass
-class Past:
+class History:
     """What was seen of one module.
 
     Attributes:
@@ -143,7 +173,7 @@ class Store:
 
     def __init__(self) -> None:
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
-        self.past: weakref.WeakKeyDictionary[nn.Module, Past] = weakref.WeakKeyDictionary()
+        self.past: weakref.WeakKeyDictionary[nn.Module, History] = weakref.WeakKeyDictionary()
 
     def get(self, key: Hashable) -> Entry | None:
         if key in self._entries:
@@ -155,6 +185,11 @@ class Store:
         while len(self._entries) > _MANY:
             self._entries.popitem(last=False)
         return entry
+
+    def forget(self, entry: Entry) -> None:
+        """Drop an entry."""
+        for key in [key for key, value in self._entries.items() if value is entry]:
+            del self._entries[key]
 
     def clear(self) -> None:
         """Forget all programs, and what was seen of modules."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,13 +83,15 @@ def _versions(*tensors: Tensor) -> tuple[int, ...]:
     Under `torch.func.vmap` a tensor wraps the one that holds the numbers of all tasks. A write bumps
     the counter of that one alone.
     """
-    found = []
-    for t in tensors:
-        found.append(t._version)
-        while torch._C._functorch.is_functorch_wrapped_tensor(t):
-            t = torch._C._functorch.get_unwrapped(t)
-            found.append(t._version)
-    return tuple(found)
+    return tuple(level._version for t in tensors for level in _levels(t))
+
+
+def _levels(t: Tensor) -> Iterator[Tensor]:
+    """A tensor, and those within it: one for each derivative and each `torch.func.vmap`."""
+    yield t
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+        yield t
 
 
 class Capture(TorchFunctionMode):
@@ -106,6 +108,7 @@ class Capture(TorchFunctionMode):
         self.convolved: dict[int, _Origin] = {}
         self.normed: dict[int, _Origin] = {}
         self.copied: list[_Origin] = []
+        self.gammas: list[Tensor] = []  # of the norms that were fused with a pooling
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
@@ -198,6 +201,8 @@ class Capture(TorchFunctionMode):
         if norm is None:
             return layers.max_pool2d(x, *pool)
         y, gamma, beta = norm.operands
+        *_, innermost = _levels(gamma)
+        self.gammas.append(innermost)
         # max(gamma y) = gamma max(y) needs gamma >= 0: a negative sign moves to the convolution,
         # or to y. The convolution's bias has no effect.
         sign = torch.where(gamma.detach() < 0, -1.0, 1.0).to(gamma.dtype)

@@ -7,23 +7,15 @@ import sys
 from dataclasses import dataclass
 from types import CodeType
 
-__all__ = ["Names", "is_library", "names_of"]
+__all__ = ["COMPUTED", "Names", "is_library", "is_library_class", "names_of"]
 
 # Named in a function, these read attributes whose names stand in no bytecode.
-_COMPUTED = frozenset(
+COMPUTED = frozenset(
     [
-        "getattr",
-        "setattr",
-        "vars",
-        "dir",
-        "eval",
-        "exec",
-        "globals",
-        "locals",
-        "__dict__",
-        "__getattribute__",
-        "attrgetter",
-        "methodcaller",
+        *("getattr", "setattr", "hasattr", "delattr", "vars", "dir", "eval", "exec", "globals"),
+        *("locals", "__dict__", "__getattribute__", "attrgetter", "methodcaller"),
+        *("asdict", "astuple", "copy", "deepcopy", "dumps", "format", "format_map"),
+        *("import_module", "__import__", "modules"),
     ]
 )
 _ATTRIBUTES = frozenset(
@@ -47,12 +39,14 @@ class Names:
         globals: names that are looked up in the function's module.
         attributes: names that are read from, or set on, some object.
         imports: modules that it imports when it runs.
+        texts: strings that stand in it.
         computed: whether attributes may be read whose names are computed.
     """
 
     globals: frozenset[str]
     attributes: frozenset[str]
     imports: frozenset[str]
+    texts: frozenset[str]
     computed: bool
 
 
@@ -68,6 +62,7 @@ def names_of(code: CodeType) -> Names:
 
 def _read(code: CodeType) -> Names:
     found: dict[str, set[str]] = {"globals": set(), "attributes": set(), "imports": set()}
+    found["texts"] = {c for c in code.co_consts if isinstance(c, str)}
     for instruction in dis.get_instructions(code):
         name = instruction.argval
         if instruction.opname in _GLOBALS:
@@ -76,13 +71,21 @@ def _read(code: CodeType) -> Names:
             found["attributes"].add(name)
         elif instruction.opname == "IMPORT_NAME":
             found["imports"].add(name)
+        elif instruction.opname == "MATCH_CLASS":  # its names are a constant
+            found["attributes"].add("__dict__")
     inner = [names_of(c) for c in code.co_consts if isinstance(c, CodeType)]
     merged = {
         kind: frozenset(own.union(*(getattr(n, kind) for n in inner)))
         for kind, own in found.items()
     }
-    computed = not _COMPUTED.isdisjoint(merged["globals"] | merged["attributes"])
+    computed = not COMPUTED.isdisjoint(merged["globals"] | merged["attributes"])
     return Names(**merged, computed=computed)
+
+
+def is_library_class(kind: type) -> bool:
+    """Whether a class is one of those that a library has under their names, and not made by it."""
+    module = sys.modules.get(kind.__module__)
+    return is_library(kind.__module__) and getattr(module, kind.__name__, None) is kind
 
 
 def is_library(module: object) -> bool:

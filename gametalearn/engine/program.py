@@ -37,11 +37,15 @@ class Program:
         module: the traced program.
         script: the same without Python, where it can be had.
         writes: whether it writes in place: its arguments then have to be copies.
+        nonzero: the numbers of arguments without a zero in them. A max-pool after a batch norm is
+            computed before it; where gamma is zero all values of a window are equal after it, and
+            the derivative is that of another one of them.
     """
 
     module: GraphModule
     script: Script | None
     writes: bool
+    nonzero: tuple[int, ...] = ()
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         run: Script = self.module if self.script is None else self.script
@@ -94,6 +98,7 @@ def _trace(
     from torch.fx.experimental.proxy_tensor import make_fx  # a second of imports
 
     names, others = list(meta), list(fixed)
+    nonzero: set[int] = set()
 
     def chunk(*tensors: Tensor) -> tuple[Tensor, ...]:
         # Weights of convolutions lie as the folded convolutions want them.
@@ -104,11 +109,19 @@ def _trace(
         meta = dict(zip(names, values, strict=True))
         fixed = dict(zip(others, tensors[len(names) : -4], strict=True))
         data = tensors[-4:]
-        with Capture(), ValueReads():  # type: ignore[no-untyped-call]
+        result: tuple[Tensor, ...]
+        with Capture() as capture, ValueReads():  # type: ignore[no-untyped-call]
             if len(data[0]) == 1:  # without vmap there is half as much to trace
-                return tuple(t.unsqueeze(0) for t in task(meta, fixed, *(t[0] for t in data)))
-            result: tuple[Tensor, ...] = vmap(task, in_dims=(None, None, 0, 0, 0, 0))(
-                meta, fixed, *data
+                result = tuple(t.unsqueeze(0) for t in task(meta, fixed, *(t[0] for t in data)))
+            else:
+                result = vmap(task, in_dims=(None, None, 0, 0, 0, 0))(meta, fixed, *data)
+        for gamma in capture.gammas:
+            nonzero.update(i for i, value in enumerate(values) if value is gamma)
+            # a forward gets copies of frozen parameters: all that it could be
+            nonzero.update(
+                len(names) + i
+                for i, (name, value) in enumerate(fixed.items())
+                if name.endswith("weight") and value.shape == gamma.shape[-1:]
             )
         return result
 
@@ -122,7 +135,7 @@ def _trace(
     writes = tidy(module)
     on_cpu = all(t.device.type == "cpu" for t in tensors)
     script = script_of(module, _constants(module), tensors) if on_cpu else None
-    return Program(module, script, writes)
+    return Program(module, script, writes, tuple(sorted(nonzero)))
 
 
 def _on_fake_tensors(

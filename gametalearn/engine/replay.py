@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gametalearn.adaptation import Params
 from gametalearn.engine.allocator import keep_memory
-from gametalearn.engine.cache import Entry, Past, Store, key_of, last_change
+from gametalearn.engine.cache import Entry, History, Store, key_of, last_change
 from gametalearn.engine.check import Compared, difference, random_state_kept
 from gametalearn.engine.loop import loop_gradients, loop_scores
 from gametalearn.engine.plan import Plan
@@ -25,7 +25,7 @@ from gametalearn.engine.program import (
     trace_gradients,
     trace_scores,
 )
-from gametalearn.engine.state import UnfrozenError, Watch, watch
+from gametalearn.engine.state import Past, UnfrozenError, Watch, watch
 from gametalearn.engine.swap import swapping
 from gametalearn.engine.task import Data, Measured, Recipe, Result, fixed_tensors
 from gametalearn.engine.workers import run_all
@@ -99,7 +99,7 @@ def program_for(quantities: Quantities, recipe: Recipe, meta: Params, chunk: Dat
         device = chunk[0].device.type
         if device == "cpu":
             keep_memory()
-        past = _store.past.setdefault(recipe.model, Past())
+        past = _store.past.setdefault(recipe.model, History())
         if past.reason:
             return Entry(reason=past.reason)
         fixed = fixed_tensors(recipe.model)
@@ -134,12 +134,12 @@ def program_for(quantities: Quantities, recipe: Recipe, meta: Params, chunk: Dat
 
 def _kind(part: object) -> Hashable:
     """Which function or class a learner, loss or score is, whatever its state."""
-    found: Hashable = getattr(part, "__code__", type(part))
-    return found
+    kind: Any = type(part)
+    return getattr(part, "__code__", kind)  # type: ignore[no-any-return]
 
 
 def _made(
-    quantities: Quantities, recipe: Recipe, meta: Params, fixed: Params, chunk: Data, past: Past
+    quantities: Quantities, recipe: Recipe, meta: Params, fixed: Params, chunk: Data, past: History
 ) -> Entry:
     """A program, not compared with the loop yet; or why there is none."""
     with random_state_kept() as drawn:
@@ -149,6 +149,8 @@ def _made(
             # call), a second run finds it done.
             some: Data = tuple(t[:1] for t in chunk)  # type: ignore[assignment]
             before = _seen(recipe)
+            for _, was in before:
+                was.keep_tensors()
             quantities.loop(recipe, meta, some)
             after = _seen(recipe)
             quantities.loop(recipe, meta, some)
@@ -168,7 +170,7 @@ def _made(
         return Entry(program)
 
 
-_Seen = list[tuple[Watch, Callable[[], None]]]
+_Seen = list[tuple[Watch, Past]]
 
 
 def _seen(recipe: Recipe) -> _Seen:
@@ -182,8 +184,8 @@ def _changes(seen: _Seen) -> list[str]:
 
 
 def _restore(seen: _Seen) -> None:
-    for _, put_back in seen:
-        put_back()
+    for _, past in seen:
+        past.restore()
 
 
 def _traced(
@@ -193,7 +195,8 @@ def _traced(
     before = _seen(recipe)
     program: Program | UntraceableError
     try:
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the forward has to say, the loop says again
             program = quantities.trace(recipe, meta, fixed, chunk)
     except InputError:
         raise
@@ -280,9 +283,16 @@ def _replay(
     entry = program_for(quantities, recipe, meta, chunks[0])
     program = entry.program
     if program is None:
+        try:
+            results = quantities.loop(recipe, meta, data)
+        except BaseException:  # it may not be the module's fault that there is no program
+            _store.forget(entry)
+            raise
         _looped(recipe, entry)
-        return quantities.loop(recipe, meta, data)
+        return results
     inputs, tasks = program_inputs(recipe.model, meta), len(data[0])
+    if not all(bool(inputs[i].all()) for i in program.nonzero):
+        return quantities.loop(recipe, meta, data)
     results = quantities.empty(meta, tasks)
 
     def run(start: int, chunk: Data) -> None:

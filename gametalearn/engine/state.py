@@ -19,19 +19,23 @@ What cannot be seen is said in this folder's README.
 
 from __future__ import annotations
 
+import abc
 import array
 import builtins
 import collections
 import contextvars
+import ctypes
 import enum
 import functools
 import io
 import logging
 import mmap
+import operator
 import random
 import sys
 import threading
 import types
+import typing
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -41,14 +45,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gametalearn.engine.code import is_library, names_of
+from gametalearn.engine.code import COMPUTED, is_library, is_library_class, names_of
 
-__all__ = ["UnfrozenError", "Watch", "watch"]
+__all__ = ["Past", "UnfrozenError", "Watch", "watch"]
 
 MOST_ENTRIES = 20_000
 """Attributes and entries that are looked at in each call; a computation with more is not replayed."""
 MOST_BYTES = 2**20
 """Of arrays, likewise."""
+
+
+_BARE = (object, abc.ABC, typing.Generic, typing.Protocol)
 
 
 class UnfrozenError(Exception):
@@ -79,12 +86,19 @@ _HOOKS = frozenset({
     "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_hooks",
     "_backward_pre_hooks",
 })  # fmt: skip
-_OF_MODULES = frozenset({"training", "forward"})
+_CALLED = frozenset({
+    "training", "forward", "backward", "setup_context", "vmap", "jvp", "apply",
+    "adapt", "path", "meta_parameters", "for_test", "steps", "first_order", "update_is_row",
+    "step_weights", "uses_support",
+})  # fmt: skip
+"""Names under which PyTorch and the engine itself look for something."""
+_BOOKKEEPING = ("_flat_weights", "_flat_weight_refs")
+"""Lists of a recurrent layer's own parameters, which it keeps up to date by itself."""
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 _NOT_RUN = frozenset({
-    "__init__", "__new__", "__repr__", "__str__", "__init_subclass__", "__class_getitem__",
+    "__init__", "__new__", "__init_subclass__", "__class_getitem__",
     "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__deepcopy__", "__copy__",
-    "__del__", "__dir__", "__sizeof__", "__format__", "__subclasshook__", "__set_name__",
+    "__del__", "__dir__", "__sizeof__", "__subclasshook__", "__set_name__",
 })  # fmt: skip
 """Special methods that a forward does not run by itself; `__init__` where it names the class."""
 
@@ -149,7 +163,7 @@ class _Entries:
         what: its name in messages.
         read: the entries now, as a mapping; None if the holder is gone.
         expected: for each name what stood there.
-        size: the number of all entries, where none may come or go.
+        size: the number of all entries, where none may come, go or change its place.
     """
 
     what: str
@@ -160,7 +174,12 @@ class _Entries:
     def changed(self) -> str | None:
         """The name of what is no longer as it was."""
         now = self.read()
-        if now is None or (self.size is not None and len(now) != self.size):
+        if now is None:
+            return self.what
+        if self.size is not None and (
+            len(now) != self.size
+            or any(k is not n and k != n for k, (n, _) in zip(now, self.expected, strict=True))
+        ):
             return self.what
         for name, token in self.expected:
             value = now.get(name, _ABSENT)
@@ -170,12 +189,53 @@ class _Entries:
 
 
 @dataclass(frozen=True)
+class _Object:
+    """An object as it was: its class and its attributes.
+
+    Attributes:
+        what: its name in messages.
+        known: the object, if it still exists.
+        kind: its class.
+        names: of all its attributes.
+        entries: some of them.
+    """
+
+    what: str
+    known: Callable[[], Any]
+    kind: type
+    names: frozenset[str]
+    entries: tuple[tuple[str, _Same | _Plain], ...]
+
+    def changed(self) -> str | None:
+        """The name of what is no longer as it was."""
+        value = self.known()
+        if value is None or type(value) is not self.kind:
+            return self.what
+        own = value.__dict__
+        if own.keys() != self.names:
+            return self.what
+        return _first_other(own, self.entries, self.what)
+
+
+def _first_other(
+    now: Mapping[str, Any], entries: tuple[tuple[str, _Same | _Plain], ...], what: str
+) -> str | None:
+    for name, token in entries:
+        value = now.get(name, _ABSENT)
+        if value is not token.value and not token.matches(value):
+            return f"{what}.{name}"
+    return None
+
+
+@dataclass(frozen=True)
 class _Module:
-    """A module as it was: its attributes, hooks, parameters, buffers and children.
+    """A module as it was: its class, attributes, hooks, parameters, buffers and children.
 
     Attributes:
         what: its name in messages.
         known: the module, if it still exists.
+        kind: its class.
+        names: of all its attributes.
         entries: some attributes.
         hooks: how many there were of each kind (those there are have checks of their own).
         tensors: the name, identity and form of each of its parameters and buffers.
@@ -184,6 +244,8 @@ class _Module:
 
     what: str
     known: Callable[[], nn.Module | None]
+    kind: type
+    names: frozenset[str]
     entries: tuple[tuple[str, _Same | _Plain], ...]
     hooks: tuple[tuple[str, int], ...]
     tensors: tuple[tuple[str, tuple[tuple[str, _Same | None, Hashable], ...]], ...]
@@ -192,9 +254,11 @@ class _Module:
     def changed(self) -> str | None:
         """The name of what is no longer as it was."""
         module = self.known()
-        if module is None:
+        if module is None or type(module) is not self.kind:
             return self.what
         own = module.__dict__
+        if own.keys() != self.names:
+            return self.what
         for group, count in self.hooks:
             if len(own[group]) != count:
                 return f"{self.what}.{group}"
@@ -210,12 +274,11 @@ class _Module:
                     same = t is not None and tensor.matches(t) and _form(t) == form
                 if not same:
                     return f"{self.what}.{name}"
-        for now, entries in ((own, self.entries), (own["_modules"], self.children)):
-            for name, token in entries:
-                value = now.get(name, _ABSENT)
-                if value is not token.value and not token.matches(value):
-                    return f"{self.what}.{name}"
-        return None if len(own["_modules"]) == len(self.children) else self.what
+        if [*own["_modules"]] != [name for name, _ in self.children]:
+            return self.what
+        return _first_other(own, self.entries, self.what) or _first_other(
+            own["_modules"], self.children, self.what
+        )
 
 
 @dataclass(frozen=True)
@@ -231,6 +294,35 @@ class _Value:
 
 
 @dataclass(frozen=True)
+class _Names:
+    """The names in a Python module: none that matters may have been added.
+
+    Attributes:
+        what: its name.
+        known: the module, if it still exists.
+        names: those that matter; None if all do.
+        there: those that there were.
+    """
+
+    what: str
+    known: Callable[[], Any]
+    names: frozenset[str] | None
+    there: frozenset[str]
+
+    def changed(self) -> str | None:
+        """The name of what was added."""
+        value = self.known()
+        if value is None:
+            return self.what
+        added = vars(value).keys() - self.there
+        added = added if self.names is None else added & self.names
+        return f"{self.what}.{min(added)}" if added else None
+
+
+_Check = _Entries | _Object | _Module | _Names | _Value
+
+
+@dataclass(frozen=True)
 class Watch:
     """What a computation depends on, as it was.
 
@@ -240,7 +332,7 @@ class Watch:
     """
 
     key: Hashable
-    checks: tuple[_Entries | _Module | _Value, ...]
+    checks: tuple[_Check, ...]
 
     def changed(self) -> str | None:
         """The name of something that is no longer as it was; None if all is."""
@@ -250,7 +342,19 @@ class Watch:
         return None
 
 
-def watch(root: object, own: Iterable[nn.Module] = ()) -> tuple[Watch, Callable[[], None]]:
+class Past(typing.Protocol):
+    """How things were."""
+
+    def keep_tensors(self) -> None:
+        """Let `restore` put back the numbers of tensors too; takes a copy of them."""
+        ...
+
+    def restore(self) -> None:
+        """Put back what was changed since."""
+        ...
+
+
+def watch(root: object, own: Iterable[nn.Module] = ()) -> tuple[Watch, Past]:
     """Take down what ``root`` depends on: a module, a loss, a learner.
 
     Args:
@@ -259,13 +363,13 @@ def watch(root: object, own: Iterable[nn.Module] = ()) -> tuple[Watch, Callable[
             their forms matter. Any other tensor is known by its identity.
 
     Returns:
-        What was found, and a function that puts back whatever was changed since (by a trace of the
-        forward, say).
+        What was found, and something that can put back what is changed from now on (by a trace of
+        the forward, say).
 
     Raises:
         UnfrozenError: something cannot be taken down.
     """
-    names: set[str] = set(_OF_MODULES)
+    names: set[str] = set(_CALLED)
     everything, swapped = False, frozenset(map(id, own))
     try:
         while True:  # a function that is found may name attributes of what was seen before
@@ -277,7 +381,7 @@ def watch(root: object, own: Iterable[nn.Module] = ()) -> tuple[Watch, Callable[
             everything |= walk.computed
     except RecursionError:
         raise UnfrozenError("it depends on values that refer to each other too deeply") from None
-    return Watch((type(root), key), tuple(walk.checks)), walk.restore
+    return Watch((type(root), key), tuple(walk.checks)), walk
 
 
 @dataclass
@@ -292,6 +396,7 @@ class _Walk:
         computed: whether one of them computes names.
         checks: as in `Watch`.
         seen: the number of each object met, and the object, which so keeps its address.
+        tensors: those met that are no arguments.
         undo: functions that put holders back as they were.
     """
 
@@ -300,13 +405,26 @@ class _Walk:
     everything: bool
     found: set[str] = field(default_factory=set)
     computed: bool = False
-    checks: list[_Entries | _Module | _Value] = field(default_factory=list)
+    checks: list[_Check] = field(default_factory=list)
     seen: dict[int, tuple[int, object]] = field(default_factory=dict)
+    tensors: list[Tensor] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
     entries: int = 0
     bytes: int = 0
 
+    def keep_tensors(self) -> None:
+        """Let `restore` put back the numbers of tensors too; takes a copy of them."""
+        copies = [(t, t.detach().clone()) for t in self.tensors if t.layout == torch.strided]
+
+        def put_back() -> None:
+            for tensor, copy in copies:
+                if not torch.equal(tensor.detach(), copy):
+                    tensor.data.copy_(copy)
+
+        self.undo.append(put_back)
+
     def restore(self) -> None:
+        """Put back what was changed since."""
         for put_back in self.undo:
             put_back()
 
@@ -315,7 +433,10 @@ class _Walk:
         plain = _plain_key(value)
         if plain is not None:
             return plain
+        if type(value) in (weakref.ProxyType, weakref.CallableProxyType):
+            return "proxy", self.of(value.__repr__.__self__, what)
         if isinstance(value, _BUILTIN):
+            self.computed |= getattr(value, "__name__", None) in COMPUTED
             owner = getattr(value, "__self__", None)
             if isinstance(value, types.BuiltinFunctionType) and not isinstance(
                 owner, types.ModuleType | type | None
@@ -350,11 +471,7 @@ class _Walk:
         size: int | None = None,
     ) -> Hashable:
         """Take down entries, and follow their values."""
-        self.entries += len(values)
-        if self.entries > MOST_ENTRIES:
-            raise UnfrozenError(
-                f"it depends on more than {MOST_ENTRIES} values, among them those in {what}"
-            )
+        self.count(len(values), what)
         expected = tuple((name, _token(value)) for name, value in values.items())
         self.checks.append(_Entries(what, read, expected, size))
         return tuple(
@@ -387,7 +504,7 @@ class _Walk:
         elif isinstance(value, set | frozenset):
             members = list(value)
             keys = frozenset(self.of(m, what) for m in members)
-            self.entries += len(members)
+            self.count(len(members), what)
             key = keys
             if isinstance(value, set):
                 self.checks.append(_Value(what, lambda: frozenset(map(_token_key, value)),
@@ -403,7 +520,7 @@ class _Walk:
             numbered = dict(enumerate(items))
             if isinstance(value, tuple):
                 key = tuple(self.of(v, f"{what}[{i}]") for i, v in numbered.items())
-                self.entries += len(items)
+                self.count(len(items), what)
             else:
                 key = self.hold(what, lambda: dict(enumerate(value)), numbered, len(items))
 
@@ -424,13 +541,9 @@ class _Walk:
 
     def attributes(self, value: Any, names: Iterable[str], what: str) -> Hashable:
         """Of an object's own dictionary."""
-        own, known = vars(value), _weakly(value)
+        own = vars(value)
         entries = {name: own.get(name, _ABSENT) for name in names}
-
-        def read() -> Mapping[str, Any] | None:
-            now = known()
-            return None if now is None else vars(now)
-
+        self.count(len(entries), what)
         before = dict(own)
 
         def put_back() -> None:
@@ -438,9 +551,17 @@ class _Walk:
                 own.clear()
                 own.update(before)
 
-        if isinstance(own, dict):
-            self.undo.append(put_back)
-        return self.hold(what, read, entries)
+        self.undo.append(put_back)
+        tokens = tuple((name, _token(v)) for name, v in entries.items())
+        self.checks.append(_Object(what, _weakly(value), type(value), frozenset(own), tokens))
+        return tuple((name, self.of(v, f"{what}.{name}")) for name, v in entries.items())
+
+    def count(self, entries: int, what: str) -> None:
+        self.entries += entries
+        if self.entries > MOST_ENTRIES:
+            raise UnfrozenError(
+                f"it depends on more than {MOST_ENTRIES} values, among them those in {what}"
+            )
 
     def instance(self, value: Any, what: str) -> Hashable:
         """Of any other object: what it and its class have under the names that matter."""
@@ -450,13 +571,19 @@ class _Walk:
         if iterator is not None and not isinstance(iterator, types.FunctionType):
             raise UnfrozenError(f"{what} is a {kind.__name__}, which goes on by itself")
         key: list[Hashable] = [self.of(kind, "")]
-        of_library = is_library(kind.__module__)
+        of_library = is_library_class(kind)
+        if isinstance(value, enum.Enum):
+            key += [value._name_, self.of(value._value_, what)]
+        elif isinstance(value, int | float | complex | str | bytes):  # of a class derived from it
+            base = next(b for b in kind.__mro__ if b in (bool, int, float, complex, str, bytes))
+            key.append(base.__repr__(value))
         if of_library and not hasattr(value, "__dict__") and "__hash__" in _defined(kind):
             return kind, repr(value)  # a date, a path or a fraction: a value that never changes
         if hasattr(value, "__dict__"):
             own = vars(value)
             # what code of a library reads cannot be told
-            everything = of_library and not isinstance(value, enum.Enum)
+            bases = [b for b in kind.__mro__ if b not in _BARE]
+            everything = any(map(is_library_class, bases)) and not isinstance(value, enum.Enum)
             names = sorted(own) if everything else self.relevant(own)
             of_class = [] if everything else self.relevant(set(_class_names(kind)) - own.keys())
             key.append(self.attributes(value, [*names, *of_class], what))
@@ -492,9 +619,9 @@ class _Walk:
         kind, own = type(value), vars(value)
         what = what or kind.__name__
         names = self.relevant(n for n in own if n not in _REGISTERED and n not in _HOOKS)
-        if is_library(kind.__module__) or any(is_library(b.__module__) for b in kind.__bases__):
-            read: frozenset[str] = _mentioned(kind)  # type: ignore[arg-type]
-            names = sorted({*names, *(read & own.keys() - {*_REGISTERED, *_HOOKS})})
+        read_by_torch: frozenset[str] = _mentioned(kind)  # type: ignore[arg-type]
+        kept = {*_REGISTERED, *_HOOKS, *_BOOKKEEPING}
+        names = sorted({*names, *(read_by_torch & own.keys())} - kept)
         hidden = self.relevant({*_class_names(kind), "forward"} - own.keys())
         entries = {name: own.get(name, _ABSENT) for name in [*names, *hidden]}
         hooks: dict[str, dict[Any, Any]] = {n: own[n] for n in sorted(_HOOKS & own.keys())}
@@ -503,7 +630,7 @@ class _Walk:
             g: own[g] for g in ("_parameters", "_buffers")
         }
         children = dict(own["_modules"])
-        self.entries += len(entries) + len(children) + sum(map(len, tensors.values()))
+        self.count(len(entries) + len(children) + sum(map(len, tensors.values())), what)
         before = {k: v for k, v in own.items() if k not in _REGISTERED}
 
         def put_back() -> None:
@@ -516,6 +643,8 @@ class _Walk:
             _Module(
                 what,
                 known,
+                kind,
+                frozenset(own),
                 tuple((name, _token(v)) for name, v in entries.items()),
                 tuple((group, len(hooks[group])) for group in hooks),
                 tuple(
@@ -546,18 +675,31 @@ class _Walk:
 
     def tensor(self, value: Tensor, what: str) -> Hashable:
         """One that is read anew in each call: its memory and form must stay."""
-        known = _weakly(value)
+        known, new = _weakly(value), id(value) not in self.seen
+        self._number(value)
+        key: list[Hashable] = [_Same(value), _place(value)]
+        if not new:
+            return tuple(key)
+        self.tensors.append(value)
 
         def digest() -> Hashable:
             now = known()
             return None if now is None else _place(now)
 
         self.checks.append(_Value(what, digest, _place(value)))
-        return _Same(value), _place(value)
+        if type(value) is Tensor or type(value) is nn.Parameter:
+            key.append(self.attributes(value, self.relevant(vars(value)), what))
+            if "grad" in self.names and value.is_leaf:
+                token = _token(value.grad)
+                self.checks.append(_Value(f"{what}.grad", lambda: token.matches(value.grad), True))
+                key.append(self.of(value.grad, f"{what}.grad"))
+        return tuple(key)
 
     def array(self, value: np.ndarray[Any, Any], what: str) -> Hashable:
         if value.dtype == object:
-            return self.contents(value.tolist(), what)
+            items = dict(enumerate(value.ravel().tolist()))
+            live = lambda: dict(enumerate(value.ravel().tolist()))  # noqa: E731
+            return type(value), value.shape, self.hold(what, live, items, len(items))
         self.bytes += value.nbytes
         if self.bytes > MOST_BYTES:
             raise UnfrozenError(
@@ -570,15 +712,44 @@ class _Walk:
             now = known()
             return None if now is None else (now.dtype.str, now.shape, now.tobytes())
 
-        expected = digest()
+        expected, before = digest(), value.copy()
+
+        def put_back() -> None:
+            if value.flags.writeable and value.tobytes() != before.tobytes():
+                value[...] = before
+
+        self.undo.append(put_back)
         self.checks.append(_Value(what, digest, expected))
         return type(value), expected
 
     def raw(self, value: Any, what: str) -> Hashable:
         """Of a bytearray or an `array.array`."""
         expected = bytes(value)
+
+        def put_back() -> None:
+            if bytes(value) != expected:
+                memoryview(value).cast("B")[:] = expected
+
+        self.undo.append(put_back)
         self.checks.append(_Value(what, lambda: bytes(value), expected))
         return type(value), expected
+
+    def getter(self, value: Any, what: str) -> Hashable:
+        """Of what the module `operator` makes: it reads attributes, or calls methods, by name."""
+        self.computed = True
+        return type(value), tuple(self.of(part, what) for part in value.__reduce__()[1:])
+
+    def proxy(self, value: Mapping[Any, Any], what: str) -> Hashable:
+        """Of a view of a dictionary that cannot be written to."""
+        found = dict(value)
+        return type(value), self.hold(what, lambda: value, found, len(found))
+
+    def view(self, value: Iterable[Any], what: str) -> Hashable:
+        """Of a dictionary's keys, values or items."""
+        found = dict(enumerate(value))
+        if any(isinstance(v, tuple) for v in found.values()):  # items: made anew each time
+            return type(value), self.of(value.mapping, what)  # type: ignore[attr-defined]
+        return type(value), self.hold(what, lambda: dict(enumerate(value)), found, len(found))
 
     # Functions, methods and classes.
 
@@ -596,20 +767,35 @@ class _Walk:
         held = _parts(value)
         cells = [name for name in held if name.startswith("cell ")]
         if followed or cells or value.__dict__:
-            key.append(self.hold(what, parts, held))
+            key.append(self.hold(what, parts, held, len(held)))
         for cell, name in zip(value.__closure__ or (), cells, strict=True):
             self.undo.append(_refill(cell, held[name]))
+        before = dict(value.__dict__)
+
+        def put_back() -> None:
+            if value.__dict__ != before:
+                value.__dict__.clear()
+                value.__dict__.update(before)
+
+        self.undo.append(put_back)
         if not followed:
+            self.computed |= value.__name__ in COMPUTED
             return tuple(key)
         names = names_of(value.__code__)
         self.found |= names.attributes
         self.computed |= names.computed
-        outer: dict[str, Any] = {n: space.get(n, _ABSENT) for n in sorted(names.globals)}
+        read = set(names.globals)
+        if not read.isdisjoint({"globals", "eval", "exec"}):
+            read |= {n for n in space if not n.startswith("__")}
+        outer: dict[str, Any] = {n: space.get(n, _ABSENT) for n in sorted(read)}
         inherited = {n: getattr(builtins, n, _ABSENT) for n, v in outer.items() if v is _ABSENT}
         key.append(self.hold(value.__module__ or what, lambda: space, outer))
         key.append(tuple((n, self.of(v, n)) for n, v in inherited.items()))
         self.undo.append(_put_back_globals(space, outer))
-        for name in sorted(names.imports):
+        imports = set(names.imports)
+        if names.computed:  # modules that are asked for by their names
+            imports |= {text for text in names.texts if text in sys.modules}
+        for name in sorted(imports):
             for full in (name, f"{space.get('__package__') or ''}.{name}"):
                 imported = sys.modules.get(full)
                 if imported is not None:
@@ -625,6 +811,14 @@ class _Walk:
 
     def wrapper(self, value: Any, what: str) -> Hashable:
         """A static method, a cached function, and what else has the function that it wraps."""
+        if isinstance(value, functools._lru_cache_wrapper):
+            before = value.cache_info().misses
+
+            def put_back() -> None:  # what was cached meanwhile may be a tracer's tensor
+                if value.cache_info().misses != before:
+                    value.cache_clear()
+
+            self.undo.append(put_back)
         return type(value), self.of(value.__wrapped__, what)
 
     def accessor(self, value: property, what: str) -> Hashable:
@@ -638,6 +832,13 @@ class _Walk:
         return "reference", self.of(value(), what)
 
     def variable(self, value: contextvars.ContextVar[Any], what: str) -> Hashable:
+        before = value.get(_ABSENT)
+
+        def put_back() -> None:
+            if before is not _ABSENT and value.get(_ABSENT) is not before:
+                value.set(before)
+
+        self.undo.append(put_back)
         token = _token(value.get(None))
         self.checks.append(_Value(what, lambda: token.matches(value.get(None)), True))
         return "variable", self.of(value.get(None), what)
@@ -645,14 +846,31 @@ class _Walk:
     def space(self, value: types.ModuleType, what: str) -> Hashable:
         """Of a Python module: what it has under the names that matter."""
         own = vars(value)
-        names = [n for n in own if n in self.names]  # never everything: modules hold too much
+        library = is_library(value.__name__)
+        names = [n for n in own if n in self.names or n == "__getattr__"]
+        if self.everything and not library:  # but other modules, which hold too much
+            names = [
+                n
+                for n, v in own.items()
+                if n in names or not (n.startswith("__") or isinstance(v, types.ModuleType))
+            ]
         found = {n: own[n] for n in sorted(names)}
-        if is_library(value.__name__):  # which function stands there, and modules further down
+        if library:  # which function stands there, and modules further down
             found = {
                 n: v
                 for n, v in found.items()
                 if isinstance(v, types.FunctionType | types.ModuleType | type)
             }
+        else:
+            before, known = dict(own), _weakly(value)
+            mattering = None if self.everything else self.names
+            self.checks.append(_Names(value.__name__, known, mattering, frozenset(own)))
+
+            def put_back() -> None:
+                for name in own.keys() - before.keys():
+                    del own[name]
+
+            self.undo.append(put_back)
         key = self.hold(value.__name__, lambda: own, found)
         self.undo.append(_put_back_globals(own, found))
         return value.__name__, key
@@ -661,38 +879,45 @@ class _Walk:
         """A class that stands under a name may be called."""
         for name in ("__init__", "__new__"):
             for part in value.__mro__:
-                if name in vars(part) and not is_library(part.__module__):
+                if name in vars(part) and not is_library_class(part):
                     self.of(vars(part)[name], f"{part.__name__}.{name}")
 
     def kind(self, value: type, what: str) -> Hashable:
         """Of a class: what it and its bases have under the names that matter."""
         key: list[Hashable] = [_Same(value)]
-        if value is nn.Module:
-            return tuple(key)
-        known = _weakly(value)
-        if is_library(value.__module__):
-            own = vars(value).get("forward")
-            if isinstance(own, types.FunctionType):
-                held = {"forward": own}
-                key.append(self.hold(value.__name__, _dictionary_of(known, None), held))
-            elif value.__module__ not in ("builtins", "torch"):
+        own = vars(value)
+        if is_library_class(value):
+            # their methods, unless somebody patches them
+            methods = {n: v for n, v in own.items() if isinstance(v, types.FunctionType)}
+            if issubclass(value, nn.Module):
+                key.append(self.hold(value.__name__, _dictionary_of(_weakly(value), None), methods))
+            if value.__module__ not in ("builtins", "torch"):
                 key += [self.of(base, "") for base in value.__bases__ if base is not object]
             return tuple(key)
-        own_names = [
+        names = sorted(
             n
             for n in _own_names(value)
             if self.everything or n in self.names or _is_special(n, value)
-        ]
-        found = {n: vars(value)[n] for n in sorted(own_names)}
-        key.append(self.hold(value.__name__, _dictionary_of(known, None), found))
+        )
+        found, before = {n: own[n] for n in names}, dict(own)
+        tokens = tuple((n, _token(v)) for n, v in found.items())
+        self.count(len(found), value.__name__)
+        self.checks.append(
+            _Object(value.__name__, _weakly(value), type(value), frozenset(own), tokens)
+        )
+        key.append(tuple((n, self.of(v, f"{value.__name__}.{n}")) for n, v in found.items()))
         key += [self.of(base, "") for base in value.__bases__ if base is not object]
-        if not is_library(type(value).__module__):
+        if not is_library_class(type(value)):
             key.append(self.of(type(value), ""))
+        if issubclass(value, enum.Enum):
+            key += [self.of(member, f"{value.__name__}.{member.name}") for member in value]
 
         def put_back() -> None:
-            for name, before in found.items():
-                if vars(value).get(name) is not before:
-                    setattr(value, name, before)
+            for name in own.keys() - before.keys():
+                delattr(value, name)
+            for name, was in found.items():
+                if own.get(name) is not was:
+                    setattr(value, name, was)
 
         self.undo.append(put_back)
         return tuple(key)
@@ -710,6 +935,10 @@ _VISITS: tuple[tuple[Any, Callable[[_Walk, Any, str], Hashable]], ...] = (
     (type, _Walk.kind),
     (np.ndarray, _Walk.array),
     ((bytearray, array.array), _Walk.raw),
+    ((ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union), _Walk.raw),
+    ((operator.attrgetter, operator.methodcaller, operator.itemgetter), _Walk.getter),
+    (types.MappingProxyType, _Walk.proxy),
+    ((type({}.keys()), type({}.values()), type({}.items())), _Walk.view),
     (weakref.ref, _Walk.reference),
     (contextvars.ContextVar, _Walk.variable),
     ((list, tuple, dict, set, frozenset, collections.deque), _Walk.contents),
@@ -804,7 +1033,7 @@ def _own_names(kind: type) -> Iterator[str]:
 def _class_names(kind: type) -> Iterator[str]:
     """The names that a class of one's own, or a base of it, has."""
     for part in kind.__mro__:
-        if not is_library(part.__module__):
+        if not is_library_class(part):
             yield from _own_names(part)
 
 
@@ -820,7 +1049,7 @@ def _mentioned(kind: type) -> frozenset[str]:
     return frozenset(
         name
         for part in kind.__mro__
-        if issubclass(part, nn.Module) and part is not nn.Module and is_library(part.__module__)
+        if issubclass(part, nn.Module) and part is not nn.Module and is_library_class(part)
         for value in vars(part).values()
         if isinstance(value, types.FunctionType)
         for name in names_of(value.__code__).attributes

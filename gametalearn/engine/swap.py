@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gametalearn.engine.code import is_library
+from gametalearn.engine.code import is_library_class
 
 __all__ = ["dense_embeddings", "eager", "swapped", "swapping"]
 
@@ -47,8 +47,7 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
             scripted = isinstance(module, torch.jit.ScriptModule)  # its modules cannot be exchanged
             groups = [attributes[group] for group in (_GROUPS[:2] if scripted else _GROUPS)]
             registered = [(group, dict(group.items())) for group in groups]
-            library = is_library(type(module).__module__) and not scripted
-            kept = dict(attributes) if library else None
+            kept = _set_by_torch(module) if not scripted else None
             before.append((attributes, kept, registered))
         try:
             for _, _, registered in before:
@@ -60,14 +59,22 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         finally:
             for attributes, kept, registered in before:
                 if kept is not None:
-                    for name in attributes.keys() - kept.keys():
-                        del attributes[name]
                     attributes.update(kept)
                 for group, entries in registered:
                     for name in [n for n in group.keys() if n not in entries]:  # noqa: SIM118
                         del group[name]
                     for name, value in entries.items():
                         group[name] = value
+
+
+def _set_by_torch(module: nn.Module) -> dict[str, Any]:
+    """The attributes that PyTorch's own code may set as the module runs."""
+    attributes = vars(module)
+    if is_library_class(type(module)):
+        return dict(attributes)
+    hooks = [h for h in module._forward_pre_hooks.values() if is_library_class(type(h))]
+    names = [getattr(hook, "name", None) for hook in hooks]  # of a weight, for `weight_norm`
+    return {name: attributes[name] for name in names if name in attributes}
 
 
 @contextlib.contextmanager
