@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _say(" ".join(str(error).split()), shared=isinstance(error, SharedError))
         return 2
-    except KeyboardInterrupt:
-        _say("interrupted; what was done is saved", shared=True)
+    except KeyboardInterrupt as stop:
+        _say(str(stop) or "interrupted; what was done is saved", shared=True)
         return 130
     except BrokenPipeError:  # the reader of stdout has gone, as in `gametalearn ... | head`
         sys.stderr.close()
@@ -278,31 +278,25 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser(
         "bench", help="time a meta-gradient beside learn2learn's",
-        description="time a meta-gradient beside learn2learn's, and compare both with float64",
-        epilog="example:\n  gametalearn bench --config omniglot-5w1s --threads 2 --json bench.json",
+        description="Time a meta-gradient beside learn2learn's, and compare both with float64.",
         formatter_class=_Help, allow_abbrev=False,
     )  # fmt: skip
     bench.set_defaults(run=_bench)
-    bench.add_argument("--config", default="omniglot-5w1s", metavar="NAME",
-                       choices=("omniglot-5w1s", "omniglot-5w1s-q15", "mini-imagenet-5w1s"),
-                       help="omniglot-5w1s (default), omniglot-5w1s-q15 or mini-imagenet-5w1s")  # fmt: skip
-    bench.add_argument("--threads", type=int, metavar="N",
-                       help="PyTorch threads on both sides (default: PyTorch's choice)")  # fmt: skip
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
-    bench.add_argument("--repeats", type=int, metavar="N",
-                       help="timed pairs (default: enough for a steady median)")  # fmt: skip
-    bench.add_argument("--sweep", choices=("tasks", "steps", "shots", "threads"),
-                       help="let this vary; a plot is drawn beside the JSON file")  # fmt: skip
-    bench.add_argument("--constant-memory", action="store_true",
-                       help="gametalearn's option of that name, for many inner steps")  # fmt: skip
+    _add_bench(bench)
     bench.add_argument("--debug", action="store_true", help="show a traceback for bad input")
     return parser
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from gametalearn.benchmark import run
+    from gametalearn.benchmark.command import run
 
     run(args)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    from gametalearn.benchmark.command import add_options
+
+    add_options(parser)
 
 
 def _rules() -> str:
