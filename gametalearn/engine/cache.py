@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils._device import DeviceContext
 
 from gametalearn.engine.program import Program
-from gametalearn.engine.state import UnfrozenError, Watch, watch
+from gametalearn.engine.records import Watch
+from gametalearn.engine.state import UnfrozenError, watch
 from gametalearn.engine.task import Recipe
 
 __all__ = ["Entry", "History", "Store", "key_of", "last_change"]

@@ -25,7 +25,8 @@ from gametalearn.engine.program import (
     trace_gradients,
     trace_scores,
 )
-from gametalearn.engine.state import Past, UnfrozenError, Watch, watch
+from gametalearn.engine.records import Watch
+from gametalearn.engine.state import Past, UnfrozenError, watch
 from gametalearn.engine.swap import swapping
 from gametalearn.engine.task import Data, Measured, Recipe, Result, fixed_tensors
 from gametalearn.engine.workers import run_all

@@ -46,8 +46,22 @@ import torch
 from torch import Tensor, nn
 
 from gametalearn.engine.code import COMPUTED, is_library, is_library_class, names_of
+from gametalearn.engine.records import (
+    ABSENT,
+    Digest,
+    Entries,
+    ModuleRecord,
+    Names,
+    ObjectRecord,
+    Record,
+    Same,
+    Watch,
+    form_of,
+    plain_key,
+    token_of,
+)
 
-__all__ = ["Past", "UnfrozenError", "Watch", "watch"]
+__all__ = ["Past", "UnfrozenError", "watch"]
 
 MOST_ENTRIES = 20_000
 """Attributes and entries that are looked at in each call; a computation with more is not replayed."""
@@ -62,13 +76,6 @@ class UnfrozenError(Exception):
     """Something that the computation depends on cannot be taken down; the message says what."""
 
 
-class _Absent:
-    """Stands for an attribute or entry that is not there."""
-
-
-_ABSENT = _Absent()
-_PLAIN = (type(None), bool, int, str, bytes, type(Ellipsis), type(NotImplemented))
-_TORCH_PLAIN = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _BUILTIN = (
     types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodWrapperType,
     types.MethodDescriptorType, types.ClassMethodDescriptorType, types.GetSetDescriptorType,
@@ -101,245 +108,6 @@ _NOT_RUN = frozenset({
     "__del__", "__dir__", "__sizeof__", "__subclasshook__", "__set_name__",
 })  # fmt: skip
 """Special methods that a forward does not run by itself; `__init__` where it names the class."""
-
-
-class _Same:
-    """Equal to itself alone, even when a later object has the address of this one."""
-
-    __slots__ = ("id", "value")
-
-    def __init__(self, value: object) -> None:
-        self.id = id(value)
-        try:
-            self.value: Callable[[], object] = weakref.ref(value)
-        except TypeError:  # kept alive instead
-            self.value = lambda: value
-
-    def __hash__(self) -> int:
-        return self.id
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value() is self.value() is not None
-
-    def matches(self, now: object) -> bool:
-        return self.value() is now
-
-
-class _Plain:
-    """A number, a string or the like, equal to those of its type and value."""
-
-    __slots__ = ("key", "value")
-
-    def __init__(self, value: object) -> None:
-        self.value, self.key = value, _plain_key(value)
-
-    def matches(self, now: object) -> bool:
-        return now is self.value or (type(now) is type(self.value) and _plain_key(now) == self.key)
-
-
-def _plain_key(value: Any) -> Hashable | None:
-    """The key of a plain value, None of any other."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return kind, value  # 6, 6.0 and True are not the same
-    if kind in (float, complex):
-        return kind, repr(value)  # nor are 0.0 and -0.0, but nan and nan are
-    if kind in _TORCH_PLAIN:
-        return value  # type: ignore[no-any-return]
-    if isinstance(value, np.generic):
-        return kind, value.tobytes()
-    return None
-
-
-def _token(value: object) -> _Same | _Plain:
-    return _Same(value) if _plain_key(value) is None else _Plain(value)
-
-
-@dataclass(frozen=True)
-class _Entries:
-    """Some entries of a holder, such as an object's attributes, as they were.
-
-    Attributes:
-        what: its name in messages.
-        read: the entries now, as a mapping; None if the holder is gone.
-        expected: for each name what stood there.
-        size: the number of all entries, where none may come, go or change its place.
-    """
-
-    what: str
-    read: Callable[[], Mapping[Any, Any] | None]
-    expected: tuple[tuple[Any, _Same | _Plain], ...]
-    size: int | None = None
-
-    def changed(self) -> str | None:
-        """The name of what is no longer as it was."""
-        now = self.read()
-        if now is None:
-            return self.what
-        if self.size is not None and (
-            len(now) != self.size
-            or any(k is not n and k != n for k, (n, _) in zip(now, self.expected, strict=True))
-        ):
-            return self.what
-        for name, token in self.expected:
-            value = now.get(name, _ABSENT)
-            if value is not token.value and not token.matches(value):
-                return f"{self.what}.{name}" if isinstance(name, str) else f"{self.what}[{name!r}]"
-        return None
-
-
-@dataclass(frozen=True)
-class _Object:
-    """An object as it was: its class and its attributes.
-
-    Attributes:
-        what: its name in messages.
-        known: the object, if it still exists.
-        kind: its class.
-        names: of all its attributes.
-        entries: some of them.
-    """
-
-    what: str
-    known: Callable[[], Any]
-    kind: type
-    names: frozenset[str]
-    entries: tuple[tuple[str, _Same | _Plain], ...]
-
-    def changed(self) -> str | None:
-        """The name of what is no longer as it was."""
-        value = self.known()
-        if value is None or type(value) is not self.kind:
-            return self.what
-        own = value.__dict__
-        if own.keys() != self.names:
-            return self.what
-        return _first_other(own, self.entries, self.what)
-
-
-def _first_other(
-    now: Mapping[str, Any], entries: tuple[tuple[str, _Same | _Plain], ...], what: str
-) -> str | None:
-    for name, token in entries:
-        value = now.get(name, _ABSENT)
-        if value is not token.value and not token.matches(value):
-            return f"{what}.{name}"
-    return None
-
-
-@dataclass(frozen=True)
-class _Module:
-    """A module as it was: its class, attributes, hooks, parameters, buffers and children.
-
-    Attributes:
-        what: its name in messages.
-        known: the module, if it still exists.
-        kind: its class.
-        names: of all its attributes.
-        entries: some attributes.
-        hooks: how many there were of each kind (those there are have checks of their own).
-        tensors: the name, identity and form of each of its parameters and buffers.
-        children: its modules.
-    """
-
-    what: str
-    known: Callable[[], nn.Module | None]
-    kind: type
-    names: frozenset[str]
-    entries: tuple[tuple[str, _Same | _Plain], ...]
-    hooks: tuple[tuple[str, int], ...]
-    tensors: tuple[tuple[str, tuple[tuple[str, _Same | None, Hashable], ...]], ...]
-    children: tuple[tuple[str, _Same | _Plain], ...]
-
-    def changed(self) -> str | None:
-        """The name of what is no longer as it was."""
-        module = self.known()
-        if module is None or type(module) is not self.kind:
-            return self.what
-        own = module.__dict__
-        if own.keys() != self.names:
-            return self.what
-        for group, count in self.hooks:
-            if len(own[group]) != count:
-                return f"{self.what}.{group}"
-        for group, expected in self.tensors:
-            now = own[group]
-            if len(now) != len(expected):
-                return f"{self.what}.{group}"
-            for name, tensor, form in expected:
-                t = now.get(name, _ABSENT)
-                if tensor is None:
-                    same = t is None
-                else:
-                    same = t is not None and tensor.matches(t) and _form(t) == form
-                if not same:
-                    return f"{self.what}.{name}"
-        if [*own["_modules"]] != [name for name, _ in self.children]:
-            return self.what
-        return _first_other(own, self.entries, self.what) or _first_other(
-            own["_modules"], self.children, self.what
-        )
-
-
-@dataclass(frozen=True)
-class _Value:
-    """Something of which a digest tells whether it is as it was."""
-
-    what: str
-    digest: Callable[[], Hashable]
-    expected: Hashable
-
-    def changed(self) -> str | None:
-        return None if self.digest() == self.expected else self.what
-
-
-@dataclass(frozen=True)
-class _Names:
-    """The names in a Python module: none that matters may have been added.
-
-    Attributes:
-        what: its name.
-        known: the module, if it still exists.
-        names: those that matter; None if all do.
-        there: those that there were.
-    """
-
-    what: str
-    known: Callable[[], Any]
-    names: frozenset[str] | None
-    there: frozenset[str]
-
-    def changed(self) -> str | None:
-        """The name of what was added."""
-        value = self.known()
-        if value is None:
-            return self.what
-        added = vars(value).keys() - self.there
-        added = added if self.names is None else added & self.names
-        return f"{self.what}.{min(added)}" if added else None
-
-
-_Check = _Entries | _Object | _Module | _Names | _Value
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What a computation depends on, as it was.
-
-    Attributes:
-        key: equal for computations that are the same.
-        checks: what is looked at to tell whether anything has changed.
-    """
-
-    key: Hashable
-    checks: tuple[_Check, ...]
-
-    def changed(self) -> str | None:
-        """The name of something that is no longer as it was; None if all is."""
-        for check in self.checks:
-            if (name := check.changed()) is not None:
-                return name
-        return None
 
 
 class Past(typing.Protocol):
@@ -405,7 +173,7 @@ class _Walk:
     everything: bool
     found: set[str] = field(default_factory=set)
     computed: bool = False
-    checks: list[_Check] = field(default_factory=list)
+    checks: list[Record] = field(default_factory=list)
     seen: dict[int, tuple[int, object]] = field(default_factory=dict)
     tensors: list[Tensor] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
@@ -430,7 +198,7 @@ class _Walk:
 
     def of(self, value: Any, what: str) -> Hashable:
         """The key of a value, whatever it is; ``what`` is its name in messages."""
-        plain = _plain_key(value)
+        plain = plain_key(value)
         if plain is not None:
             return plain
         if type(value) in (weakref.ProxyType, weakref.CallableProxyType):
@@ -442,7 +210,7 @@ class _Walk:
                 owner, types.ModuleType | type | None
             ):
                 return "bound", value.__name__, self.of(owner, what)
-            return _Same(value)
+            return Same(value)
         if isinstance(value, Tensor):
             return self.tensor(value, what)
         if isinstance(value, type) and what:
@@ -472,8 +240,8 @@ class _Walk:
     ) -> Hashable:
         """Take down entries, and follow their values."""
         self.count(len(values), what)
-        expected = tuple((name, _token(value)) for name, value in values.items())
-        self.checks.append(_Entries(what, read, expected, size))
+        expected = tuple((name, token_of(value)) for name, value in values.items())
+        self.checks.append(Entries(what, read, expected, size))
         return tuple(
             (
                 name if isinstance(name, str) else self.of(name, what),
@@ -496,7 +264,7 @@ class _Walk:
 
             def put_back() -> None:
                 if len(value) != len(before) or any(
-                    value.get(k, _ABSENT) is not v for k, v in before.items()
+                    value.get(k, ABSENT) is not v for k, v in before.items()
                 ):
                     dict.clear(value)
                     dict.update(value, before)
@@ -507,7 +275,7 @@ class _Walk:
             self.count(len(members), what)
             key = keys
             if isinstance(value, set):
-                self.checks.append(_Value(what, lambda: frozenset(map(_token_key, value)),
+                self.checks.append(Digest(what, lambda: frozenset(map(_token_key, value)),
                                           frozenset(map(_token_key, members))))  # fmt: skip
 
             def put_back() -> None:
@@ -542,7 +310,7 @@ class _Walk:
     def attributes(self, value: Any, names: Iterable[str], what: str) -> Hashable:
         """Of an object's own dictionary."""
         own = vars(value)
-        entries = {name: own.get(name, _ABSENT) for name in names}
+        entries = {name: own.get(name, ABSENT) for name in names}
         self.count(len(entries), what)
         before = dict(own)
 
@@ -552,8 +320,8 @@ class _Walk:
                 own.update(before)
 
         self.undo.append(put_back)
-        tokens = tuple((name, _token(v)) for name, v in entries.items())
-        self.checks.append(_Object(what, _weakly(value), type(value), frozenset(own), tokens))
+        tokens = tuple((name, token_of(v)) for name, v in entries.items())
+        self.checks.append(ObjectRecord(what, _weakly(value), type(value), frozenset(own), tokens))
         return tuple((name, self.of(v, f"{what}.{name}")) for name, v in entries.items())
 
     def count(self, entries: int, what: str) -> None:
@@ -598,19 +366,19 @@ class _Walk:
 
             def read() -> Mapping[str, Any] | None:
                 now = known()
-                return None if now is None else {n: getattr(now, n, _ABSENT) for n in slots}
+                return None if now is None else {n: getattr(now, n, ABSENT) for n in slots}
 
-            now = {n: getattr(value, n, _ABSENT) for n in slots}
+            now = {n: getattr(value, n, ABSENT) for n in slots}
             key.append(self.hold(what, read, now))
 
             def put_back() -> None:
                 for name, before in now.items():
-                    if getattr(value, name, _ABSENT) is not before and before is not _ABSENT:
+                    if getattr(value, name, ABSENT) is not before and before is not ABSENT:
                         object.__setattr__(value, name, before)
 
             self.undo.append(put_back)
         if len(key) == 1 and not slots and not hasattr(value, "__dict__"):
-            key.append(_Same(value))  # of a C extension: known by its identity alone
+            key.append(Same(value))  # of a C extension: known by its identity alone
         return tuple(key)
 
     # Modules of neural networks.
@@ -623,7 +391,7 @@ class _Walk:
         kept = {*_REGISTERED, *_HOOKS, *_BOOKKEEPING}
         names = sorted({*names, *(read_by_torch & own.keys())} - kept)
         hidden = self.relevant({*_class_names(kind), "forward"} - own.keys())
-        entries = {name: own.get(name, _ABSENT) for name in [*names, *hidden]}
+        entries = {name: own.get(name, ABSENT) for name in [*names, *hidden]}
         hooks: dict[str, dict[Any, Any]] = {n: own[n] for n in sorted(_HOOKS & own.keys())}
         known, given = weakref.ref(value), id(value) in self.own
         tensors: dict[str, dict[str, Tensor | None]] = {
@@ -640,21 +408,21 @@ class _Walk:
 
         self.undo.append(put_back)
         self.checks.append(
-            _Module(
+            ModuleRecord(
                 what,
                 known,
                 kind,
                 frozenset(own),
-                tuple((name, _token(v)) for name, v in entries.items()),
+                tuple((name, token_of(v)) for name, v in entries.items()),
                 tuple((group, len(hooks[group])) for group in hooks),
                 tuple(
                     (
                         group,
-                        tuple((n, t if t is None else _Same(t), _form(t)) for n, t in ts.items()),
+                        tuple((n, t if t is None else Same(t), form_of(t)) for n, t in ts.items()),
                     )
                     for group, ts in tensors.items()
                 ),
-                tuple((name, _token(child)) for name, child in children.items()),
+                tuple((name, token_of(child)) for name, child in children.items()),
             )
         )
         key: list[Hashable] = [self.of(kind, "")]
@@ -663,7 +431,7 @@ class _Walk:
         for group in tensors.values():
             for name, t in group.items():
                 # an argument is known by its form, and, where it is tied, by where it was met first
-                key.append((name, _form(t), self._number(t)) if given or t is None
+                key.append((name, form_of(t), self._number(t)) if given or t is None
                            else (name, self.tensor(t, f"{what}.{name}")))  # fmt: skip
         key += [(name, self.of(child, f"{what}.{name}")) for name, child in children.items()]
         return tuple(key)
@@ -677,7 +445,7 @@ class _Walk:
         """One that is read anew in each call: its memory and form must stay."""
         known, new = _weakly(value), id(value) not in self.seen
         self._number(value)
-        key: list[Hashable] = [_Same(value), _place(value)]
+        key: list[Hashable] = [Same(value), _place(value)]
         if not new:
             return tuple(key)
         self.tensors.append(value)
@@ -686,12 +454,12 @@ class _Walk:
             now = known()
             return None if now is None else _place(now)
 
-        self.checks.append(_Value(what, digest, _place(value)))
+        self.checks.append(Digest(what, digest, _place(value)))
         if type(value) is Tensor or type(value) is nn.Parameter:
             key.append(self.attributes(value, self.relevant(vars(value)), what))
             if "grad" in self.names and value.is_leaf:
-                token = _token(value.grad)
-                self.checks.append(_Value(f"{what}.grad", lambda: token.matches(value.grad), True))
+                token = token_of(value.grad)
+                self.checks.append(Digest(f"{what}.grad", lambda: token.matches(value.grad), True))
                 key.append(self.of(value.grad, f"{what}.grad"))
         return tuple(key)
 
@@ -719,7 +487,7 @@ class _Walk:
                 value[...] = before
 
         self.undo.append(put_back)
-        self.checks.append(_Value(what, digest, expected))
+        self.checks.append(Digest(what, digest, expected))
         return type(value), expected
 
     def raw(self, value: Any, what: str) -> Hashable:
@@ -731,7 +499,7 @@ class _Walk:
                 memoryview(value).cast("B")[:] = expected
 
         self.undo.append(put_back)
-        self.checks.append(_Value(what, lambda: bytes(value), expected))
+        self.checks.append(Digest(what, lambda: bytes(value), expected))
         return type(value), expected
 
     def getter(self, value: Any, what: str) -> Hashable:
@@ -763,7 +531,7 @@ class _Walk:
             now = known()
             return None if now is None else _parts(now)
 
-        key: list[Hashable] = [value.__code__ if followed else _Same(value)]
+        key: list[Hashable] = [value.__code__ if followed else Same(value)]
         held = _parts(value)
         cells = [name for name in held if name.startswith("cell ")]
         if followed or cells or value.__dict__:
@@ -787,8 +555,8 @@ class _Walk:
         read = set(names.globals)
         if not read.isdisjoint({"globals", "eval", "exec"}):
             read |= {n for n in space if not n.startswith("__")}
-        outer: dict[str, Any] = {n: space.get(n, _ABSENT) for n in sorted(read)}
-        inherited = {n: getattr(builtins, n, _ABSENT) for n, v in outer.items() if v is _ABSENT}
+        outer: dict[str, Any] = {n: space.get(n, ABSENT) for n in sorted(read)}
+        inherited = {n: getattr(builtins, n, ABSENT) for n, v in outer.items() if v is ABSENT}
         key.append(self.hold(value.__module__ or what, lambda: space, outer))
         key.append(tuple((n, self.of(v, n)) for n, v in inherited.items()))
         self.undo.append(_put_back_globals(space, outer))
@@ -828,19 +596,19 @@ class _Walk:
         return "cached property", self.of(value.func, what)
 
     def reference(self, value: weakref.ref[Any], what: str) -> Hashable:
-        self.checks.append(_Value(what, lambda: id(value()), id(value())))
+        self.checks.append(Digest(what, lambda: id(value()), id(value())))
         return "reference", self.of(value(), what)
 
     def variable(self, value: contextvars.ContextVar[Any], what: str) -> Hashable:
-        before = value.get(_ABSENT)
+        before = value.get(ABSENT)
 
         def put_back() -> None:
-            if before is not _ABSENT and value.get(_ABSENT) is not before:
+            if before is not ABSENT and value.get(ABSENT) is not before:
                 value.set(before)
 
         self.undo.append(put_back)
-        token = _token(value.get(None))
-        self.checks.append(_Value(what, lambda: token.matches(value.get(None)), True))
+        token = token_of(value.get(None))
+        self.checks.append(Digest(what, lambda: token.matches(value.get(None)), True))
         return "variable", self.of(value.get(None), what)
 
     def space(self, value: types.ModuleType, what: str) -> Hashable:
@@ -864,7 +632,7 @@ class _Walk:
         else:
             before, known = dict(own), _weakly(value)
             mattering = None if self.everything else self.names
-            self.checks.append(_Names(value.__name__, known, mattering, frozenset(own)))
+            self.checks.append(Names(value.__name__, known, mattering, frozenset(own)))
 
             def put_back() -> None:
                 for name in own.keys() - before.keys():
@@ -884,7 +652,7 @@ class _Walk:
 
     def kind(self, value: type, what: str) -> Hashable:
         """Of a class: what it and its bases have under the names that matter."""
-        key: list[Hashable] = [_Same(value)]
+        key: list[Hashable] = [Same(value)]
         own = vars(value)
         if is_library_class(value):
             # their methods, unless somebody patches them
@@ -900,10 +668,10 @@ class _Walk:
             if self.everything or n in self.names or _is_special(n, value)
         )
         found, before = {n: own[n] for n in names}, dict(own)
-        tokens = tuple((n, _token(v)) for n, v in found.items())
+        tokens = tuple((n, token_of(v)) for n, v in found.items())
         self.count(len(found), value.__name__)
         self.checks.append(
-            _Object(value.__name__, _weakly(value), type(value), frozenset(own), tokens)
+            ObjectRecord(value.__name__, _weakly(value), type(value), frozenset(own), tokens)
         )
         key.append(tuple((n, self.of(v, f"{value.__name__}.{n}")) for n, v in found.items()))
         key += [self.of(base, "") for base in value.__bases__ if base is not object]
@@ -955,8 +723,8 @@ def _weakly(value: Any) -> Callable[[], Any]:
 
 
 def _token_key(value: object) -> Hashable:
-    plain = _plain_key(value)
-    return _Same(value) if plain is None else plain
+    plain = plain_key(value)
+    return Same(value) if plain is None else plain
 
 
 def _dictionary_of(known: Callable[[], Any], name: str | None) -> Callable[[], Any]:
@@ -969,10 +737,6 @@ def _dictionary_of(known: Callable[[], Any], name: str | None) -> Callable[[], A
         return vars(now) if name is None else vars(now)[name]
 
     return read
-
-
-def _form(t: Tensor | None) -> Hashable:
-    return None if t is None else (t.shape, t.dtype, t.requires_grad)
 
 
 def _place(t: Tensor) -> Hashable:
@@ -996,13 +760,13 @@ def _parts(value: types.FunctionType) -> dict[str, Any]:
         try:
             found[f"cell {names[i]}"] = cell.cell_contents
         except ValueError:  # not filled yet
-            found[f"cell {names[i]}"] = _ABSENT
+            found[f"cell {names[i]}"] = ABSENT
     return found
 
 
 def _refill(cell: types.CellType, before: Any) -> Callable[[], None]:
     def put_back() -> None:
-        if before is not _ABSENT and cell.cell_contents is not before:
+        if before is not ABSENT and cell.cell_contents is not before:
             cell.cell_contents = before
 
     return put_back
@@ -1011,9 +775,9 @@ def _refill(cell: types.CellType, before: Any) -> Callable[[], None]:
 def _put_back_globals(space: dict[str, Any], before: dict[str, Any]) -> Callable[[], None]:
     def put_back() -> None:
         for name, value in before.items():
-            if value is _ABSENT:
+            if value is ABSENT:
                 space.pop(name, None)
-            elif space.get(name, _ABSENT) is not value:
+            elif space.get(name, ABSENT) is not value:
                 space[name] = value
 
     return put_back
