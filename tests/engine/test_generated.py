@@ -184,9 +184,9 @@ def check(chosen: list[tuple[str, int, int]], shared: bool, first_order: bool, c
     random = torch.get_rng_state()
     try:
         loop = meta_gradients(model, batch, learner, method="loop")
-    except RuntimeError:  # autograd's own: what it needs was overwritten
+    except RuntimeError:  # what autograd needs was overwritten, or there is no such view
         for method in ("loop", "replay"):
-            with pytest.raises(RuntimeError, match=r"in-?place"):
+            with pytest.raises(RuntimeError, match=r"in-?place|view size is not compatible"):
                 meta_gradients(model, batch, learner, method=method, chunk=chunk)
     else:
         got = meta_gradients(model, batch, learner, method="replay", chunk=chunk)
@@ -212,7 +212,7 @@ health = list(HealthCheck)
 
 @pytest.mark.filterwarnings("error", looped, slowly)
 @cases
-@settings(max_examples=60, deadline=None, suppress_health_check=health)
+@settings(max_examples=60, deadline=None, suppress_health_check=health, derandomize=True)
 def test_sixty_forwards(
     chosen: list[tuple[str, int, int]], shared: bool, first_order: bool, chunk: int
 ) -> None:
