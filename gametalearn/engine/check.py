@@ -32,11 +32,15 @@ BOUND = 1e-9
 FACTOR = 3.0
 """How much further from float64 than the loop a program may be, where it is compared in float32."""
 SANE = 1e-2
-"""Relative difference from float64 below which a program in its own precision is not looked into."""
+"""Relative difference from float64 below which a program in its own precision is not looked into;
+in half precision `SANE_UNITS` last digits, if that is more."""
+SANE_UNITS = 64
 ALIKE = 1e-4
 """Relative difference in float32 below which a program that was found right is not looked into."""
 MAGNIFIED = 30.0
 """How much larger than the effect of a change in the last digits a difference may be."""
+MOVES = 8
+"""How many such changes are tried: a score such as accuracy jumps at one and not at another."""
 FLOOR = 1e-10
 """Values below this are compared by their difference, not its ratio to them."""
 
@@ -108,7 +112,8 @@ def difference(
         wrong = _differs(compared.names, replayed, truth, BOUND)
         if wrong:
             wrong = _unless_magnified(wrong, compared, wide[0], wide[1], some64, replayed, truth)
-        if not wrong and not _differs(compared.names, got, truth, SANE):
+        sane = max(SANE, SANE_UNITS * torch.finfo(own).eps)
+        if not wrong and not _differs(compared.names, got, truth, sane):
             return None
     # In its own precision: as far from the truth as the loop is, or from the loop as its rounding.
     expected = compared.loop(meta, fixed, some) if expected is None else expected
@@ -174,18 +179,20 @@ def _unless_magnified(
 ) -> str | None:
     """``wrong``, unless a change of the parameters in their last digits does as much to the loop."""
     generator = torch.Generator().manual_seed(0)
-    largest = [0.0] * len(compared.names)
-    for _ in range(2):
+    unexplained = _distances(got, expected)
+    for _ in range(MOVES):
         moved = {
             n: p * (1 + 8 * torch.finfo(p.dtype).eps * _noise(p, generator))
             for n, p in meta.items()
         }
-        distances = _distances(compared.loop(moved, fixed, data), expected)
-        largest = [max(pair) for pair in zip(largest, distances, strict=True)]
-    for distance, moved_by in zip(_distances(got, expected), largest, strict=True):
-        if distance > max(BOUND, MAGNIFIED * moved_by):
-            return wrong
-    return None
+        moved_by = _distances(compared.loop(moved, fixed, data), expected)
+        unexplained = [
+            0.0 if distance <= max(BOUND, MAGNIFIED * by) else distance
+            for distance, by in zip(unexplained, moved_by, strict=True)
+        ]
+        if not any(unexplained):
+            return None
+    return wrong
 
 
 def _noise(p: Tensor, generator: torch.Generator) -> Tensor:

@@ -172,6 +172,20 @@ def test_a_right_program_is_not_suspected(make: type[Net], learner: MAML) -> Non
             adapt_and_score(model, batch, learner, method="verify", chunk=2)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_score_that_jumps_is_not_suspected(seed: int) -> None:
+    """In half precision logits tie, and a share of few queries jumps by much of its size."""
+    g, dtype = torch.Generator().manual_seed(seed), torch.bfloat16
+    x, q = torch.rand(16, 6, 256, generator=g), torch.rand(16, 15, 256, generator=g)
+    y, z = (torch.arange(3).repeat(16, n) for n in (2, 5))
+    batch = TaskBatch(x.to(dtype), y, q.to(dtype), z, torch.zeros(16, dtype=torch.int64))
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(256, 16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapt_and_score(model, batch, MAML(0.5, 3), method="verify", chunk=16)
+
+
 def test_a_check_costs_no_random_numbers() -> None:
     model, batch = Conv4(3, image_size=16, hidden=4), None
     x, y = torch.rand(2, 3, 1, 16, 16), torch.arange(3).repeat(2, 1)
