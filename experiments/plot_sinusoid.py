@@ -20,7 +20,7 @@ import torch
 from gametalearn import InputError, Sinusoid, adapt, evaluate, load_run
 from gametalearn.build import stream_seed
 from gametalearn.report import COLOURS
-from gametalearn.training import Run
+from gametalearn.run import Run
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

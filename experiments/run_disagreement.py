@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 
 from gametalearn import InputError, TrainConfig, compare
-from gametalearn.checkpoint import replacing
 from gametalearn.comparison import paired_difference
-from gametalearn.config import read_toml
 from gametalearn.evaluation import ci95
+from gametalearn.files import replacing
 from gametalearn.report import COLOURS
+from gametalearn.settings import read_toml
 
 HERE = Path(__file__).parent
 RULES = "uniform,agreement,agreement-update,agreement-cosine,norm-control"

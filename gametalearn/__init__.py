@@ -5,19 +5,22 @@ is at work, and can answer Ctrl-C, before the seconds that torch takes.
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gametalearn.public import *  # noqa: F403
 
 
+HERE = Path(__file__).parent
+
+
 def __getattr__(name: str) -> Any:
     if name.startswith("__") and name != "__all__":  # what the import system looks for
         raise AttributeError(name)
-    public = importlib.import_module("gametalearn.public")
-    if name in globals():  # a module that it has imported
-        return globals()[name]
-    return getattr(public, name)
+    if (HERE / name).is_dir() or (HERE / f"{name}.py").exists():
+        return importlib.import_module(f"gametalearn.{name}")
+    return getattr(importlib.import_module("gametalearn.public"), name)
 
 
 def __dir__() -> list[str]:

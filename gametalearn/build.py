@@ -1,23 +1,37 @@
-"""From settings to parts: source, model, learner and rule of a `TrainConfig`."""
+"""From settings to parts: source, model, learner, rule, loss, score and outer optimiser by name."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gametalearn.adaptation import ANIL, LSLR, MAML, Learner, MetaSGD, Reptile
+from gametalearn import registry
+from gametalearn.adaptation import LSLR, Learner
 from gametalearn.config import TrainConfig
-from gametalearn.data import load_dataset
-from gametalearn.data.sinusoid import Sinusoid
+from gametalearn.data import load_part
 from gametalearn.disagreement import Disagreement
 from gametalearn.episodes import EpisodeSampler, Source
 from gametalearn.errors import InputError
-from gametalearn.images import ClassImages
+from gametalearn.losses import Loss
 from gametalearn.mixture import MixedSource
 from gametalearn.models import MLP, Conv4, ResNet12
+from gametalearn.scores import ScoreLike
 from gametalearn.weighting import Rule, make_rule
 
-__all__ = ["build_learner", "build_model", "build_rule", "build_source", "objective_names"]
+__all__ = [
+    "build_learner",
+    "build_loss",
+    "build_model",
+    "build_optimizer",
+    "build_rule",
+    "build_score",
+    "build_source",
+    "objective_names",
+    "stream_seed",
+]
 
 _STREAMS = {"train": 1, "val": 2, "test": 3}
 
@@ -27,112 +41,125 @@ def stream_seed(seed: int, split: str) -> int:
     return seed * 4 + _STREAMS[split]
 
 
-def load_images(config: TrainConfig, split: str) -> list[ClassImages]:
-    """The data sets of a split, at one image size and channel count if there are several."""
-    names = config.datasets
-    rotations = config.rotations and split == "train"
-    several = len(names) > 1
-    return [
-        load_dataset(
-            name,
-            split,
-            class_split=config.split or None,
-            rotations=rotations and name == "omniglot",
-            image_size=config.image_size or (28 if several else None),
-            channels=config.channels or (1 if several else None),
-        )
-        for name in names
-    ]
-
-
 def build_source(config: TrainConfig, split: str) -> Source:
     """The episodes of ``train``, ``val`` or ``test``, seeded by the run's seed and the split."""
     seed = stream_seed(config.seed, split)
-    source = _source(config, split, seed)
+    names = config.datasets
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise InputError(f"`dataset` {config.dataset}: {twice[0]} stands there twice")
+    if config.regression and len(names) > 1:
+        raise InputError(f"`dataset` {config.dataset}: sinusoid cannot be joined with images")
+    parts = [_source(config, name, split, seed + 2**32 * i) for i, name in enumerate(names)]
+    source = parts[0]
+    if len(parts) > 1:
+        if config.objectives == "group":
+            raise InputError(
+                "`objectives` group takes one data set; several are objectives already"
+            )
+        share: Any = "fixed"
+        if config.share == "proportional":
+            share = [_classes(name, part) for name, part in zip(names, parts, strict=True)]
+        source = MixedSource(parts, share=share, seed=seed)
     if split == "train" and config.disagree > 0:
-        kind = config.disagree_kind
-        return Disagreement(source, config.disagree, kind, seed)  # type: ignore[arg-type]
+        kind: Any = config.disagree_kind
+        return Disagreement(source, config.disagree, kind, seed)
     return source
 
 
-def _source(config: TrainConfig, split: str, seed: int) -> Source:
-    shots = config.shots
-    if split == "train" and config.train_shots:
-        shots = config.train_shots
-    if config.regression:
-        if len(config.datasets) > 1:
-            raise InputError(f"--dataset {config.dataset}: sinusoid cannot be joined with images")
-        return Sinusoid(shots=shots, queries=config.queries, seed=seed)
-    if twice := [name for i, name in enumerate(config.datasets) if name in config.datasets[:i]]:
-        raise InputError(f"--dataset {config.dataset}: {twice[0]} stands there twice")
-    images = load_images(config, split)
-    samplers = [
-        EpisodeSampler(
-            data,
-            config.ways,
-            shots,
-            config.queries,
-            seed + 2**32 * i,
-            within_group=config.objectives == "group",
-            shuffle_support=config.inner_batch > 0,
+def _source(config: TrainConfig, name: str, split: str, seed: int) -> Source:
+    """One data set's episodes; a data set of images is sampled from, at the settings' size."""
+    several = len(config.datasets) > 1
+    shots = config.train_shots if split == "train" and config.train_shots else config.shots
+    data = load_part(
+        name,
+        split,
+        class_split=config.split or None,
+        rotations=config.rotations and split == "train" and name == "omniglot",
+        image_size=config.image_size or (28 if several else None),
+        channels=config.channels or (1 if several else None),
+        seed=seed, ways=config.ways, shots=shots, queries=config.queries, config=config,
+    )  # fmt: skip
+    if hasattr(data, "sample"):
+        return data  # type: ignore[no-any-return]
+    return EpisodeSampler(
+        data,
+        config.ways,
+        shots,
+        config.queries,
+        seed,
+        within_group=config.objectives == "group",
+        shuffle_support=config.inner_batch > 0,
+    )
+
+
+def _classes(name: str, source: Source) -> int:
+    if not isinstance(source, EpisodeSampler):
+        raise InputError(
+            f"`share` proportional goes by classes, and '{name}' does not tell its own"
         )
-        for i, data in enumerate(images)
-    ]
-    if len(samplers) == 1:
-        return samplers[0]
-    if config.objectives == "group":
-        raise InputError("--objectives group takes one data set; several are objectives already")
-    if config.share == "fixed":
-        return MixedSource(samplers, seed=seed)
-    return MixedSource(samplers, share=[data.num_classes for data in images], seed=seed)
+    return source.dataset.num_classes
 
 
-def objective_names(config: TrainConfig, split: str = "train") -> tuple[str, ...]:
+def objective_names(config: TrainConfig, source: Source) -> tuple[str, ...]:
     """What the numbers in `TaskBatch.group` stand for."""
-    if config.objectives == "group" and not config.regression:
-        return load_images(config, split)[0].groups
+    own: Sequence[str] | None = getattr(source, "group_names", None)
+    if own is not None and (config.objectives == "group" or registry.is_handed_in(config.dataset)):
+        return tuple(own)
     return tuple(config.datasets)
 
 
-def build_model(config: TrainConfig, source: Source) -> nn.Module:
+def build_model(config: TrainConfig, input_shape: Sequence[int]) -> nn.Module:
     """The model with initial weights drawn from the run's seed; the global state is untouched."""
-    shape = source.with_seed(0).sample(1).support_x.shape[2:]
+    part, fixed = _resolved(config, "model")
+    return make_model(config, part, input_shape, fixed)
+
+
+def make_model(
+    config: TrainConfig, part: Any, input_shape: Sequence[int], fixed: Mapping[str, Any]
+) -> nn.Module:
+    """What a class or function of models gives; see `build_model`."""
+    shape = torch.Size(input_shape)
+    offered = {
+        "ways": config.ways, "input_shape": shape, "hidden": config.hidden, "pool": config.pool,
+        "norm": config.norm, "config": config,
+    }  # fmt: skip
+    if len(shape) == 3:
+        offered |= {"channels": shape[0], "image_size": min(shape[1:])}
+    elif part in (Conv4, ResNet12):
+        raise InputError(
+            f"`model` {config.model} takes images (channels, height, width), and the inputs have the "
+            f"shape {tuple(shape)}; take `model` mlp, or one of your own"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model: nn.Module
-        if config.model == "mlp":
-            outputs = 1 if config.regression else config.ways
-            model = MLP(shape.numel(), outputs, (config.hidden, config.hidden))
-        elif config.model == "resnet12":
-            model = ResNet12(config.ways, shape[0], norm=config.norm)  # type: ignore[arg-type]
-        else:
-            model = Conv4(
-                config.ways,
-                channels=shape[0],
-                image_size=min(shape[1:]),
-                hidden=config.hidden,
-                pool=config.pool,  # type: ignore[arg-type]
-                norm=config.norm,  # type: ignore[arg-type]
-            )
+        model = registry.call("model", config.model, part, offered, fixed)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"`model` {config.model} gives a {type(model).__name__}, not an nn.Module")
     return model.to(config.device)
+
+
+def mlp(input_shape: torch.Size, config: TrainConfig) -> MLP:
+    """The network of Finn et al. 2017 for sinusoids, or a classifier of flattened inputs."""
+    outputs = 1 if config.regression else config.ways
+    return MLP(input_shape.numel(), outputs, (config.hidden, config.hidden))
 
 
 def build_learner(config: TrainConfig) -> Learner:
     """The inner loop of training; `Learner.for_test` gives that of evaluation."""
-    lr, steps = config.inner_lr, config.inner_steps
-    if config.learner == "anil":
-        return ANIL(lr, steps)
-    if config.learner == "metasgd":
-        return MetaSGD(lr, steps)
-    if config.learner == "reptile":
-        return Reptile(lr, steps, config.inner_optimizer, config.inner_batch)  # type: ignore[arg-type]
+    part, fixed = _resolved(config, "learner")
+    offered = {
+        "inner_lr": config.inner_lr, "steps": config.inner_steps, "batch": config.inner_batch,
+        "optimizer": config.inner_optimizer, "config": config,
+    }  # fmt: skip
     if config.learned_rates:
-        return LSLR(lr, steps, first_order=config.learner == "fomaml")
-    return MAML(lr, steps, first_order=config.learner == "fomaml")
+        part = LSLR
+    learner: Learner = registry.call("learner", config.learner, part, offered, fixed)
+    return learner
 
 
 def build_rule(config: TrainConfig, objectives: int, columns: slice | Tensor | None = None) -> Rule:
     """The weighting rule with its options; ``objectives`` and ``columns`` as in `make_rule`."""
+    _refuse_handed_in(config, "rule")
     settings = {
         "objectives": objectives,
         "regression": config.regression,
@@ -142,7 +169,7 @@ def build_rule(config: TrainConfig, objectives: int, columns: slice | Tensor | N
     }
     if others := config.rule_options.keys() - {config.rule}:
         raise InputError(
-            f"--rule-options: given for '{min(others)}', but the rule is '{config.rule}'"
+            f"`rule_options`: given for '{min(others)}', but the rule is '{config.rule}'"
         )
     options = config.rule_options.get(config.rule, {})
     if taken := options.keys() & {"name", *settings}:
@@ -150,3 +177,39 @@ def build_rule(config: TrainConfig, objectives: int, columns: slice | Tensor | N
             f"rule '{config.rule}': '{min(taken)}' is a setting of the run and no option of a rule"
         )
     return make_rule(config.rule, **settings, **options)  # type: ignore[arg-type]
+
+
+def build_loss(config: TrainConfig) -> Loss:
+    """The loss of both loops."""
+    loss: Loss = _resolved(config, "loss")[0]
+    return loss
+
+
+def build_score(config: TrainConfig) -> ScoreLike:
+    """What is validated; `gametalearn.default_score` where it is left to the loss."""
+    part, fixed = _resolved(config, "score")
+    score: ScoreLike = part(**fixed) if fixed else part
+    return score
+
+
+def build_optimizer(config: TrainConfig, named: list[tuple[str, Tensor]]) -> Any:
+    """What the setting ``meta_optimizer`` gives: an optimiser, or it and a scheduler."""
+    part, fixed = _resolved(config, "meta_optimizer")
+    offered = {"lr": config.meta_lr}
+    return registry.call("meta_optimizer", config.meta_optimizer, part,
+                         {"named_parameters": named, **offered}, fixed)  # fmt: skip
+
+
+def _resolved(config: TrainConfig, kind: str) -> tuple[Any, Mapping[str, Any]]:
+    _refuse_handed_in(config, kind)
+    return registry.resolve(kind, getattr(config, kind))
+
+
+def _refuse_handed_in(config: TrainConfig, kind: str) -> None:
+    name = getattr(config, kind)
+    if registry.is_handed_in(name):
+        word = {"dataset": "source", "meta_optimizer": "optimizer"}.get(kind, kind)
+        raise InputError(
+            f"the {word} of this run was handed in ({name.removeprefix(registry.HANDED_IN)}); pass "
+            f"{word}= again"
+        )

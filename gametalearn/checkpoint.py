@@ -2,103 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import io
-import os
-import tempfile
-import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 
 from gametalearn.errors import InputError, summary
+from gametalearn.files import replacing
 
-try:
-    import fcntl
-except ImportError:  # Windows: without locks
-    fcntl = None  # type: ignore[assignment]
-
-__all__ = ["FORMAT", "alone_in", "load_checkpoint", "replacing", "save_checkpoint"]
+__all__ = ["FORMAT", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "gametalearn.checkpoint/1"
-
-
-@contextmanager
-def alone_in(folder: Path, patience: float = 10.0) -> Iterator[None]:
-    """Keep other processes that call this out of ``folder``; the system ends it with the process.
-
-    What a process that was killed in the middle of `replacing` left behind is removed.
-
-    Args:
-        folder: it must exist.
-        patience: seconds to wait for another process to go.
-
-    Raises:
-        InputError: another process holds the folder.
-    """
-    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
-    try:
-        until = time.monotonic() + patience
-        while handle is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    break  # a file system without locks
-                if time.monotonic() > until:
-                    raise InputError(
-                        f"{folder}: another process is at work there; wait for it, or choose "
-                        "another --out"
-                    ) from None
-            time.sleep(0.05)
-        for leftover in folder.glob(f".*{_TEMPORARY}"):
-            with suppress(OSError):
-                leftover.unlink()
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-_TEMPORARY = ".unfinished"
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[IO[bytes]]:
-    """A stream that takes ``target``'s place when it has been written and synced, or never.
-
-    Raises:
-        InputError: the disk is full, or the folder cannot be written; ``target`` is as it was.
-    """
-    temporary = None
-    try:
-        handle, name = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.name}.", suffix=_TEMPORARY
-        )
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise InputError(
-            f"{target}: cannot be written ({error.strerror or error}); what was there is unchanged"
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -11,23 +12,30 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from gametalearn.build import build_rule, build_source, objective_names, stream_seed
-from gametalearn.checkpoint import replacing
+from gametalearn.adaptation import Learner
+from gametalearn.build import build_source, objective_names, stream_seed
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
+from gametalearn.episodes import Source
 from gametalearn.errors import InputError, summary
 from gametalearn.evaluation import Evaluation, ci95, evaluate, protocol_of
+from gametalearn.files import write_json
 from gametalearn.losses import Loss, default_loss
+from gametalearn.places import folders
+from gametalearn.progress import interruptible
+from gametalearn.registry import BUILT_IN, handed_in
+from gametalearn.run import Parts, Run, outer_of, start
 from gametalearn.scores import SCORES, Score, ScoreLike, default_score
-from gametalearn.training import Run, interruptible, score_of, train
+from gametalearn.training import train_parts
 
 __all__ = ["Comparison", "compare", "paired_difference"]
 
@@ -60,7 +68,9 @@ class Comparison:
     @property
     def score(self) -> Score:
         """What the values are."""
-        return SCORES[self.config.metric] if self.given is None else self.given
+        if self.given is not None:
+            return self.given
+        return SCORES["mse" if self.config.regression else "accuracy"]
 
     @property
     def baseline(self) -> str:
@@ -219,15 +229,56 @@ def paired_difference(
     return {"difference": mean, "ci95": [mean - half, mean + half], "p_value": p_value}
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What the runs of a comparison are made of, by seed; see `compare`."""
+
+    rules: Mapping[str, Any]
+    model: Callable[[int], nn.Module] | None = None
+    source: Callable[[int], Source] | None = None
+    validation: Callable[[int], Source] | None = None
+    test: Callable[[int], Source] | None = None
+    learner: Learner | None = None
+    loss: Loss = default_loss
+    score: ScoreLike = default_score
+    optimizer: Callable[..., Any] | None = None
+
+    def parts(self, label: str, seed: int) -> Parts:
+        """The parts of one run."""
+        model = None
+        if self.model is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = self.model(seed)
+        source, validation = (
+            None if factory is None else factory(seed) for factory in (self.source, self.validation)
+        )
+        rule = self.rules[label]
+        return Parts(
+            model, source, validation, self.learner, None, self.loss, self.score, self.optimizer,
+            None if isinstance(rule, str) else rule,
+        )  # fmt: skip
+
+    def tested(self, config: TrainConfig) -> Source:
+        """The test episodes of a run."""
+        return build_source(config, "test") if self.test is None else self.test(config.seed)
+
+
 def compare(
     config: TrainConfig,
-    rules: Sequence[str],
+    rules: Sequence[str] | Mapping[str, str | Callable[..., Any]],
     seeds: int | Sequence[int] = 2,
     episodes: int = 600,
     out: Path | str | None = None,
     *,
+    model: Callable[[int], nn.Module] | None = None,
+    source: Callable[[int], Source] | None = None,
+    validation: Callable[[int], Source] | None = None,
+    test: Callable[[int], Source] | None = None,
+    learner: Learner | None = None,
     loss: Loss = default_loss,
     score: ScoreLike = default_score,
+    optimizer: Callable[..., Any] | None = None,
     overwrite: bool = False,
     progress: bool = True,
     jobs: int = 1,
@@ -240,87 +291,118 @@ def compare(
 
     Args:
         config: the settings; ``rule`` and ``seed`` are replaced.
-        rules: names, such as ``["uniform", "agreement", "norm-control"]``.
+        rules: names, such as ``["uniform", "agreement", "norm-control"]``; or by the names that they
+            shall go by, each a name of a rule or a class or function that makes one anew for each
+            seed, such as ``{"uniform": "uniform", "mine": MyRule}``. It is called with those of
+            ``objectives``, ``within``, ``columns`` and ``seed`` that it names.
         seeds: their numbers; an int N means 0 to N - 1.
         episodes: test episodes a seed, at least 2.
         out: folder for ``results.json``, plots and ``RULE/seedN`` runs; what is finished there is
             not trained again, what was interrupted goes on. None keeps all in memory.
-        loss, score: as in `train`, for every run; tests and their tables go by the same score.
+        model, source, validation, test: functions of a seed that give a model (called under that
+            seed) and the episodes of training, validation and test; see `gametalearn.training.train`.
+        learner, loss, score, optimizer: as in `gametalearn.training.train`, for every run; tests and
+            their tables go by the same score.
         overwrite: train everything anew.
         progress: show progress on stderr.
         jobs: runs trained at once, each in a process of its own with ``config.threads`` threads;
-            above 1 it needs ``out``. The results do not depend on it.
+            above 1 it needs ``out``, and what is handed in must pickle. The results do not depend on
+            it.
         team: as in `train`; the first process alone writes files. Not together with ``jobs``.
 
     Raises:
-        InputError: unknown or repeated rules, settings that do not fit, or a folder that holds
-            runs of other settings.
+        InputError: unknown or repeated rules, settings or parts that do not fit, or a folder that
+            holds runs of other settings.
     """
+    named = rules if isinstance(rules, Mapping) else {name: name for name in rules}
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not rules or len(set(rules)) < len(rules):
-        raise InputError(f"--rules: one or more different rules are needed, got {list(rules)}")
+    if not named or len(named) < len(rules):
+        raise InputError(f"`rules`: one or more different rules are needed, got {list(rules)}")
     if not numbers or len(set(numbers)) < len(numbers):
-        raise InputError(f"--seeds: one or more different seeds are needed, got {list(numbers)}")
+        raise InputError(f"`seeds`: one or more different seeds are needed, got {list(numbers)}")
     if episodes < 2:
-        raise InputError(f"--episodes must be at least 2, got {episodes}")
+        raise InputError(f"`episodes` must be at least 2, got {episodes}")
+    if source is not None and test is None:
+        raise InputError("compare: a source was handed in; pass test= too, the test episodes")
     folder = None if out is None else Path(out)
     if jobs > 1 and (folder is None or team.size > 1):
         raise InputError(
-            f"--jobs {jobs} keeps its runs in files: give an output folder"
+            f"`jobs` {jobs} keeps its runs in files: give an output folder"
             if team.size == 1
-            else f"--jobs {jobs} makes processes of its own: leave torchrun or --jobs out"
+            else f"`jobs` {jobs} makes processes of its own: leave torchrun or `jobs` out"
         )
-    team.everywhere(lambda: build_source(config, "test"))  # bad settings are found before training
-    if others := config.rule_options.keys() - set(rules):
+    recipe = Recipe(
+        named, model, source, validation, test, learner, loss, score, optimizer
+    )  # fmt: skip
+    chosen = {rule for rule in named.values() if isinstance(rule, str)}
+    if others := config.rule_options.keys() - chosen:
         raise InputError(
-            f"--rule-options: given for '{min(others)}', which is not among the rules "
-            f"{', '.join(rules)}"
+            f"`rule_options`: given for '{min(others)}', which is not among the rules "
+            f"{', '.join(named)}"
         )
-    objectives = team.everywhere(lambda: objective_names(config))
-    for rule in rules:
-        build_rule(config.of_rule(rule, config.seed), len(objectives))
-    given = None
-    if loss is not default_loss or score is not default_score:
-        first = config.of_rule(rules[0], numbers[0])
-        given = team.everywhere(lambda: score_of(first, loss, score))
+    first = team.everywhere(lambda: _checked(config, recipe, numbers[0]))
+    tested = team.everywhere(lambda: recipe.tested(first.config))
+    config = dataclasses.replace(
+        first.config, rule=config.rule, seed=config.seed, rule_options=config.rule_options
+    )
+    given = None if _is_default(first.config) else first.score
     if jobs > 1:
-        _check_sendable(jobs, loss, score)
+        _check_sendable(jobs, recipe)
     plan = [
         (
-            config.of_rule(rule, seed),
-            None if folder is None else folder / rule.replace(":", "-") / f"seed{seed}",
-            f"{rule}, seed {seed}",
+            _of_label(config, recipe, label, seed),
+            None if folder is None else folder / label.replace(":", "-") / f"seed{seed}",
+            label,
+            f"{label}, seed {seed}",
         )
         for seed in numbers
-        for rule in rules
+        for label in named
     ]
     if jobs > 1:
-        _in_processes([(*run, loss, score, episodes, overwrite, progress) for run in plan], jobs)
+        _in_processes([(*run, recipe, episodes, overwrite, progress) for run in plan], jobs)
         overwrite = False  # what follows reads the finished runs
-    results: dict[str, list[Result]] = {rule: [] for rule in rules}
-    for own, place, label in plan:
-        results[own.rule].append(
-            _run(own, place, label, loss, score, episodes, overwrite, progress, team)
-        )
-    comparison = Comparison(
-        config, numbers, episodes, objective_names(config, "test"), results, given
-    )
+    results: dict[str, list[Result]] = {label: [] for label in named}
+    for run in plan:
+        results[run[2]].append(_run(*run, recipe, episodes, overwrite, progress, team))
+    objectives = objective_names(config, tested)
+    comparison = Comparison(config, numbers, episodes, objectives, results, given)
     if folder is not None and team.first:
-        with replacing(folder / "results.json") as stream:
-            stream.write(
-                json.dumps(comparison.as_dict(), indent=2, allow_nan=False).encode() + b"\n"
-            )
+        write_json(folder / "results.json", comparison.as_dict(), indent=2)
     return comparison
 
 
-def _check_sendable(jobs: int, loss: Loss, score: ScoreLike) -> None:
-    for name, part in (("loss", loss), ("score", score)):
+def _of_label(config: TrainConfig, recipe: Recipe, label: str, seed: int) -> TrainConfig:
+    rule = recipe.rules[label]
+    return config.of_rule(rule if isinstance(rule, str) else handed_in(rule), seed)
+
+
+def _checked(config: TrainConfig, recipe: Recipe, seed: int) -> Run:
+    """The first run before its first iteration, after every rule was built once for it."""
+    run = None
+    for label in recipe.rules:
+        parts = recipe.parts(label, seed)
+        own = parts.named(_of_label(config, recipe, label, seed))
+        run = start(own, parts) if run is None else dataclasses.replace(run, config=own)
+        outer_of(run, parts)
+    assert run is not None
+    return run
+
+
+def _is_default(config: TrainConfig) -> bool:
+    built_in = all(name in BUILT_IN["dataset"] for name in config.datasets) or folders(
+        config.dataset
+    )
+    return config.loss == config.score == "default" and bool(built_in)
+
+
+def _check_sendable(jobs: int, recipe: Recipe) -> None:
+    for field in dataclasses.fields(recipe):
         try:
-            pickle.dumps(part)
+            pickle.dumps(getattr(recipe, field.name))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise InputError(
-                f"jobs={jobs}: the {name} cannot be sent to other processes ({summary(error)}); "
-                "define it at the top level of a module, or take jobs=1"
+                f"jobs={jobs}: the {field.name} cannot be sent to other processes "
+                f"({summary(error)}); define it at the top level of a module, or take jobs=1"
             ) from error
 
 
@@ -378,7 +460,7 @@ def _run_quietly(config: TrainConfig, *rest: Any) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except InputError as error:
-        print(f"gametalearn: {rest[1]}: {error}", file=sys.stderr)
+        print(f"gametalearn: {rest[2]}: {error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -394,36 +476,36 @@ def _run(
     config: TrainConfig,
     place: Path | None,
     label: str,
-    loss: Loss,
-    score: ScoreLike,
+    title: str,
+    recipe: Recipe,
     episodes: int,
     overwrite: bool,
     progress: bool,
     team: Team = ALONE,
 ) -> Result:
     """Train one rule on one seed, and test it unless this very test was done."""
-    run = train(
-        config, place, loss=loss, score=score,
-        overwrite=overwrite, progress=progress, label=label, team=team,
+    run = train_parts(
+        config, recipe.parts(label, config.seed), place,
+        overwrite=overwrite, progress=progress, label=title, team=team,
     )  # fmt: skip
     file = None if place is None else place / "evaluation.json"
     iteration = int(run.best["iteration"])
     stored = team.on_first(lambda: None if file is None else _stored(file, run, episodes))
     if stored is not None:
         return Result(stored, run.seconds, iteration)
-    evaluation = run_test(run, episodes)
+    evaluation = run_test(run, episodes, recipe.tested(config))
     if file is not None and team.first:
         write_evaluation(file, evaluation, iteration, config.test_steps)
     return Result(evaluation, run.seconds, iteration)
 
 
-def run_test(run: Run, episodes: int) -> Evaluation:
+def run_test(run: Run, episodes: int, source: Source | None = None) -> Evaluation:
     """Test a finished run's best validated weights on the test episodes of its seed."""
     run.load_best()
     protocol = run.config.protocol
     evaluation = evaluate(
         run.model,
-        build_source(run.config, "test"),
+        build_source(run.config, "test") if source is None else source,
         run.test_learner,
         episodes,
         stream_seed(run.config.seed, "test"),
@@ -443,7 +525,7 @@ def require_finite(evaluation: Evaluation) -> None:
     if bad:
         raise InputError(
             f"{bad} of {len(evaluation.values)} test episodes diverge ({evaluation.metric} is not "
-            "finite); lower --inner-lr or --test-steps"
+            "finite); lower `inner_lr` or `test_steps`"
         )
 
 
@@ -466,9 +548,7 @@ def evaluation_record(evaluation: Evaluation, iteration: int, steps: int) -> dic
 
 def write_evaluation(file: Path, evaluation: Evaluation, iteration: int, steps: int) -> None:
     """Write `evaluation_record` to a file."""
-    content = evaluation_record(evaluation, iteration, steps)
-    with replacing(file) as stream:
-        stream.write(json.dumps(content, allow_nan=False).encode() + b"\n")
+    write_json(file, evaluation_record(evaluation, iteration, steps))
 
 
 def _stored(file: Path, run: Run, episodes: int) -> Evaluation | None:

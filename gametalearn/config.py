@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
-from gametalearn.errors import InputError, summary
+from gametalearn import registry
+from gametalearn.errors import InputError
 from gametalearn.places import absolute
+from gametalearn.settings import check, setting, settings_of
 
-__all__ = ["DEFAULTS", "LEARNERS", "TrainConfig", "parse_rule_options", "read_toml"]
-
-LEARNERS = ("maml", "fomaml", "anil", "metasgd", "reptile")
-MODELS = ("conv4", "resnet12", "mlp")
+__all__ = ["DEFAULTS", "TrainConfig", "default_text"]
 
 _SMALL = {
     "model": "conv4", "hidden": 64, "pool": "stride",
@@ -47,141 +43,162 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """What a setting is where it is not given, by data set (for several, by the first)."""
 
 
+EPISODES, MODEL, OUTER, MACHINE = "episodes", "model and inner loop", "outer loop", "machine"
+"""Groups of flags."""
+
+
+# fmt: off
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that a run's result depends on; `TrainConfig.of` fills in a data set's defaults.
 
-    Attributes:
-        dataset: ``glyphs``, ``omniglot``, ``mini-imagenet``, ``sinusoid``, ``folder:PATH`` (made
-            absolute, as seen from the working directory), or several joined by ``+``, each an
-            objective.
-        ways, shots, queries: classes an episode, support and query examples a class.
-        split: how classes are split: ``lake`` or ``maml`` for Omniglot.
-        rotations: omniglot: add each training class turned by 90, 180 and 270 degrees.
-        image_size, channels: resize to a square of this side, convert to 1 (grayscale) or 3 (RGB)
-            channels; 0 is the data set's own: 28 and 1 for glyphs, omniglot and several data sets,
-            84 and 3 for mini-imagenet and folders, whose images may be of any size.
-        objectives: ``dataset``: each data set is one objective; ``group``: each alphabet or script
-            is one, and an episode's classes come from one of them.
-        share: tasks of several data sets: ``fixed``, or ``proportional`` to their classes.
-        disagree, disagree_kind: the share of each training meta-batch's tasks whose query targets
-            are wrong, and how: ``shuffled``, ``permuted`` or ``contradictory``; see
-            `gametalearn.disagreement.Disagreement`.
-        learner: ``maml``, ``fomaml``, ``anil``, ``metasgd`` or ``reptile``.
-        rule: the weighting rule's name; see `gametalearn.weighting.RULES`.
-        rule_options: of rules, by the rule's name, such as ``{"dwa": {"period": 10}}``; see
-            `gametalearn.weighting.rule_options`. In a comparison each rule takes its own.
-        within: how a loss-based rule combines an objective's tasks: ``uniform`` or ``agreement``.
-        shared: GradNorm's shared weights W, the name of a parameter or module; "" is the last
-            shared layer.
-        model: ``conv4``, ``resnet12`` or ``mlp``.
-        hidden: filters (conv4) or units (mlp) a layer.
-        pool: conv4's ``stride`` or ``max``.
-        norm: ``batch``, ``support``, ``group`` or ``none``; see `gametalearn.models`.
-        protocol: how queries are normalised in validation and test: ``transductive``,
-            ``inductive``, or ``auto``, what the model's norm says.
-        inner_lr: multiplies the mean support loss.
-        inner_steps, test_steps: inner steps in training; in validation and test.
-        inner_optimizer: ``sgd``, or for reptile ``adam`` (beta1 = 0).
-        inner_batch: reptile's support examples a step, in random order; 0 is all of them.
-        train_shots: support examples a class in training, where it is not ``shots``; 0 is.
-        learned_rates: maml and fomaml learn an inner rate for each layer and step (MAML++).
-        multi_step_loss: iterations over which the query losses of all inner steps count, and the
-            last one's more and more (MAML++); 0 is none.
-        first_order_until: iterations that ignore second derivatives (MAML++); 0 is none.
-        constant_memory: memory that does not grow with the inner steps, for two to three times the time.
-        iterations, meta_batch: meta-updates, and tasks in each.
-        meta_lr, meta_optimizer: the outer rate; ``adam`` or ``sgd``.
-        meta_schedule: of the outer rate: ``constant``, or ``linear`` or ``cosine`` to
-            ``meta_lr_final``.
-        clip_value, clip_norm: bounds on the meta-gradient's entries and on its length; 0 is none.
-        nonfinite: a task whose loss or gradient is NaN or inf: ``error``, or ``skip`` and count it.
-        seed: of initial weights, episodes and evaluation.
-        log_every, validate_every, checkpoint_every: in iterations.
-        validation_episodes: episodes of one validation.
-        device: ``cpu``, ``cuda``, ...
-        threads: CPU threads; results are bit-identical only for equal numbers. 0: PyTorch's choice.
+    Each setting is described at its field, once: ``docs/settings.md`` and ``gametalearn train
+    --help`` are made of that.
+
+    Raises:
+        InputError: a value of the wrong type or out of its range, or settings that do not fit.
     """
 
-    dataset: str = "glyphs"
-    ways: int = 5
-    shots: int = 1
-    queries: int = 5
-    split: str = ""
-    rotations: bool = False
-    image_size: int = 0
-    channels: int = 0
-    objectives: str = "dataset"
-    share: str = "fixed"
-    disagree: float = 0.0
-    disagree_kind: str = "shuffled"
-    learner: str = "maml"
-    rule: str = "uniform"
-    rule_options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    within: str = "uniform"
-    shared: str = ""
-    model: str = "conv4"
-    hidden: int = 64
-    pool: str = "stride"
-    norm: str = "batch"
-    protocol: str = "auto"
-    inner_lr: float = 1.0
-    inner_steps: int = 1
-    test_steps: int = 3
-    inner_optimizer: str = "sgd"
-    inner_batch: int = 0
-    train_shots: int = 0
-    learned_rates: bool = False
-    multi_step_loss: int = 0
-    first_order_until: int = 0
-    constant_memory: bool = False
-    iterations: int = 1000
-    meta_batch: int = 16
-    meta_lr: float = 3e-3
-    meta_optimizer: str = "adam"
-    meta_schedule: str = "cosine"
-    meta_lr_final: float = 0.0
-    clip_value: float = 0.0
-    clip_norm: float = 0.0
-    nonfinite: str = "error"
-    seed: int = 0
-    log_every: int = 10
-    validate_every: int = 100
-    validation_episodes: int = 200
-    checkpoint_every: int = 100
-    device: str = "cpu"
-    threads: int = 0
+    dataset: str = setting(
+        "glyphs", "data set: {names}, folder:PATH (class folders of images), module:attribute, or "
+        "several joined by +, each of them an objective", EPISODES)
+    ways: int = setting(5, "classes per episode", EPISODES, least=1)
+    shots: int = setting(1, "support examples per class", EPISODES, least=1)
+    queries: int = setting(5, "query examples per class", EPISODES, least=1)
+    split: str = setting(
+        "", "how classes are split into training, validation and test: lake or maml for omniglot",
+        EPISODES, shown="the data set's own")
+    rotations: bool = setting(
+        False, "omniglot: add each training class turned by 90, 180 and 270 degrees as a class of "
+        "its own", EPISODES)
+    image_size: int = setting(
+        0, "side in pixels that images are resized to; 0 is the data set's own, 28 for glyphs, "
+        "omniglot and several data sets, 84 for mini-imagenet and folders", EPISODES, least=0)
+    channels: int = setting(
+        0, "1 for grayscale, 3 for RGB; 0 is the data set's own, 1 for glyphs, omniglot and several "
+        "data sets, 3 for mini-imagenet and folders", EPISODES, least=0)
+    objectives: str = setting(
+        "dataset", "each data set is one objective, or each alphabet or script (group), from which "
+        "all classes of an episode then come", EPISODES, choices=("dataset", "group"))
+    share: str = setting(
+        "fixed", "tasks of several data sets in a meta-batch: equal numbers, or by their classes",
+        OUTER, choices=("fixed", "proportional"))
+    disagree: float = setting(
+        0.0, "share of the training tasks, in [0, 1], whose query targets are wrong", OUTER,
+        least=0, most=1)
+    disagree_kind: str = setting(
+        "shuffled", "how they are wrong: shuffled within each task, permuted the same way in all of "
+        "them, or contradictory to another task of the meta-batch", OUTER,
+        choices=("shuffled", "permuted", "contradictory"))
+    learner: str = setting("maml", "inner loop: {names}, or module:attribute", MODEL)
+    rule: str = setting(
+        "uniform", "weighting rule: {names}, torchjd:NAME for TorchJD's UPGrad, MGDA, CAGrad and "
+        "others, or module:attribute", OUTER)
+    rule_options: dict[str, dict[str, Any]] = setting(
+        {}, "options of weighting rules; in TOML a table [rule-options.RULE]", OUTER, shown="none")
+    within: str = setting(
+        "uniform", "how a rule over objectives combines the tasks of one objective", OUTER,
+        choices=("uniform", "agreement"))
+    shared: str = setting(
+        "", "gradnorm's shared weights, the name of a parameter or module", OUTER,
+        shown="the last shared layer")
+    model: str = setting("conv4", "network: {names}, or module:attribute", MODEL)
+    hidden: int = setting(64, "filters (conv4) or units (mlp) per layer", MODEL, least=1)
+    pool: str = setting(
+        "stride", "conv4: strided convolutions, or max-pooling", MODEL, choices=("stride", "max"))
+    norm: str = setting(
+        "batch", "how conv4 and resnet12 normalise features: by the batch at hand (transductive), by "
+        "the support set, by groups of channels, or not at all", MODEL,
+        choices=("batch", "support", "group", "none"))
+    protocol: str = setting(
+        "auto", "how queries are normalised in validation and test; auto is what the model does",
+        MODEL, choices=("auto", "transductive", "inductive"))
+    loss: str = setting(
+        "default", "loss of both loops: {names} (cross-entropy for labels, mean squared error for "
+        "real targets), or module:attribute, a function of prediction and target", MODEL)
+    score: str = setting(
+        "default", "what is validated and reported: {names}, or module:attribute, a Score or a "
+        "function of prediction and target", MODEL, shown="what goes with the loss")
+    inner_lr: float = setting(
+        1.0, "learning rate of the inner loop, which descends on a mean loss", MODEL, above=0)
+    inner_steps: int = setting(1, "inner steps in training", MODEL, least=0)
+    test_steps: int = setting(3, "inner steps in validation and test", MODEL, least=0)
+    inner_optimizer: str = setting(
+        "sgd", "inner optimiser; adam has beta1 = 0", MODEL, choices=("sgd", "adam"),
+        learners=("reptile",))
+    inner_batch: int = setting(
+        0, "support examples per inner step, in random order; 0 is all of them", MODEL, least=0,
+        learners=("reptile",))
+    train_shots: int = setting(
+        0, "support examples per class in training; 0 is as many as in validation and test", MODEL,
+        least=0)
+    learned_rates: bool = setting(
+        False, "learn an inner rate for each layer and step, as MAML++ does", MODEL,
+        learners=("maml", "fomaml"))
+    multi_step_loss: int = setting(
+        0, "iterations over which the query losses after all inner steps count, the last one's more "
+        "and more, as in MAML++; 0 is none", MODEL, least=0,
+        learners=("maml", "fomaml", "anil", "metasgd"))
+    first_order_until: int = setting(
+        0, "iterations that ignore second derivatives, as in MAML++; 0 is none", MODEL, least=0,
+        learners=("maml", "anil", "metasgd"))
+    constant_memory: bool = setting(
+        False, "for many inner steps: memory that does not grow with them, for two to three times "
+        "the time", MODEL, learners=("maml", "anil", "metasgd"))
+    iterations: int = setting(1000, "meta-updates", OUTER, least=1)
+    meta_batch: int = setting(16, "tasks per meta-update", OUTER, least=1)
+    meta_lr: float = setting(3e-3, "learning rate of the outer loop", OUTER, above=0)
+    meta_optimizer: str = setting(
+        "adam", "outer optimiser: {names}, or module:attribute, a function of named parameters",
+        OUTER)
+    meta_schedule: str = setting(
+        "cosine", "course of the outer rate over the run", OUTER,
+        choices=("constant", "linear", "cosine"))
+    meta_lr_final: float = setting(0.0, "outer rate that a schedule ends at", OUTER, least=0)
+    clip_value: float = setting(
+        0.0, "bound on the meta-gradient's entries; 0 is none", OUTER, least=0)
+    clip_norm: float = setting(
+        0.0, "bound on the meta-gradient's length; 0 is none", OUTER, least=0)
+    nonfinite: str = setting(
+        "error", "what to do about a task whose loss or gradient is NaN or infinite: stop, or skip "
+        "it and count it", OUTER, choices=("error", "skip"))
+    seed: int = setting(
+        0, "seed of initial weights and of all episodes", OUTER, least=-(2**60), most=2**60)
+    log_every: int = setting(10, "iterations between lines of metrics.jsonl", OUTER, least=1)
+    validate_every: int = setting(
+        100, "iterations between validations", OUTER, least=1,
+        shown="a tenth of the run, at most 500")
+    validation_episodes: int = setting(200, "episodes per validation", OUTER, least=2)
+    checkpoint_every: int = setting(100, "iterations between checkpoints", OUTER, least=1)
+    device: str = setting("cpu", "cpu, cuda or mps", MACHINE)
+    threads: int = setting(
+        0, "CPU threads; results are bit-identical for equal numbers only; 0 is PyTorch's choice",
+        MACHINE, least=0)
+    # fmt: on
 
     def __post_init__(self) -> None:
-        for setting in dataclasses.fields(self):
-            if setting.name != "rule_options":
-                _check(setting.name, str(setting.type), getattr(self, setting.name))
+        fields = settings_of(self)
+        for name, field in fields.items():
+            check(field, getattr(self, name))
         object.__setattr__(self, "dataset", absolute(self.dataset))  # it is frozen
-        _check("dataset", "str", self.dataset)
-        _check_rule_options(self.rule_options)
-        for name in ("inner_lr", "meta_lr"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{_flag(name)} must be positive, got {getattr(self, name)}")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
+        check(fields["dataset"], self.dataset)
+        for name, field in fields.items():
+            meant = field.metadata["learners"]
+            misplaced = self.learner in registry.BUILT_IN["learner"] and self.learner not in meant
+            if meant and misplaced and getattr(self, name) != field.default:
                 raise InputError(
-                    f"{_flag(name)} must be one of {', '.join(choices)}; got '{getattr(self, name)}'"
-                )
-        if not 0 <= self.disagree <= 1:
-            raise InputError(f"--disagree must be in [0, 1], a share; got {self.disagree}")
-        for name, learners in _LEARNERS_OF.items():
-            default = type(self).__dataclass_fields__[name].default
-            if self.learner not in learners and getattr(self, name) != default:
-                raise InputError(
-                    f"{_flag(name)} is an option of {', '.join(learners)}; got it with --learner "
+                    f"`{name}` is an option of {', '.join(meant)}; got it with `learner` "
                     f"{self.learner}, leave it out"
                 )
         if self.meta_schedule == "constant" and self.meta_lr_final:
             raise InputError(
-                f"--meta-lr-final {self.meta_lr_final} is what a schedule leads to; give "
-                "--meta-schedule linear or cosine, or leave it out"
+                f"`meta_lr_final` {self.meta_lr_final} is what a schedule leads to; give "
+                "`meta_schedule` linear or cosine, or leave it out"
             )
-        if self.regression != (self.model == "mlp" and self.ways == 1):
+        single = self.model == "mlp" and self.ways == 1
+        own = self.model not in registry.BUILT_IN["model"] or registry.is_handed_in(self.dataset)
+        classes = all(name in registry.BUILT_IN["dataset"] for name in self.datasets)
+        if not own and single != self.regression and (self.regression or classes):
             wanted = "model='mlp', ways=1" if self.regression else "another model or ways >= 2"
             raise InputError(
                 f"TrainConfig: dataset '{self.dataset}' needs {wanted}; got model='{self.model}', "
@@ -191,8 +208,7 @@ class TrainConfig:
     @classmethod
     def of(cls, dataset: str = "glyphs", **given: Any) -> Self:
         """A configuration with the data set's defaults (`DEFAULTS`) where ``given`` has no value."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := given.keys() - known:
+        if unknown := given.keys() - settings_of(cls).keys():
             raise InputError(f"TrainConfig: unknown settings {', '.join(sorted(unknown))}")
         defaults = DEFAULTS.get(dataset.split("+")[0].split(":")[0], DEFAULTS["folder"])
         values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
@@ -206,13 +222,8 @@ class TrainConfig:
 
     @property
     def regression(self) -> bool:
-        """Whether targets are real numbers: sinusoid."""
+        """Whether a built-in data set has real targets: sinusoid."""
         return "sinusoid" in self.datasets
-
-    @property
-    def metric(self) -> str:
-        """``accuracy``, or ``mse`` for regression."""
-        return "mse" if self.regression else "accuracy"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for TOML and checkpoints; ``rule_options`` where there are any."""
@@ -227,127 +238,37 @@ class TrainConfig:
         return dataclasses.replace(self, rule=rule, seed=seed, rule_options=own)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str) -> Self:
-        """What `as_dict` gave; ``where`` names its file in errors."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise InputError(f"{where}: settings of another version ({error})") from error
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:
+        """What `as_dict` gave, perhaps in an older version; ``where`` names its file in errors.
 
-
-def _check(name: str, kind: str, value: Any) -> None:
-    """Is a setting of its type, in its range, and fit to be written to a file?"""
-    if not isinstance(value, _KINDS[kind]) or isinstance(value, bool) != (kind == "bool"):
-        raise InputError(f"{_flag(name)} must be {_KIND_NAMES[kind]}, got {value!r}")
-    if isinstance(value, str):
-        if not (value.isprintable() and value == value.encode(errors="replace").decode()):
-            raise InputError(f"{_flag(name)} must be printable text in UTF-8, got {value!r}")
-    elif name == "seed":
-        if abs(value) > 2**60:
-            raise InputError(f"--seed must be between -2**60 and 2**60, got {value}")
-    elif not isinstance(value, bool):
-        if not value >= (least := _LEAST.get(name, -math.inf)):
-            raise InputError(f"{_flag(name)} must be at least {least}, got {value}")
-        if not value <= _MOST:
-            raise InputError(f"{_flag(name)} must be at most {_MOST}, got {value}")
-
-
-def _check_rule_options(options: Any) -> None:
-    """Are they a table of tables of plain values? What a rule takes, `make_rule` knows."""
-    if not isinstance(options, dict) or not all(isinstance(o, dict) for o in options.values()):
-        raise InputError(
-            f"--rule-options must be a table of options for each rule, got {options!r}"
-        )
-    for rule, own in options.items():
-        _check("rule_options", "str", rule)
-        for option, value in own.items():
-            _check("rule_options", "str", option)
-            for one in value if isinstance(value, list) else [value]:
-                kind = type(one).__name__
-                if kind not in _KINDS or (kind == "float" and not math.isfinite(one)):
-                    raise InputError(
-                        f"--rule-options {rule}.{option} must be a number, text, true or false, or "
-                        f"a list of them; got {value!r}"
-                    )
-                _check(f"rule_options {rule}.{option}", kind, one)
-
-
-def parse_rule_options(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """``RULE.OPTION=VALUE`` each, the value as in TOML or a bare word; the last one of several wins.
-
-    >>> parse_rule_options(["dwa.period=10", "gradnorm.optimizer=sgd", "dtp.gamma=[1, 2.5]"])
-    {'dwa': {'period': 10}, 'gradnorm': {'optimizer': 'sgd'}, 'dtp': {'gamma': [1, 2.5]}}
-    """
-    options: dict[str, dict[str, Any]] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        rule, _, option = name.rpartition(".")
-        if not (rule and option and equals):
+        Raises:
+            InputError: a setting that this version does not know.
+        """
+        if unknown := values.keys() - settings_of(cls).keys():
             raise InputError(
-                f"--rule-options takes RULE.OPTION=VALUE, such as dwa.period=10; got '{text[:60]}'"
+                f"{where}: settings of another version ('{min(unknown)}' is none of this one's)"
             )
-        try:
-            plain = tomllib.loads(f"value = {value}")["value"]
-        except (ValueError, RecursionError):
-            plain = value
-        options.setdefault(rule, {})[option] = plain
-    return options
+        return cls(**cls.completed(values))
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings out of a file; those that did not exist when it was written as they were then."""
+        before = {name: field.metadata["before"] for name, field in settings_of(cls).items()}
+        return {**before, **values}
 
 
-_KINDS: dict[str, Any] = {
-    "int": (int,), "float": (int, float), "str": (str,), "bool": (bool,),
-}  # fmt: skip
-_KIND_NAMES = {"int": "an integer", "float": "a number", "str": "text", "bool": "true or false"}
-_MOST = 10**9
-_LEAST: dict[str, int] = {
-    "ways": 1, "shots": 1, "queries": 1, "hidden": 1, "inner_steps": 0, "test_steps": 0,
-    "iterations": 1, "meta_batch": 1, "clip_value": 0, "clip_norm": 0, "log_every": 1,
-    "image_size": 0, "channels": 0, "validate_every": 1, "validation_episodes": 2,
-    "checkpoint_every": 1, "threads": 0, "inner_batch": 0, "train_shots": 0, "multi_step_loss": 0,
-    "first_order_until": 0, "meta_lr_final": 0, "inner_lr": 0, "meta_lr": 0,
-}  # fmt: skip
+def default_text(field: dataclasses.Field[Any]) -> str:
+    """What a setting is where it is not given, by data set.
 
-_LEARNERS_OF = {
-    "inner_optimizer": ("reptile",),
-    "inner_batch": ("reptile",),
-    "learned_rates": ("maml", "fomaml"),
-    "multi_step_loss": ("maml", "fomaml", "anil", "metasgd"),
-    "first_order_until": ("maml", "anil", "metasgd"),
-    "constant_memory": ("maml", "anil", "metasgd"),
-}
-"""The learners that an option is for."""
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "objectives": ("dataset", "group"),
-    "share": ("fixed", "proportional"),
-    "disagree_kind": ("shuffled", "permuted", "contradictory"),
-    "learner": LEARNERS,
-    "within": ("uniform", "agreement"),
-    "model": MODELS,
-    "pool": ("stride", "max"),
-    "norm": ("batch", "support", "group", "none"),
-    "protocol": ("auto", "transductive", "inductive"),
-    "inner_optimizer": ("sgd", "adam"),
-    "meta_optimizer": ("adam", "sgd"),
-    "meta_schedule": ("constant", "linear", "cosine"),
-    "nonfinite": ("error", "skip"),
-}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file's table.
-
-    Raises:
-        InputError: no such file, or not TOML; the message names the file and the line.
+    >>> default_text(settings_of(TrainConfig)["inner_steps"])
+    '1; 5 for mini-imagenet, folder'
     """
-    try:
-        with path.open("rb") as stream:
-            return tomllib.load(stream)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (ValueError, RecursionError) as error:  # tomllib's own errors are ValueErrors
-        raise InputError(f"{path}: not a TOML file ({summary(error)})") from error
+    if field.metadata["shown"]:
+        return str(field.metadata["shown"])
+    datasets: dict[str, list[str]] = {}
+    for dataset, values in DEFAULTS.items():
+        value = values.get(field.name, field.default)
+        datasets.setdefault(str(value).lower() if value is not None else "", []).append(dataset)
+    most = max(datasets, key=lambda value: len(datasets[value]))
+    others = [f"{v} for {', '.join(names)}" for v, names in datasets.items() if v != most]
+    return "; ".join([most, *others])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from gametalearn.episodes import Source, TaskBatch
+from gametalearn.episodes import Source, TaskBatch, draw, input_shape_of
 from gametalearn.errors import InputError
 
 __all__ = ["Disagreement", "Kind"]
@@ -73,7 +74,7 @@ class Disagreement:
                 origin = torch.where(spoiled, clean[key], origin)
             batch = batch[origin[part]]
         else:
-            batch = _part(self.source, num_tasks, part)
+            batch = draw(self.source, num_tasks, part)
         wrong = _wrong(batch)
         if self.kind == "shuffled":
             key = torch.rand(num_tasks, batch.query_y.shape[1], generator=self._generator)
@@ -81,6 +82,21 @@ class Disagreement:
             wrong = batch.query_y[tasks, key.argsort(1)[part]]
         mask = spoiled[part].view(-1, *[1] * (wrong.ndim - 1))
         return dataclasses.replace(batch, query_y=torch.where(mask, wrong, batch.query_y))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The source's."""
+        return input_shape_of(self.source)
+
+    @property
+    def group_names(self) -> Sequence[str] | None:
+        """The source's."""
+        return getattr(self.source, "group_names", None)
+
+    @property
+    def facts(self) -> dict[str, Tensor]:
+        """Which tasks of the last meta-batch were spoiled, ``(T,)``."""
+        return {"spoiled": self.spoiled}
 
     def _draw(self, num_tasks: int) -> Tensor:
         """Which tasks are spoiled."""
@@ -102,13 +118,6 @@ class Disagreement:
         """Restore what `state_dict` gave."""
         self._generator.set_state(state["generator"].cpu())  # map_location may have moved it
         self.source.load_state_dict(state["source"])
-
-
-def _part(source: Source, num_tasks: int, part: slice) -> TaskBatch:
-    """The part of a batch; a source of one's own need not know parts."""
-    sample: Any = source.sample
-    batch: TaskBatch = sample(num_tasks) if part == slice(None) else sample(num_tasks, part)
-    return batch
 
 
 def _wrong(batch: TaskBatch) -> Tensor:

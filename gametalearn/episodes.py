@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
@@ -13,7 +14,7 @@ from torch import Tensor
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
 
-__all__ = ["EpisodeSampler", "Source", "TaskBatch"]
+__all__ = ["EpisodeSampler", "Source", "TaskBatch", "draw", "input_shape_of"]
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,20 @@ class TaskBatch:
 
 @runtime_checkable
 class Source(Protocol):
-    """Where episodes come from: `EpisodeSampler`, `Sinusoid`, or anything with these methods."""
+    """Where episodes come from: `EpisodeSampler`, `Sinusoid`, or anything with these methods.
 
-    def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
-        """Draw ``num_tasks`` episodes and advance the random state; return those in ``part``.
+    A source may have more, of which use is made where it is there:
 
-        ``part`` is the share of one process among several: every process draws the same episodes,
-        and builds only its own. It may be empty.
-        """
+    - ``sample(num_tasks, part)``: the share of one process among several, a slice that may be empty.
+      Every process draws the same episodes, and builds only its own; see `draw`.
+    - ``input_shape``: of one input, so that a model can be built without drawing an episode.
+    - ``group_names``: what the numbers in `TaskBatch.group` stand for.
+    - ``facts``: a dictionary of tensors ``(T,)`` about the tasks of the last meta-batch, which are
+      written to ``metrics.jsonl``.
+    """
+
+    def sample(self, num_tasks: int) -> TaskBatch:
+        """Draw ``num_tasks`` episodes and advance the random state."""
         ...
 
     def with_seed(self, seed: int) -> Source:
@@ -104,6 +111,22 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         ...
+
+
+def draw(source: Source, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
+    """The episodes in ``part`` of the next ``num_tasks``; a source need not know of parts."""
+    if part == slice(None):
+        return source.sample(num_tasks)
+    sample: Any = source.sample
+    if "part" in inspect.signature(sample).parameters:
+        return sample(num_tasks, part)  # type: ignore[no-any-return]
+    return source.sample(num_tasks)[part]
+
+
+def input_shape_of(source: Source) -> tuple[int, ...]:
+    """The shape of one input, which a source tells or one of its episodes shows."""
+    shape = getattr(source, "input_shape", None)
+    return tuple(source.with_seed(0).sample(1).support_x.shape[2:] if shape is None else shape)
 
 
 class EpisodeSampler:
@@ -171,19 +194,29 @@ class EpisodeSampler:
             pools, self._pool_group = [by_group[g] for g in kept], torch.tensor(kept)
         self._pools = torch.nn.utils.rnn.pad_sequence(pools, batch_first=True, padding_value=-1)
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of an image: (C, H, W)."""
+        return self.dataset.shape
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """The data set's groups if episodes keep to one; itself otherwise."""
+        return tuple(self.dataset.groups) if self.within_group else (self.dataset.name,)
+
     def _check(self) -> None:
         data, where = self.dataset, f"split '{self.dataset.split}' of '{self.dataset.name}'"
         if self.ways > data.num_classes:
             raise InputError(
                 f"EpisodeSampler: {self.ways} ways asked, but {where} has {data.num_classes} "
-                "classes; lower --ways or use another split"
+                "classes; lower `ways` or use another split"
             )
         if self.within_group:
             largest = int(torch.bincount(data.class_group).max())
             if self.ways > largest:
                 raise InputError(
                     f"EpisodeSampler: {self.ways} ways within one group asked, but the largest "
-                    f"group of {where} has {largest} classes; lower --ways"
+                    f"group of {where} has {largest} classes; lower `ways`"
                 )
         need, smallest = self.shots + self.queries, int(data.count.min())
         if need > smallest:
@@ -191,7 +224,7 @@ class EpisodeSampler:
             raise InputError(
                 f"EpisodeSampler: {self.shots} shots + {self.queries} queries = {need} examples a "
                 f"class asked, but class '{name}' in {where} has {smallest}; "
-                "lower --shots or --queries"
+                "lower `shots` or `queries`"
             )
 
     def draw(self, num_tasks: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,7 +27,7 @@ from gametalearn.copies import copied
 from gametalearn.distributed import ALONE, Team
 from gametalearn.engine.loop import first_order
 from gametalearn.engine.task import fixed_tensors, support_loss
-from gametalearn.episodes import Source, TaskBatch
+from gametalearn.episodes import Source, TaskBatch, draw
 from gametalearn.errors import InputError, summary
 from gametalearn.gradients import adapt_and_score, meta_of
 from gametalearn.losses import Loss, default_loss
@@ -161,7 +161,7 @@ def evaluate(
         mine = number % team.size == team.rank
         # every process has the first episode, so that all settle the same
         part = slice(None) if mine else slice(0, 1 if number == 0 else 0)
-        batch = _on(model, stream.sample(stop - start, part))
+        batch = _on(model, draw(stream, stop - start, part))
         with _explained(model):
             if number == 0:
                 chosen = score_for(score, loss, model, meta, batch)

@@ -15,8 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gametalearn.errors import InputError
+from gametalearn.registry import name_of
 
-__all__ = ["Loss", "apply_loss", "class_dimension", "default_loss", "ignored_label", "kind_of"]
+__all__ = [
+    "Loss",
+    "apply_loss",
+    "class_dimension",
+    "default_loss",
+    "ignored_label",
+    "kind_of",
+    "name_of",
+]
 
 Loss = Callable[[Any, Tensor], Tensor]
 """``loss(prediction, target)``: a scalar tensor, the mean over a task's examples."""
@@ -123,14 +132,6 @@ def apply_loss(loss: Loss, prediction: Any, target: Tensor) -> Tensor:
             f"label {label}, but the model has {has}; give it an output for each label, or sample "
             f"episodes of {outputs} ways"
         ) from error
-
-
-def name_of(loss: object) -> str:
-    """How a message or a file names a loss: its function or class, with the module it comes from."""
-    if isinstance(loss, functools.partial):
-        return f"partial of {name_of(loss.func)}"
-    named = loss if hasattr(loss, "__qualname__") else type(loss)
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _check(loss: object, prediction: Any, target: Tensor) -> None:

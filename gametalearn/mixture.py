@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from gametalearn.episodes import EpisodeSampler, Source, TaskBatch
+from gametalearn.episodes import EpisodeSampler, Source, TaskBatch, draw, input_shape_of
 from gametalearn.errors import InputError
 
 __all__ = ["MixedSource"]
@@ -60,11 +60,16 @@ class MixedSource:
         for i, (source, count) in enumerate(zip(self.sources, counts, strict=True)):
             if count:
                 low, high = (min(max(n - first, 0), count) for n in (wanted.start, wanted.stop))
-                batch = source.sample(count, slice(low, high))
+                batch = draw(source, count, slice(low, high))
                 batch.group.fill_(i)
                 batches.append(batch)
                 first += count
         return TaskBatch.cat(batches)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of every source's inputs."""
+        return input_shape_of(self.sources[0])
 
     def with_seed(self, seed: int) -> MixedSource:
         """Independent sources over the same data that start from ``seed``."""

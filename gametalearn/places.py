@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 
+from gametalearn import registry
+
 __all__ = ["absolute", "folder_of", "folders", "placeless"]
 
 PREFIX = "folder:"
-BUILT_IN = ("glyphs", "omniglot", "mini-imagenet", "sinusoid")
 
 
 def folder_of(name: str) -> str | None:
@@ -20,7 +21,7 @@ def folder_of(name: str) -> str | None:
     """
     if name.startswith(PREFIX):
         return name.removeprefix(PREFIX)
-    if name in BUILT_IN or not name:
+    if not name or registry.known("dataset", name) or registry.from_outside("dataset", name):
         return None
     return (
         name if "/" in name or os.sep in name or os.path.isdir(os.path.expanduser(name)) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 from torch import nn
 
 from gametalearn.adaptation import Learner, Params
-from gametalearn.checkpoint import replacing
 from gametalearn.comparison import evaluation_record, require_finite
 from gametalearn.config import TrainConfig
 from gametalearn.data.lake import WAYS, FixedTasks
@@ -20,6 +18,7 @@ from gametalearn.distributed import ALONE, Team
 from gametalearn.episodes import Source, TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, ci95, evaluate
+from gametalearn.files import write_json
 from gametalearn.losses import Loss, default_loss
 from gametalearn.normalisation import Protocol, protocol_of, switchable
 from gametalearn.scores import ScoreLike, default_score
@@ -99,7 +98,7 @@ def write_evaluations(
             }
             for protocol, result in found.items()
         }
-    _write(file, content)
+    write_json(file, content)
 
 
 def check_lake(config: TrainConfig) -> None:
@@ -112,15 +111,15 @@ def check_lake(config: TrainConfig) -> None:
         "dataset": (config.dataset, "omniglot", ("omniglot",)),
         "split": (config.split or "lake", "lake", ("lake",)),
         "ways": (config.ways, str(WAYS), (WAYS,)),
-        "image-size": (config.image_size, "28", (0, 28)),
+        "image_size": (config.image_size, "28", (0, 28)),
         "channels": (config.channels, "1", (0, 1)),
     }
     for name, (value, shown, good) in wanted.items():
         if value not in good:
             why = ": its training has seen alphabets of the task" if name == "split" else ""
             raise InputError(
-                f"--protocol lake needs a run of --dataset omniglot --split lake --ways {WAYS}, "
-                f"with --{name} {shown}; this one has --{name} {value}{why}"
+                f"`protocol` lake needs a run of `dataset` omniglot, `split` lake and `ways` {WAYS}, "
+                f"with `{name}` {shown}; this one has `{name}` {value}{why}"
             )
 
 
@@ -171,7 +170,7 @@ def write_lake(
             "runs": errors.tolist(),
         }
     top = own if own in records else next(iter(records))
-    _write(
+    write_json(
         file,
         {
             "schema": "gametalearn.lake/1",
@@ -183,8 +182,3 @@ def write_lake(
         },
     )
     return records
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    with replacing(file) as stream:
-        stream.write(json.dumps(content, allow_nan=False).encode() + b"\n")

@@ -14,11 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gametalearn.checkpoint import replacing
-from gametalearn.config import TrainConfig, read_toml
+from gametalearn import registry
+from gametalearn.config import TrainConfig
 from gametalearn.data.identity import FolderIdentity, differences
 from gametalearn.errors import InputError, summary
+from gametalearn.files import replacing
 from gametalearn.places import absolute, folder_of, folders, placeless
+from gametalearn.settings import read_toml
 
 __all__ = [
     "RECORD",
@@ -100,7 +102,7 @@ def checked(run: Path, config: TrainConfig, given: str) -> Record | None:
     if len(stored) != len(places):
         raise InputError(
             f"{run / RECORD} has {len(stored)} of a data set's folders, config.toml {len(places)} "
-            f"({config.dataset}); put the file back that belongs there, or --overwrite the run"
+            f"({config.dataset}); put the file back that belongs there, or `overwrite` the run"
         )
     return tuple(
         _same(run, config, before, place) for before, place in zip(stored, places, strict=True)
@@ -141,7 +143,7 @@ def _anew(config: TrainConfig, place: str) -> str:
     names = [
         "folder:PATH" if folders(name) == [place] else name for name in config.dataset.split("+")
     ]
-    return f"if the folder has moved, give its place by --dataset {'+'.join(names)}"
+    return f"if the folder has moved, give its place by `dataset` {'+'.join(names)}"
 
 
 def relocated(config: TrainConfig, dataset: str) -> TrainConfig:
@@ -152,7 +154,7 @@ def relocated(config: TrainConfig, dataset: str) -> TrainConfig:
     """
     if placeless(absolute(dataset)) != placeless(config.dataset):
         raise InputError(
-            f"--dataset {dataset}: the run was trained on {config.dataset}; only the place of a "
+            f"`dataset` {dataset}: the run was trained on {config.dataset}; only the place of a "
             "folder that has moved can be given anew, as folder:PATH"
         )
     return dataclasses.replace(config, dataset=dataset)
@@ -172,18 +174,28 @@ def _settings(values: Any, form: Callable[[str], str]) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         return {}
     dataset = values.get("dataset")
-    return {**values, "dataset": form(dataset)} if isinstance(dataset, str) else dict(values)
+    values = TrainConfig.completed(values)
+    return {**values, "dataset": form(dataset)} if isinstance(dataset, str) else values
 
 
 def other_settings(run: Path, there: dict[str, Any], config: TrainConfig) -> str:
     """Why ``config`` cannot go on with the run of the settings ``there``, and what to do."""
     other = _settings(there, absolute)
+    for kind in registry.KINDS:
+        before, now = str(other.get(kind)), str(getattr(config, kind))
+        if before != now and (registry.is_handed_in(before) or registry.is_handed_in(now)):
+            word = {"dataset": "source", "meta_optimizer": "optimizer"}.get(kind, kind)
+            before, now = (name.removeprefix(registry.HANDED_IN) for name in (before, now))
+            return (
+                f"{run}: this run has {word}={before}, not {now}; pass {word}= as it was given then, "
+                "or `overwrite` the run"
+            )
     differ = [name for name, value in config.as_dict().items() if other.get(name) != value]
     named = [
         f"dataset {other.get(name)}, not {config.dataset}" if name == "dataset" else name
         for name in differ[:4]
     ]
-    remedy = "choose another --out, or --overwrite it"
+    remedy = "choose another `out`, or `overwrite` it"
     if same_run(there, config, moved=True):
         remedy += f"; if the folder has moved, train --resume {run} --dataset {config.dataset}"
     return f"{run} holds a run with other settings ({', '.join(named)}); {remedy}"

@@ -15,8 +15,10 @@ from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.images import ClassImages
 from gametalearn.mixture import MixedSource
 from gametalearn.models import MLP, Conv4, ResNet12
+from gametalearn.run import Run
+from gametalearn.runfolder import load_run
 from gametalearn.scores import SCORES, Score
-from gametalearn.training import Run, load_run, train
+from gametalearn.training import train
 from gametalearn.weighting import (
     RULES,
     DynamicTaskPrioritization,

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gametalearn.checkpoint import replacing
 from gametalearn.comparison import Comparison
 from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError, summary
 from gametalearn.evaluation import ci95
+from gametalearn.files import replacing
 from gametalearn.scores import Score
 
 if TYPE_CHECKING:

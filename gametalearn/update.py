@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gametalearn.errors import InputError
-
-__all__ = ["apply_update", "clip", "combine", "make_optimizer", "meta_rate"]
+__all__ = ["adam", "apply_update", "clip", "combine", "meta_rate", "sgd"]
 
 
 def combine(rows: Tensor, weights: Tensor) -> Tensor:
@@ -27,13 +25,18 @@ def clip(vector: Tensor, value: float | None = None, norm: float | None = None) 
     return vector
 
 
-def make_optimizer(name: str, parameters: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
-    """The meta-optimiser: ``adam`` or plain ``sgd``."""
-    if name == "adam":
-        return torch.optim.Adam(parameters, lr=lr)
-    if name == "sgd":
-        return torch.optim.SGD(parameters, lr=lr)
-    raise InputError(f"meta_optimizer must be 'adam' or 'sgd', got '{name}'")
+Named = Sequence[tuple[str, Tensor]]
+"""Parameters with their names, as `torch.nn.Module.named_parameters` gives them."""
+
+
+def adam(named_parameters: Named, lr: float) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba 2015), the usual outer optimiser."""
+    return torch.optim.Adam([p for _, p in named_parameters], lr=lr)
+
+
+def sgd(named_parameters: Named, lr: float) -> torch.optim.Optimizer:
+    """Plain gradient descent."""
+    return torch.optim.SGD([p for _, p in named_parameters], lr=lr)
 
 
 def meta_rate(
@@ -56,10 +59,16 @@ def meta_rate(
 
 
 def apply_update(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], vector: Tensor, lr: float
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    vector: Tensor,
+    lr: float | None = None,
 ) -> None:
-    """Write ``vector (P,)`` into the parameters' ``.grad``, in their order, and step by ``lr``."""
-    for group in optimizer.param_groups:
+    """Write ``vector (P,)`` into the parameters' ``.grad``, in their order, and step.
+
+    By ``lr``, or by the rates that the optimiser has where it is None.
+    """
+    for group in optimizer.param_groups if lr is not None else ():
         group["lr"] = lr
     parts = torch.split(vector, [p.numel() for p in parameters])
     for parameter, part in zip(parameters, parts, strict=True):

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from gametalearn import ANIL, MAML, InputError, MetaSGD, Reptile, TaskBatch, TrainConfig
 from gametalearn.adaptation import LSLR, Learner, model_parameters
 from gametalearn.gradients import TaskGradients, adapt_and_score, meta_gradients
+from gametalearn.run import Parts
+from gametalearn.run import start as started
 from gametalearn.training import train
 
 
@@ -243,13 +245,11 @@ def test_reptile_with_one_step_is_the_joint_gradient() -> None:
 @pytest.mark.parametrize("rule", ["uniform", "agreement", "agreement-update"])
 def test_reptiles_outer_step_is_the_papers(rule: str) -> None:
     """theta + eps * sum_i w_i (theta_i - theta)."""
-    from gametalearn.training import _start
-
     config = TrainConfig.of(
         "sinusoid", learner="reptile", rule=rule, iterations=1, meta_batch=4, hidden=8,
         inner_lr=0.01, inner_steps=4, meta_optimizer="sgd", meta_lr=0.7, validation_episodes=2,
     )  # fmt: skip
-    start = _start(config, None)
+    start = started(config, Parts())
     batch = start.source.sample(4)
     theta = torch.cat([p.detach().flatten() for p in start.model.parameters()])
     theta_i = theta - meta_gradients(start.model, batch, start.learner).updates

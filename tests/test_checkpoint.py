@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 
-from gametalearn.checkpoint import load_checkpoint, replacing, save_checkpoint
+from gametalearn.checkpoint import load_checkpoint, save_checkpoint
 from gametalearn.errors import InputError
+from gametalearn.files import replacing
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 import gametalearn
 from gametalearn import DynamicWeightAverage, GradNorm
 from gametalearn.cli import main
-from gametalearn.training import load_run
+from gametalearn.run import Parts, outer_of
+from gametalearn.runfolder import load_run
 
 TINY = "--dataset sinusoid --iterations 4 --meta-batch 2 --hidden 8 --validation-episodes 3 --quiet"
 
@@ -81,7 +82,9 @@ def test_options_of_rules_come_from_flags_and_files(capsys, tmp_path):
         own = {name: wanted[name]} if name in wanted else None
         assert stored.get("rule_options") == own
         assert run(capsys, "train --quiet --resume", place)[0] == 0
-    dwa, gradnorm = (load_run(tmp_path / "a" / name / "seed0").rule for name in wanted)
+    dwa, gradnorm = (
+        outer_of(load_run(tmp_path / "a" / name / "seed0"), Parts()).rule for name in wanted
+    )
     assert isinstance(dwa, DynamicWeightAverage)
     assert isinstance(gradnorm, GradNorm)
     assert (dwa.period, dwa.temperature) == (3, 0.5)
@@ -99,7 +102,7 @@ def test_options_of_rules_come_from_flags_and_files(capsys, tmp_path):
         ("train --ways five", "invalid int value: 'five'"),
         ("train --dataset sinusoid", "--out RUN"),
         ("train --learner maml++ --out {t}/a", "maml++"),
-        ("train --dataset nonesuch --out {t}/a", "'nonesuch' is unknown"),
+        ("train --dataset nonesuch --out {t}/a", "unknown data set 'nonesuch'"),
         ("train --dataset omniglot --out {t}/a", "gametalearn data prepare omniglot"),
         ("train --dataset sinusoid --rule torchjd:UPGard --out {t}/a", "known: AlignedMTL"),
         ("train --dataset sinusoid --rule agreemnt --out {t}/a", "agreement"),

@@ -11,7 +11,7 @@ from gametalearn.config import TrainConfig
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation
 from gametalearn.report import _Record, _weights, plot_comparison
-from gametalearn.training import load_run
+from gametalearn.runfolder import load_run
 
 
 def tiny(**given):

@@ -102,6 +102,8 @@ def unwrapped(results):
 class Cast:
     """A source whose inputs are of another dtype."""
 
+    group_names = ("a", "b")
+
     def __init__(self, source, dtype):
         self.source, self.dtype = source, dtype
         self.state_dict, self.load_state_dict = source.state_dict, source.load_state_dict
@@ -121,12 +123,12 @@ def images(seed, classes=8, each=6):
     return ClassImages.from_tensors(data, torch.arange(classes).repeat_interleave(each))
 
 
-def build_source(dtype, config, split):
+def build_source(dtype, split):
     samplers = [EpisodeSampler(images(i), 3, 1, 2, seed=10 * i + len(split)) for i in range(2)]
     return Cast(MixedSource(samplers), dtype)
 
 
-def build_model(dtype, config, source):
+def build_model(dtype):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers = {"flat": nn.Flatten(), "body": nn.Linear(9, 7), "smooth": nn.Tanh()}
@@ -136,9 +138,15 @@ def build_model(dtype, config, source):
 P = 9 * 7 + 7 + 7 * 3 + 3
 
 
+def made_of(dtype):
+    """What these runs are made of, fresh."""
+    source, validation = (build_source(dtype, split) for split in ("train", "val"))
+    return {"model": build_model(dtype), "source": source, "validation": validation}
+
+
 @contextlib.contextmanager
 def small(dtype, spoil=None):
-    """`train` on this model and source by the plain loop; yields what is computed and sent."""
+    """`train` by the plain loop; yields what is computed and sent."""
     seen: dict[str, list[Any]] = {"tasks": [], "sent": []}
 
     def gradients(model, batch, learner, **more):
@@ -161,9 +169,6 @@ def small(dtype, spoil=None):
         return apply_update(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "build_source", functools.partial(build_source, dtype))
-        patch.setattr(training, "build_model", functools.partial(build_model, dtype))
-        patch.setattr(training, "objective_names", lambda *_: ("a", "b"))
         patch.setattr(training, "meta_gradients", gradients)
         patch.setattr(training, "apply_update", step)
         patch.setattr(
@@ -192,7 +197,7 @@ def run_cases(team, dtype):
     found = []
     for rule, given in CASES:
         with small(dtype) as seen:
-            run = train(config(rule, **given), team=team, progress=False)
+            run = train(config(rule, **given), **made_of(dtype), team=team, progress=False)
         weights = torch.cat([p.detach().flatten() for p in run.meta.values()])
         found.append((weights, run.best["value"], seen["tasks"], seen["sent"]))
     return found
@@ -307,8 +312,8 @@ def test_rules_at_their_edges(dtype, bound):
 
 
 def evaluate_small(team):
-    source = build_source(torch.float32, None, "test")
-    model = build_model(torch.float32, None, source)
+    source = build_source(torch.float32, "test")
+    model = build_model(torch.float32)
     adapted = []
 
     def adapting(model, batch, *args, **more):
@@ -331,11 +336,16 @@ def several_things(team, folder):
 
     with small(torch.float64, spoil) as seen:
         try:
-            train(config("agreement"), team=team, progress=False)
+            train(config("agreement"), **made_of(torch.float64), team=team, progress=False)
         except InputError as error:
             found["error"] = (type(error), str(error), len(seen["tasks"]))
     with small(torch.float64, spoil):
-        run = train(config("agreement", nonfinite="skip"), team=team, progress=False)
+        run = train(
+            config("agreement", nonfinite="skip"),
+            **made_of(torch.float64),
+            team=team,
+            progress=False,
+        )
         found["skip"] = (run.skipped, torch.cat([p.detach().flatten() for p in run.meta.values()]))
 
     def interrupt(call, batch, gradients):
@@ -344,12 +354,24 @@ def several_things(team, folder):
 
     with small(torch.float64, interrupt) as seen:
         try:
-            train(config("gradnorm"), folder / "parts", team=team, progress=False)
+            train(
+                config("gradnorm"),
+                folder / "parts",
+                **made_of(torch.float64),
+                team=team,
+                progress=False,
+            )
         except KeyboardInterrupt:
             found["interrupted"] = len(seen["tasks"])
     with small(torch.float64):
         try:
-            train(config("uniform"), folder / "parts", team=team, progress=False)
+            train(
+                config("uniform"),
+                folder / "parts",
+                **made_of(torch.float64),
+                team=team,
+                progress=False,
+            )
         except InputError as error:
             found["other"] = (type(error), str(error))
     return found
@@ -378,7 +400,7 @@ def test_evaluation_errors_skips_and_signals_are_the_same_on_all(tmp_path):
             gradients.rows[2, 3] = float("nan")
 
     with small(torch.float64, spoil):
-        run = train(config("agreement", nonfinite="skip"), progress=False)
+        run = train(config("agreement", nonfinite="skip"), **made_of(torch.float64), progress=False)
     weights = torch.cat([p.detach().flatten() for p in run.meta.values()])
     for skipped, theirs in (first["skip"], second["skip"]):
         assert skipped == run.skipped == 1
@@ -387,8 +409,8 @@ def test_evaluation_errors_skips_and_signals_are_the_same_on_all(tmp_path):
     # what two processes saved when interrupted, one goes on with
     assert load_checkpoint(tmp_path / "parts" / "checkpoint.pt")["iteration"] == 9
     with small(torch.float64):
-        train(config("gradnorm"), tmp_path / "parts", progress=False)
-        train(config("gradnorm"), tmp_path / "whole", progress=False)
+        train(config("gradnorm"), tmp_path / "parts", **made_of(torch.float64), progress=False)
+        train(config("gradnorm"), tmp_path / "whole", **made_of(torch.float64), progress=False)
     parts, whole = (load_checkpoint(tmp_path / n / "checkpoint.pt") for n in ("parts", "whole"))
     assert parts.keys() == whole.keys()
     for name, value in whole["meta"].items():
@@ -401,7 +423,7 @@ def die(team, folder):
             os.kill(os.getpid(), signal.SIGKILL)
 
     with small(torch.float64, spoil):
-        train(config("agreement"), folder, team=team, progress=False)
+        train(config("agreement"), folder, **made_of(torch.float64), team=team, progress=False)
 
 
 def test_where_a_process_dies_the_others_end_with_a_clear_error(tmp_path):
@@ -411,7 +433,7 @@ def test_where_a_process_dies_the_others_end_with_a_clear_error(tmp_path):
     assert "another process of this run is gone" in str(first)
     assert load_checkpoint(tmp_path / "a" / "checkpoint.pt")["iteration"] == 6
     with small(torch.float64):
-        train(config("agreement"), tmp_path / "a", progress=False)
+        train(config("agreement"), tmp_path / "a", **made_of(torch.float64), progress=False)
     assert load_checkpoint(tmp_path / "a" / "checkpoint.pt")["iteration"] == 20
 
 
@@ -427,7 +449,7 @@ def full_disk(team, folder, writes):
 
     with small(torch.float64), pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", fail)
-        train(config("agreement"), folder, team=team, progress=False)
+        train(config("agreement"), folder, **made_of(torch.float64), team=team, progress=False)
 
 
 def test_where_the_first_process_cannot_write_all_end(tmp_path):

@@ -13,7 +13,8 @@ from gametalearn.errors import InputError
 from gametalearn.evaluation import adapt, ci95, evaluate, protocol_of
 from gametalearn.images import ClassImages
 from gametalearn.models import MLP, Conv4
-from gametalearn.training import load_run, train
+from gametalearn.runfolder import load_run
+from gametalearn.training import train
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from PIL import Image
 
 from gametalearn.checkpoint import load_checkpoint, save_checkpoint
 from gametalearn.cli import main
-from gametalearn.config import CHOICES, TrainConfig
+from gametalearn.config import TrainConfig
+from gametalearn.settings import settings_of
 from gametalearn.weighting import RULES
 
 TINY = "--dataset sinusoid --iterations 2 --meta-batch 2 --hidden 4 --validation-episodes 2 --quiet"
@@ -158,6 +159,7 @@ NASTY = [
     *([], [1], ["uniform", "agreement"], [[]], {}, {"a": 1}, datetime.date(2020, 1, 1)),
 ]  # fmt: skip
 FIELDS = {f.name: str(f.type) for f in dataclasses.fields(TrainConfig) if f.name != "dataset"}
+CHOICES = {name: field.metadata["choices"] for name, field in settings_of(TrainConfig).items()}
 OTHERS = ["rules", "seeds", "quiet", "debug", "overwrite", "config", "resume", "jobs", "folder"]
 OF_TYPE: dict[str, st.SearchStrategy[Any]] = {
     "int": st.sampled_from([0, 1, 1, 2, 2, 3, 3, 4, 4, 7, -1, 10**9 + 1, 2**63]),
@@ -170,8 +172,8 @@ OF_TYPE: dict[str, st.SearchStrategy[Any]] = {
 def value_of(name: str) -> st.SearchStrategy[Any]:
     """Mostly values that the option could have; odd ones too."""
     likely = OF_TYPE.get(FIELDS.get(name, ""), st.sampled_from(NASTY))
-    if name in CHOICES:
-        likely = st.sampled_from(CHOICES[name])
+    if choices := CHOICES.get(name):
+        likely = st.sampled_from(choices)
     elif name in ("rule", "rules"):
         likely = st.sampled_from([*RULES, "torchjd:MGDA", "torchjd:Mean", "agreement,dwa"])
     odd = st.sampled_from(NASTY) | st.text(max_size=8)

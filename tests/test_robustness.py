@@ -17,15 +17,16 @@ import psutil
 import pytest
 import torch
 
-from gametalearn import training
-from gametalearn.checkpoint import alone_in, load_checkpoint
+from gametalearn import runfolder, training
+from gametalearn.checkpoint import load_checkpoint
 from gametalearn.cli import main
 from gametalearn.episodes import EpisodeSampler
 from gametalearn.errors import InputError
+from gametalearn.files import held
 from gametalearn.gradients import meta_gradients
 from gametalearn.images import ClassImages
 from gametalearn.report import contact_sheet
-from gametalearn.training import load_run
+from gametalearn.runfolder import load_run
 
 FLAGS = "--dataset sinusoid --meta-batch 3 --hidden 8 --rule agreement --threads 1 --quiet"
 FLAGS += " --log-every 1 --validate-every 20 --validation-episodes 3 --checkpoint-every 4"
@@ -217,7 +218,7 @@ if may_mount():  # not a skip: elsewhere the tests above stand in
 
             # a file open for writing keeps the system from it: as after an error of the disk
             monkeypatch.setattr(training, "meta_gradients", remounting)
-            monkeypatch.setattr(training, "_Metrics", reopened(training._Metrics))
+            monkeypatch.setattr(training, "Metrics", reopened(runfolder.Metrics))
             assert "Read-only file system" in refused(capsys, *TRAIN, disk / "a")
             monkeypatch.undo()
             assert load_checkpoint(disk / "a" / "checkpoint.pt")["iteration"] == 8
@@ -256,7 +257,7 @@ def reopened(metrics):
 KILLED = """
 import os, signal, sys, tempfile
 import torch._dynamo  # what every run would import
-from gametalearn import checkpoint, training
+from gametalearn import checkpoint, runfolder, training
 from gametalearn.cli import main
 
 def die_at(owner, name, number, after):
@@ -273,7 +274,7 @@ def die_at(owner, name, number, after):
     setattr(owner, name, dying)
 
 places = [(tempfile, "mkstemp"), (os, "fsync"), (os, "replace"), (checkpoint._Noting, "write"),
-          (training._Metrics, "write"), (training, "save_checkpoint")]
+          (runfolder.Metrics, "write"), (runfolder, "save_checkpoint")]
 for owner, name in places:
     for number in map(int, sys.argv[1].split(",")):
         for after in (False, True):
@@ -305,8 +306,8 @@ def test_killed_at_each_step_of_a_save_it_ends_as_if_never_killed(tmp_path, numb
 def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):
     program = (
         "import sys, time, pathlib\n"
-        "from gametalearn.checkpoint import alone_in\n"
-        "with alone_in(pathlib.Path(sys.argv[1])):\n"
+        "from gametalearn.files import held\n"
+        "with held(pathlib.Path(sys.argv[1])):\n"
         "    print('there', flush=True); time.sleep(60)\n"
     )
     (tmp_path / ".checkpoint.pt.x.unfinished").write_bytes(b"half")
@@ -315,12 +316,12 @@ def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):
         assert process.stdout is not None
         assert process.stdout.readline() == "there\n"
         assert not list(tmp_path.iterdir())  # what a killed process left
-        held = pytest.raises(InputError, match="another process is at work there")
-        with held, alone_in(tmp_path, patience=0.2):
+        refused = pytest.raises(InputError, match="another process is at work there")
+        with refused, held(tmp_path, patience=0.2):
             pass
         process.kill()
         process.wait()
-        with alone_in(tmp_path, patience=5):
+        with held(tmp_path, patience=5):
             pass
 
 

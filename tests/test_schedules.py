@@ -79,7 +79,8 @@ def test_training_follows_the_schedules(monkeypatch: pytest.MonkeyPatch) -> None
     assert [learner.step_weights for learner in seen] == [
         step_weights(2, iteration, 4) for iteration in range(6)
     ]
-    assert run.optimizer.param_groups[0]["lr"] == meta_rate(1e-3, "cosine", 5, 6, 1e-5)
+    assert run.outer is not None
+    assert run.outer.optimizer.param_groups[0]["lr"] == meta_rate(1e-3, "cosine", 5, 6, 1e-5)
     rates = [p for name, p in run.meta.items() if name.startswith("inner_lr.")]
     assert all(r.shape == (2,) for r in rates)
     assert any((r != 0.01).any() for r in rates)

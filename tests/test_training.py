@@ -17,7 +17,9 @@ from gametalearn.checkpoint import load_checkpoint
 from gametalearn.config import TrainConfig
 from gametalearn.errors import InputError
 from gametalearn.gradients import meta_gradients
-from gametalearn.training import load_run, train
+from gametalearn.run import Parts, start
+from gametalearn.runfolder import load_run
+from gametalearn.training import train
 from gametalearn.weighting import RULES
 
 
@@ -50,18 +52,12 @@ def assert_same_run(a, b):
 def test_one_iteration_of_uniform_sgd_is_a_step_along_the_mean_row():
     config = tiny(iterations=1, meta_optimizer="sgd", meta_lr=0.1)
     run = train(config, progress=False)
-    start = train_start(config)
-    gradients = meta_gradients(start.model, start.source.sample(3), start.learner)
-    wanted = torch.cat([p.detach().flatten() for p in start.model.parameters()])
+    begun = start(config, Parts())
+    gradients = meta_gradients(begun.model, begun.source.sample(3), begun.learner)
+    wanted = torch.cat([p.detach().flatten() for p in begun.model.parameters()])
     wanted = wanted - 0.1 * gradients.rows.mean(0)
     found = torch.cat([p.detach().flatten() for p in run.model.parameters()])
     torch.testing.assert_close(found, wanted)
-
-
-def train_start(config):
-    from gametalearn.training import _start
-
-    return _start(config, None)
 
 
 @pytest.mark.parametrize("learner", ["maml", "fomaml", "anil", "metasgd", "reptile"])

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from gametalearn.errors import InputError
-from gametalearn.update import apply_update, clip, combine, make_optimizer, meta_rate
+from gametalearn.update import apply_update, clip, combine, meta_rate, sgd
 
 
 def test_combine_is_a_weighted_sum_of_rows():
@@ -20,14 +19,9 @@ def test_clip_by_value_then_by_norm():
 
 def test_apply_update_equals_a_hand_written_sgd_step():
     a, b = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.zeros(3))
-    apply_update(make_optimizer("sgd", [a, b], 9.0), [a, b], torch.arange(7.0), 0.1)
+    apply_update(sgd([("a", a), ("b", b)], 9.0), [a, b], torch.arange(7.0), 0.1)
     assert a.flatten().tolist() == pytest.approx([1.0, 0.9, 0.8, 0.7])
     assert b.tolist() == pytest.approx([-0.4, -0.5, -0.6])
-
-
-def test_unknown_optimizer_is_named():
-    with pytest.raises(InputError, match="got 'lion'"):
-        make_optimizer("lion", [torch.nn.Parameter(torch.ones(1))], 0.1)
 
 
 def test_schedules_at_their_start_middle_and_end():

@@ -246,7 +246,7 @@ def _build(name: str, options: dict[str, Any]) -> WeightedAggregator:
     missing = [o for o, p in parameters.items() if p.default is p.empty and o not in given]
     if missing:
         raise InputError(
-            f"{label} needs {', '.join(missing)}; give --rule-options "
+            f"{label} needs {', '.join(missing)}; give `rule_options` "
             f"{' '.join(f'torchjd:{name}.{option}=...' for option in missing)}, or pass "
             f"TorchJDRule('{name}', {', '.join(f'{option}=...' for option in missing)})"
         )

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from gametalearn import registry
 from gametalearn.data.folder import load_folder
-from gametalearn.data.mini_imagenet import load_mini_imagenet, prepare_mini_imagenet
-from gametalearn.data.omniglot import load_omniglot, prepare_omniglot
+from gametalearn.data.mini_imagenet import prepare_mini_imagenet
+from gametalearn.data.omniglot import prepare_omniglot
 from gametalearn.data.packed import data_root
 from gametalearn.data.sinusoid import Sinusoid
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
+from gametalearn.places import folder_of
 
 __all__ = [
-    "NAMES",
     "Sinusoid",
     "data_root",
     "load_dataset",
+    "load_part",
     "prepare_mini_imagenet",
     "prepare_omniglot",
 ]
 
-NAMES = ("glyphs", "omniglot", "mini-imagenet", "folder:PATH")
 SPLITS = ("train", "val", "test")
 
 
@@ -39,8 +41,9 @@ def load_dataset(
 
     Args:
         name: ``glyphs`` (embedded; built on first use), ``omniglot``, ``mini-imagenet``, or
-            ``folder:PATH`` or a path for a tree of class folders, cached on first use. (Sinusoids
-            are no images: see `gametalearn.data.Sinusoid`.)
+            ``folder:PATH`` or a path for a tree of class folders, cached on first use; or a name
+            that a package registered, or ``module:attribute``. (Sinusoids are no images: see
+            `gametalearn.data.Sinusoid`.)
         split: ``train``, ``val`` or ``test``; no class is in two of them.
         root: the data root; `data_root` by default.
         class_split: how classes are dealt to the splits, where a data set has more than one way:
@@ -54,34 +57,61 @@ def load_dataset(
     Raises:
         InputError: an unknown name or split, or a data set that is not prepared.
     """
+    data = load_part(
+        name, split, root=root, class_split=class_split, rotations=rotations,
+        image_size=image_size, channels=channels,
+    )  # fmt: skip
+    if not isinstance(data, ClassImages):
+        raise InputError(
+            f"load_dataset: data set {name!r} gives episodes and no images; sample from it"
+        )
+    return data
+
+
+def load_part(
+    name: str,
+    split: str,
+    *,
+    root: Path | None = None,
+    class_split: str | None = None,
+    rotations: bool = False,
+    image_size: int | None = None,
+    channels: int | None = None,
+    **offered: Any,
+) -> Any:
+    """What a data set's name stands for: a `ClassImages`, or a source of episodes.
+
+    Args:
+        name, split, root, class_split, rotations, image_size, channels: as in `load_dataset`; a
+            registered name or ``module:attribute`` too.
+        offered: what else a data set may name, see `gametalearn.registry.OFFERED`.
+    """
     if split not in SPLITS:
         raise InputError(
             f"load_dataset: split {split!r} is unknown; use one of {', '.join(SPLITS)}"
         )
     root = data_root() if root is None else root
-    if name == "omniglot":
-        images = load_omniglot(split, root, class_split or "lake")
-    elif class_split is not None:
+    folder = folder_of(name)
+    part, fixed = (load_folder, {}) if folder is not None else registry.resolve("dataset", name)
+    if class_split is not None and not registry.takes(part, "class_split"):
         raise InputError(
             f"load_dataset: data set '{name}' has one way to split its classes, "
-            f"got --split {class_split!r}; leave it out"
+            f"got the class split {class_split!r}; leave it out"
         )
-    elif name == "glyphs":
-        from gametalearn.data.glyphs import load_glyphs
-
-        images = load_glyphs(split, root=root)
-    elif name == "mini-imagenet":
-        images = load_mini_imagenet(split, root)
-    elif name.startswith("folder:") or Path(name).is_dir():
-        folder = Path(name.removeprefix("folder:"))
-        # packed at the size asked for, not resized twice
-        images = load_folder(
-            folder, split, root, image_size=image_size or 84, channels=channels or 3
+    if folder is not None:  # packed at the size asked for, not resized twice
+        data: Any = load_folder(
+            Path(folder), split, root, image_size=image_size or 84, channels=channels or 3
         )
     else:
-        raise InputError(
-            f"load_dataset: data set {name!r} is unknown; use one of {', '.join(NAMES)}"
+        given = {"class_split": class_split, "image_size": image_size, "channels": channels}
+        offered |= {k: v for k, v in given.items() if v is not None}
+        data = registry.call(
+            "dataset", name, part, {"split": split, "root": root, **offered}, fixed
         )
+    if hasattr(data, "sample"):
+        return data
+    if not isinstance(data, ClassImages):
+        data = ClassImages.from_pairs(data, name)
     if rotations:
-        images = images.rotated()
-    return images.converted(image_size, channels)
+        data = data.rotated()
+    return data.converted(image_size, channels)

@@ -71,7 +71,7 @@ def _open(source: Path) -> Iterator[SourceFiles]:
         with ZipFiles(source) as files:
             yield files
     else:
-        raise InputError(f"--source {source}: no such file or folder; {EXPECTED}")
+        raise InputError(f"`source` {source}: no such file or folder; {EXPECTED}")
 
 
 def _runs(files: SourceFiles) -> dict[str, str]:

@@ -56,16 +56,16 @@ def prepare_mini_imagenet(root: Path, source: Path | None = None, skip_bad: bool
     """
     if source is None:
         raise InputError(
-            "mini-imagenet: ImageNet's terms allow no download; give --source, a folder with "
+            "mini-imagenet: ImageNet's terms allow no download; give `source`, a folder with "
             + LAYOUTS
         )
     if not source.is_dir():
-        raise InputError(f"mini-imagenet: --source {source} is not a folder; it holds {LAYOUTS}")
+        raise InputError(f"mini-imagenet: `source` {source} is not a folder; it holds {LAYOUTS}")
     bad: list[str] = []
 
     def unreadable(error: InputError) -> None:
         if not skip_bad:
-            raise InputError(f"{error}; repair it, or leave it out with --skip-bad") from error
+            raise InputError(f"{error}; repair it, or leave it out with `skip_bad`") from error
         bad.append(str(error))
         tqdm.write(f"skipped: {error}", file=sys.stderr)
 

@@ -150,7 +150,7 @@ def _open(source: Path, part: str) -> SourceFiles:
         return ZipFiles(archive)
     raise InputError(
         f"omniglot: {source} has neither {archive.name} nor a folder {folder.name}/; give the "
-        "folder that holds both parts as --source"
+        "folder that holds both parts as `source`"
     )
 
 
@@ -166,18 +166,18 @@ def _index(files: SourceFiles, part: str) -> dict[tuple[str, str], list[str]]:
         if have != characters:
             raise InputError(
                 f"omniglot: {files.where} has {have} of the {characters} characters of alphabet "
-                f"{alphabet}; give the complete archive as --source"
+                f"{alphabet}; give the complete archive as `source`"
             )
     for (alphabet, character), names in found.items():
         if alphabet not in ALPHABETS[part]:
             raise InputError(
                 f"omniglot: {files.where} has an alphabet {alphabet!r} that images_{part} has not; "
-                "give the original archive as --source"
+                "give the original archive as `source`"
             )
         if len(names) != DRAWINGS:
             raise InputError(
                 f"omniglot: {files.where} has {len(names)} of the {DRAWINGS} drawings of "
-                f"{alphabet}/{character}; give the complete archive as --source"
+                f"{alphabet}/{character}; give the complete archive as `source`"
             )
     return found
 
@@ -205,7 +205,7 @@ def load_omniglot(split: str, root: Path, class_split: str = "lake") -> ClassIma
     """
     if class_split not in CLASS_SPLITS:
         raise InputError(
-            f"omniglot: --split {class_split!r} is unknown; use one of {', '.join(CLASS_SPLITS)}"
+            f"omniglot: split {class_split!r} is unknown; use one of {', '.join(CLASS_SPLITS)}"
         )
     folder = root / "omniglot"
     try:

@@ -23,12 +23,8 @@ import numpy as np
 import torch
 
 from gametalearn.errors import InputError, summary
+from gametalearn.files import locked
 from gametalearn.images import ClassImages
-
-try:
-    import fcntl
-except ImportError:  # Windows: writers do not take turns, but files are still renamed into place
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "PackedClass",
@@ -340,12 +336,9 @@ def _locked(folder: Path) -> Iterator[None]:
     """Make the folder and hold it against other writers; what a killed writer left is removed."""
     with _writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("ab")
-    with lock:
-        if fcntl is not None:
-            # a file system without locks: writers cannot take turns, and leave each other's files
-            with contextlib.suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                for stale in folder.glob(".packing-*"):
-                    stale.unlink(missing_ok=True)
+        (folder / ".lock").touch()
+    with locked(folder / ".lock") as alone:
+        if alone:
+            for stale in folder.glob(".packing-*"):
+                stale.unlink(missing_ok=True)
         yield

@@ -43,6 +43,7 @@ class Sinusoid:
             if value < 1:
                 raise InputError(f"Sinusoid: {name} must be at least 1, got {value}")
         self.shots, self.queries, self.seed, self.group = shots, queries, seed, group
+        self.input_shape = (1,)
         self._generator = torch.Generator().manual_seed(seed)
 
     def _uniform(self, bounds: tuple[float, float], *size: int) -> Tensor:

@@ -31,7 +31,7 @@ def options_of(cls: Callable[..., object], fixed: Collection[str] = ()) -> dict[
 
 
 def check_options(
-    rule: str, cls: type[object], options: Mapping[str, Any], fixed: Collection[str] = ()
+    rule: str, cls: Callable[..., object], options: Mapping[str, Any], fixed: Collection[str] = ()
 ) -> None:
     """Does the class take these options, and are their values of the types that it annotates?
 
@@ -39,15 +39,25 @@ def check_options(
         InputError: no such option, or a value of another type; the message names the rule.
     """
     takes = options_of(cls, fixed)
-    hints = typing.get_type_hints(cls.__init__)
+    hints = _hints(cls)
     for option, value in options.items():
         if option not in takes:
             known = f"it takes {', '.join(sorted(takes))}" if takes else "it takes none"
             raise InputError(f"rule '{rule}': no option '{option}'; {known}")
-        if not _fits(value, hints[option]):
+        if option in hints and not _fits(value, hints[option]):
             raise InputError(
                 f"rule '{rule}': {option} must be {_wanted(hints[option])}, got {value!r}"
             )
+
+
+def _hints(cls: Callable[..., object]) -> dict[str, Any]:
+    """What a class or function annotates; nothing where that cannot be read."""
+    try:
+        return typing.get_type_hints(
+            vars(cls).get("__init__", cls) if isinstance(cls, type) else cls
+        )
+    except (NameError, TypeError):
+        return {}
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -61,7 +71,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         number = isinstance(value, Integral if hint is int else Real)
         return number and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, hint)
+    return not isinstance(hint, type) or isinstance(value, hint)
 
 
 def _wanted(hint: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gametalearn
-from gametalearn import cli
+from gametalearn import commands
 from gametalearn.cli import main
 from gametalearn.data.omniglot import VALIDATION_ALPHABETS
 from gametalearn.data.packed import packing
@@ -77,7 +77,7 @@ def test_it_trains(
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_it_states_what_the_run_will_do(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(cli, "_train", lambda args: seen.append(cli._config(args)))
+    monkeypatch.setattr(commands, "train", lambda args: seen.append(commands.config_of(args)))
     assert main(["train", "--config", str(file), "--out", "nowhere"]) == 0
     stated = tomllib.loads(file.read_text())
     for key, value in stated.items():

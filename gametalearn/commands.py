@@ -1,0 +1,274 @@
+"""What each command of the command line does with its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from gametalearn import registry
+from gametalearn.config import TrainConfig
+from gametalearn.distributed import Team, joined
+from gametalearn.errors import InputError
+from gametalearn.settings import parse_rule_options, read_toml, settings_of
+
+__all__ = ["bench", "compare", "data", "episodes", "evaluate", "train"]
+
+
+def config_of(args: argparse.Namespace, **more: Any) -> TrainConfig:
+    """The settings that flags and a configuration file give."""
+    given = {k: v for k, v in vars(args).items() if k in settings_of(TrainConfig) and v is not None}
+    options = getattr(args, "rule_options_of_file", None)
+    if options is not None or "rule_options" in given:
+        given["rule_options"] = _merged(options, parse_rule_options(given.get("rule_options", ())))
+    config = TrainConfig.of(**{**given, **more})
+    return (
+        config if config.threads else dataclasses.replace(config, threads=torch.get_num_threads())
+    )
+
+
+def _merged(of_file: Any, of_flags: dict[str, dict[str, Any]]) -> Any:
+    """Options of rules; those of flags win. What is no table of tables, the settings refuse."""
+    if not isinstance(of_file, dict) or not all(isinstance(o, dict) for o in of_file.values()):
+        return of_flags if of_file is None else of_file
+    rules = [*of_file, *(rule for rule in of_flags if rule not in of_file)]
+    return {rule: {**of_file.get(rule, {}), **of_flags.get(rule, {})} for rule in rules}
+
+
+def _use_machine(config: TrainConfig, team: Team) -> None:
+    """The config's threads, but of several processes on one machine none more than its share."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if team.size > 1 else 1
+    if config.threads:
+        share = max(1, (os.cpu_count() or 1) // local) if local > 1 else config.threads
+        torch.set_num_threads(min(config.threads, share))
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"`device` {config.device}: not usable here ({str(error).splitlines()[0]}); try cpu"
+        ) from error
+    if local > 1 and (
+        config.device not in ("cpu", "cuda")
+        or (config.device == "cuda" and local > torch.cuda.device_count())
+    ):
+        raise InputError(
+            f"`device` {config.device}: {local} processes on this machine work on cpu, or on cuda "
+            "with a GPU each; lower --nproc-per-node"
+        )
+
+
+def data(args: argparse.Namespace) -> None:
+    """Prepare data sets, or list what is there."""
+    from gametalearn.data.catalog import describe, prepare
+    from gametalearn.data.packed import data_root
+
+    root = data_root()
+    if args.action == "list":
+        if args.name:
+            raise InputError(f"data list takes no name, got '{args.name}'")
+        for name, state in describe(root):
+            print(f"{name:14} {state}")
+        return
+    if not args.name:
+        raise InputError("data prepare: name a data set: omniglot, mini-imagenet or glyphs")
+    print(prepare(args.name, root, args.source, skip_bad=args.skip_bad))
+
+
+def episodes(args: argparse.Namespace) -> None:
+    """Sample episodes, and draw them."""
+    from gametalearn.build import build_source
+    from gametalearn.episodes import EpisodeSampler
+    from gametalearn.report import contact_sheet
+
+    config = config_of(args)
+    if args.episodes < 1:
+        raise InputError(f"`episodes` must be at least 1, got {args.episodes}")
+    source = build_source(config, args.on)
+    batch = source.sample(args.episodes)
+    print(
+        f"{len(batch)} episodes of {config.dataset} ({args.on}), seed {config.seed}: "
+        f"support {tuple(batch.support_x.shape[1:])}, query {tuple(batch.query_x.shape[1:])}"
+    )
+    if not isinstance(source, EpisodeSampler) or batch.classes is None:
+        if config.regression:
+            raise InputError(f"episodes draws images; {config.dataset} has none")
+        raise InputError("episodes draws one data set at a time; name one with `dataset`")
+    data, names = source.dataset, []
+    for i, classes in enumerate(batch.classes.tolist()):
+        names.append([data.classes[c] for c in classes])
+        groups = sorted({data.groups[int(data.class_group[c])] for c in classes})
+        print(f"  {i + 1}: {', '.join(names[-1])}  [{', '.join(groups)}]")
+    print(f"wrote {contact_sheet(batch, args.out, config.ways, names)}")
+
+
+def train(args: argparse.Namespace) -> None:
+    """Meta-train one model."""
+    from gametalearn.training import train
+
+    with joined() as team:
+        config, out = team.on_first(lambda: _run_of(args))
+        team.everywhere(lambda: _use_machine(config, team))
+        moved = args.resume is not None and args.dataset is not None
+        run = train(
+            config, out, overwrite=args.overwrite, progress=not args.quiet, team=team, moved=moved
+        )
+        value = run.best["value"] * (1 if run.score.higher_is_better else -1)
+        shown = f"{100 * value:.2f}%" if run.score.format == "percent" else f"{value:.4g}"
+        shown = shown if math.isfinite(value) else "not finite"
+        if team.first:
+            print(
+                f"{run.iteration} iterations in {run.seconds:.0f} s; best validation "
+                f"{run.score.name} {shown} at iteration {run.best['iteration']}; next: "
+                f"gametalearn evaluate {out}"
+            )
+
+
+def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
+    """The settings of a run, given by flags or by the run that goes on, and its folder."""
+    from gametalearn.runfolder import config_in
+
+    if args.resume is None:
+        if args.out is None:
+            raise InputError(
+                "train: give --out RUN, the folder that keeps the model, or --resume RUN"
+            )
+        config, there = config_of(args), args.out / "config.toml"
+        if args.threads is None and there.exists():  # torchrun has another default
+            config = dataclasses.replace(config, threads=read_toml(there).get("threads", 0))
+        return config, args.out
+    if args.out is not None and args.out != args.resume:
+        raise InputError(f"--resume {args.resume} goes on there; drop --out {args.out}")
+    given = {k: v for k in registry.KINDS if (v := getattr(args, k)) is not None}
+    config = config_in(args.resume, given, trust=args.trust)
+    if args.dataset is not None and args.dataset != config.dataset:
+        from gametalearn.provenance import relocated
+
+        config = relocated(config, args.dataset)
+    return config, args.resume
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Test a trained run."""
+    from gametalearn.build import build_source, objective_names, stream_seed
+    from gametalearn.evaluation import protocol_of
+    from gametalearn.protocols import evaluate_all, write_evaluations
+    from gametalearn.runfolder import load_run
+
+    if (args.protocol == "lake") != (args.source is not None):
+        raise InputError("--protocol lake and --source PATH, its runs, go together")
+    for name in ("on", "episodes"):
+        if args.protocol == "lake" and (value := getattr(args, name)) is not None:
+            raise InputError(f"--protocol lake has tasks of its own; leave out --{name} {value}")
+    on, episodes = args.on or "test", 1000 if args.episodes is None else args.episodes
+    if args.query_at_a_time and args.protocol in ("transductive", "inductive"):
+        raise InputError(
+            f"--query-at-a-time is a protocol of its own, not {args.protocol}; give it alone, or "
+            "with --protocol both or lake"
+        )
+    with joined() as team:
+        given = {k: v for k in ("model", "learner", "loss", "score") if (v := getattr(args, k))}
+        run = load_run(
+            args.folder, args.checkpoint, args.device, dataset=args.dataset, trust=args.trust,
+            team=team, **given,
+        )  # fmt: skip
+        changes = {k: getattr(args, k) for k in ("threads", "seed") if getattr(args, k) is not None}
+        config = dataclasses.replace(run.config, **changes)
+        team.everywhere(lambda: _use_machine(config, team))
+        learner = run.test_learner
+        if args.inner_steps is not None:
+            learner = run.learner.for_test(args.inner_steps)
+        own: Any = protocol_of(run.model) if config.protocol == "auto" else config.protocol
+        wanted = own if args.protocol in (None, "auto") else args.protocol
+        protocols: Any = ["transductive", "inductive"] if wanted in ("both", "lake") else [wanted]
+        if args.query_at_a_time:
+            protocols = [*(protocols if len(protocols) > 1 else []), "query-at-a-time"]
+        title = f"{args.folder} ({args.checkpoint}, iteration {run.iteration})"
+        if wanted == "lake":
+            if team.first:  # 20 tasks need no sharing
+                _lake(args, run, learner, protocols, own, title)
+            return
+        if not args.trust:
+            repeated = {} if args.dataset is None else {"dataset": args.dataset}
+            registry.refuse_untrusted(config.as_dict(), ("dataset",), repeated, args.folder)
+        source = team.everywhere(lambda: build_source(config, on))
+        silent = args.quiet or not sys.stderr.isatty() or not team.first
+        with tqdm(total=episodes * len(protocols), desc=f"evaluate {args.folder}",
+                  leave=False, disable=silent) as bar:  # fmt: skip
+            found = evaluate_all(
+                run.model, source, learner, episodes, stream_seed(config.seed, on),
+                protocols, meta=run.meta, loss=run.loss, score=run.score,
+                progress=bar.update, team=team,
+            )  # fmt: skip
+        if team.first:
+            names = objective_names(config, source)
+            for result in found.values():
+                print(f"{title}: {result}")
+                if len(names) > 1:
+                    for group in result.by_group():
+                        print(f"  {names[group]}: {result.of_group(group)}")
+            file = args.folder / "evaluation.json"
+            write_evaluations(file, found, own, run.iteration, learner.steps)
+
+
+def _lake(
+    args: argparse.Namespace, run: Any, learner: Any, protocols: Any, own: Any, title: str
+) -> None:
+    from gametalearn.data.lake import load_lake
+    from gametalearn.protocols import check_lake, evaluate_lake, write_lake
+
+    check_lake(run.config)
+    tasks = load_lake(args.source)
+    found = evaluate_lake(run.model, tasks, learner, protocols, meta=run.meta, loss=run.loss)
+    records = write_lake(args.folder / "lake.json", found, own, run.iteration, learner.steps)
+    for protocol, record in records.items():
+        print(
+            f"{title}: Lake's one-shot task, error rate {100 * record['error_rate']:.2f}% +/- "
+            f"{100 * record['ci95']:.2f}% (mean of {len(record['runs'])} runs, standard deviation "
+            f"{100 * record['std']:.2f}%, {protocol})"
+        )
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Train several rules, and compare them."""
+    from gametalearn.comparison import compare
+    from gametalearn.report import plot_comparison
+
+    with joined() as team:
+        config = team.on_first(lambda: config_of(args))
+        team.everywhere(lambda: _use_machine(config, team))
+        rules = [name.strip() for name in args.rules.split(",") if name.strip()]
+        try:
+            seeds = [int(s) for s in args.seeds.split(",")]
+        except ValueError:
+            raise InputError(
+                f"--seeds takes a number or a list such as 0,1,2; got '{args.seeds}'"
+            ) from None
+        comparison = compare(
+            config,
+            rules,
+            seeds if "," in args.seeds else seeds[0],
+            args.episodes,
+            args.out,
+            overwrite=args.overwrite,
+            progress=not args.quiet,
+            jobs=args.jobs,
+            team=team,
+        )
+        if team.first:
+            print(comparison.table(), flush=True)
+            plots = plot_comparison(comparison, args.out)
+            print(f"\nwrote {', '.join(str(p) for p in [args.out / 'results.json', *plots])}")
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Time a meta-gradient beside learn2learn's."""
+    from gametalearn.benchmark.command import run
+
+    run(args)

@@ -1,0 +1,342 @@
+"""Parts by name: built in, registered by an installed package, or ``package.module:attribute``.
+
+A part is a class or function that is called with those of the offered arguments that it names, all
+by keyword: ``def net(ways, input_shape)`` and ``class Net(nn.Module)`` without arguments are both
+models. See `OFFERED` for what is offered to each kind.
+
+Packages register models, datasets, learners and rules by entry points::
+
+    [project.entry-points."gametalearn.rules"]
+    my-rule = "my_package.rules:MyRule"
+
+Nothing is imported before it is used, so a package that fails to import stops only what uses it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from gametalearn.errors import InputError, summary
+
+__all__ = [
+    "BUILT_IN",
+    "HANDED_IN",
+    "KINDS",
+    "OFFERED",
+    "Part",
+    "call",
+    "from_outside",
+    "handed_in",
+    "is_handed_in",
+    "known",
+    "name_of",
+    "names",
+    "refuse_untrusted",
+    "require_known",
+    "resolve",
+    "takes",
+]
+
+KINDS = ("model", "dataset", "learner", "rule", "loss", "score", "meta_optimizer")
+
+REGISTERED = ("model", "dataset", "learner", "rule")
+"""The kinds that packages may register, in the entry-point groups ``gametalearn.models`` and so on."""
+
+
+OFFERED: dict[str, str] = {
+    "model": "ways, input_shape, channels, image_size, hidden, pool, norm, config",
+    "dataset": "split, seed, ways, shots, queries, class_split, image_size, channels, root, config",
+    "learner": "inner_lr, steps, optimizer, batch, config",
+    "rule": "objectives, within, columns, seed, config, and the rule's own options",
+    "loss": "prediction, target",
+    "score": "prediction, target",
+    "meta_optimizer": "named_parameters, lr",
+}
+"""The arguments that a part of each kind may name; a loss and a score are functions of both of theirs."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a built-in part is, and the arguments that its name stands for."""
+
+    target: str
+    fixed: Mapping[str, Any]
+
+
+def _part(target: str, **fixed: Any) -> Part:
+    return Part(f"gametalearn.{target}", fixed)
+
+
+BUILT_IN: dict[str, dict[str, Part]] = {
+    "model": {
+        "conv4": _part("models:Conv4"),
+        "resnet12": _part("models:ResNet12"),
+        "mlp": _part("build:mlp"),
+    },
+    "dataset": {
+        "glyphs": _part("data.glyphs:load_glyphs", seed=0),
+        "omniglot": _part("data.omniglot:load_omniglot"),
+        "mini-imagenet": _part("data.mini_imagenet:load_mini_imagenet"),
+        "sinusoid": _part("data.sinusoid:Sinusoid"),
+    },
+    "learner": {
+        "maml": _part("adaptation:MAML"),
+        "fomaml": _part("adaptation:MAML", first_order=True),
+        "anil": _part("adaptation:ANIL"),
+        "metasgd": _part("adaptation:MetaSGD"),
+        "reptile": _part("adaptation:Reptile"),
+    },
+    "rule": {
+        "uniform": _part("weighting:Uniform"),
+        "agreement": _part("weighting:GradientAgreement"),
+        "agreement-update": _part("weighting:GradientAgreement", signal="update"),
+        "agreement-cosine": _part("weighting:GradientAgreement", normalize=True),
+        "norm-control": _part("weighting:NormControl"),
+        "gradnorm": _part("weighting:GradNorm"),
+        "uncertainty": _part("weighting:UncertaintyWeighting"),
+        "uncertainty-positive": _part("weighting:UncertaintyWeighting", form="positive"),
+        "dwa": _part("weighting:DynamicWeightAverage"),
+        "dtp": _part("weighting:DynamicTaskPrioritization"),
+    },
+    "loss": {"default": _part("losses:default_loss")},
+    "score": {
+        "default": _part("scores:default_score"),
+        "accuracy": _part("scores:as_score", score="accuracy"),
+        "binary-accuracy": _part("scores:as_score", score="binary-accuracy"),
+        "multilabel-accuracy": _part("scores:as_score", score="multilabel-accuracy"),
+        "mse": _part("scores:as_score", score="mse"),
+        "mae": _part("scores:as_score", score="mae"),
+    },
+    "meta_optimizer": {"adam": _part("update:adam"), "sgd": _part("update:sgd")},
+}
+"""A line a part."""
+
+TORCHJD = "torchjd:"
+PREFIXES: dict[str, str] = {"rule": TORCHJD, "dataset": "folder:"}
+"""What is never read as ``module:attribute``."""
+
+HANDED_IN = "handed-in:"
+"""Prefix of a setting whose part was handed in as an object, followed by what it is called."""
+
+_OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*")
+
+
+def name_of(part: object) -> str:
+    """How a message or a file names a part: its function or class, with the module it comes from.
+
+    >>> name_of(functools.partial(int, base=2))
+    'partial of builtins.int'
+    """
+    if isinstance(part, functools.partial):
+        return f"partial of {name_of(part.func)}"
+    named: Any = part if hasattr(part, "__qualname__") else type(part)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def handed_in(part: object) -> str:
+    """The setting that stands for a part that was handed in: a `HANDED_IN` and its name."""
+    return f"{HANDED_IN}{name_of(part)}"
+
+
+def is_handed_in(name: str) -> bool:
+    """Whether a setting stands for a part that was handed in."""
+    return name.startswith(HANDED_IN)
+
+
+def from_outside(kind: str, name: str) -> bool:
+    """Whether a name is ``package.module:attribute``, to be imported by what the name itself says.
+
+    >>> from_outside("rule", "my.rules:Mine"), from_outside("rule", "torchjd:UPGrad")
+    (True, False)
+    """
+    reserved = (PREFIXES.get(kind, HANDED_IN), HANDED_IN)
+    return _OUTSIDE.fullmatch(name) is not None and not name.startswith(reserved)
+
+
+def known(kind: str, name: str) -> bool:
+    """Whether a name is built in or registered; nothing is imported."""
+    return name in BUILT_IN[kind] or name in _entries(kind)
+
+
+def require_known(kind: str, name: str) -> None:
+    """Raise an `InputError` for a name that nothing stands behind; nothing is imported."""
+    prefix = PREFIXES.get(kind, HANDED_IN)
+    if not (known(kind, name) or from_outside(kind, name) or name.startswith((prefix, HANDED_IN))):
+        raise InputError(_unknown(kind, name))
+
+
+def names(kind: str) -> list[str]:
+    """The names that are built in, then those that installed packages registered."""
+    return [*BUILT_IN[kind], *sorted(_entries(kind).keys() - BUILT_IN[kind].keys())]
+
+
+def resolve(kind: str, name: str) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+    """The part of a name, and the arguments that the name stands for.
+
+    Args:
+        kind: one of `KINDS`.
+        name: built in, registered, or ``package.module:attribute``, whose module is looked for in
+            the working directory too.
+
+    Raises:
+        InputError: an unknown name, one that two packages registered, or one that fails to import.
+    """
+    if kind == "rule" and name.startswith(TORCHJD):
+        part = _part("bridges.torchjd:TorchJDRule", name=name.removeprefix(TORCHJD))
+        return _imported(kind, name, part.target), part.fixed
+    registered = _entries(kind).get(name, [])
+    if name in BUILT_IN[kind]:
+        if registered:
+            warnings.warn(
+                f"{_word(kind)} '{name}' is built in; the one that {_owners(registered)} registered by "
+                "this name is left aside",
+                stacklevel=2,
+            )
+        part = BUILT_IN[kind][name]
+        return _imported(kind, name, part.target), part.fixed
+    if len(registered) > 1:
+        raise InputError(
+            f"{_word(kind)} '{name}' is registered by {_owners(registered)}; uninstall one, or name the "
+            f"part itself, such as {registered[0].value}"
+        )
+    if registered:
+        return _imported(kind, name, registered[0].value), {}
+    if from_outside(kind, name):
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.append(os.getcwd())
+        return _imported(kind, name, name), {}
+    raise InputError(_unknown(kind, name))
+
+
+def call(
+    kind: str,
+    name: str,
+    part: Callable[..., Any],
+    offered: Mapping[str, Any],
+    fixed: Mapping[str, Any] | None = None,
+) -> Any:
+    """Call a part with those of the offered arguments that it names, and with all of ``fixed``.
+
+    Raises:
+        InputError: it needs another argument.
+    """
+    fixed = {} if fixed is None else fixed
+    try:
+        signature = inspect.signature(part)
+    except (TypeError, ValueError):  # some classes of C extensions tell nothing
+        return part(**fixed)
+    kinds = inspect.Parameter
+    taken = {
+        p.name: offered[p.name]
+        for p in signature.parameters.values()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and p.name in offered
+        and p.name not in fixed
+    }
+    missing = [
+        p.name
+        for p in signature.parameters.values()
+        if p.default is p.empty
+        and p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+        and p.name not in {*taken, *fixed}
+    ]
+    if missing:
+        raise InputError(
+            f"{_word(kind)} '{name}' needs an argument '{missing[0]}', which is not offered to it; it may "
+            f"name {OFFERED[kind]}"
+        )
+    return part(**taken, **fixed)
+
+
+def takes(part: Callable[..., Any], argument: str) -> bool:
+    """Whether a part names an argument."""
+    return argument in inspect.signature(part).parameters
+
+
+def refuse_untrusted(
+    settings: Mapping[str, Any], kinds: Iterable[str], given: Mapping[str, str], where: object
+) -> None:
+    """Raise an `InputError` for a ``module:attribute`` of a run's file that nobody asked for.
+
+    Args:
+        settings: what the file says.
+        kinds: the kinds of parts that are about to be built.
+        given: the names that the user repeated, by kind.
+        where: the run's folder, for the message.
+    """
+    for kind in kinds:
+        setting = str(settings.get(kind))
+        for name in setting.split("+"):
+            if from_outside(kind, name) and given.get(kind) != setting:
+                raise InputError(
+                    f"{where}: its {_word(kind)} is {name}, code that loading a run does not import "
+                    f"unasked; repeat it (`{kind}` {setting}), or give `trust` if you trust the run"
+                )
+
+
+@functools.cache
+def _entries(kind: str) -> dict[str, list[metadata.EntryPoint]]:
+    found: dict[str, list[metadata.EntryPoint]] = {}
+    if kind in REGISTERED:
+        for entry in metadata.entry_points(group=f"gametalearn.{kind}s"):
+            same = found.setdefault(entry.name, [])
+            if entry.value not in {other.value for other in same}:  # installed twice is one
+                same.append(entry)
+    return found
+
+
+def _word(kind: str) -> str:
+    return {"dataset": "data set", "meta_optimizer": "outer optimiser"}.get(kind, kind)
+
+
+def _owners(entries: list[metadata.EntryPoint]) -> str:
+    return " and ".join(
+        f"{entry.dist.name if entry.dist else 'an unknown package'} ({entry.value})"
+        for entry in entries
+    )
+
+
+def _imported(kind: str, name: str, target: str) -> Callable[..., Any]:
+    module, _, attribute = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for step in attribute.split("."):
+            found = getattr(found, step)
+    except ModuleNotFoundError as error:
+        if name.startswith(TORCHJD):
+            raise InputError(
+                f"rule '{name}': {error.name} is not installed; pip install 'gametalearn[torchjd]'"
+            ) from error
+        raise InputError(f"{_word(kind)} '{name}': no module {error.name}") from error
+    except Exception as error:  # another package's code may raise anything
+        reason = f"{type(error).__name__}: {summary(error)}"
+        raise InputError(
+            f"{_word(kind)} '{name}': {target} cannot be imported ({reason})"
+        ) from error
+    if not callable(found) and kind != "score":  # which may be a `Score`
+        raise InputError(
+            f"{_word(kind)} '{name}': {target} is a {type(found).__name__}; name a class or a function"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _unknown(kind: str, name: str) -> str:
+    choices = names(kind)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    more = {"rule": ", torchjd:NAME", "dataset": ", folder:PATH"}.get(kind, "")
+    return (
+        f"unknown {_word(kind)} '{name}'; {hint}known: {', '.join(choices)}{more}, or "
+        "package.module:attribute"
+    )

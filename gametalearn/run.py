@@ -1,0 +1,320 @@
+"""A training run and its parts: built from the settings, or handed in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gametalearn import registry
+from gametalearn.adaptation import Learner, Params, model_parameters
+from gametalearn.build import (
+    build_learner,
+    build_loss,
+    build_model,
+    build_optimizer,
+    build_rule,
+    build_score,
+    build_source,
+    make_model,
+    objective_names,
+)
+from gametalearn.config import TrainConfig
+from gametalearn.distributed import ALONE, Team
+from gametalearn.episodes import Source, input_shape_of
+from gametalearn.errors import InputError
+from gametalearn.losses import Loss, default_loss
+from gametalearn.peek import score_for
+from gametalearn.schedules import learner_at
+from gametalearn.scores import SCORES, Score, ScoreLike, as_score, default_score
+from gametalearn.update import meta_rate
+from gametalearn.weighting import Rule, shared_columns
+
+__all__ = ["Outer", "Parts", "Run", "outer_of", "start"]
+
+Scheduler = Any
+"""Anything with ``step()`` and ``state_dict()``; torch has no common class of all its schedulers."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is handed in to a run; what is None, or a default, is built from the settings.
+
+    Attributes:
+        model: a module, whose weights are the initial ones and which is trained in place; or a class
+            or function that gives one (`gametalearn.registry.OFFERED`).
+        source, validation: episodes of training and validation classes; see
+            `gametalearn.episodes.Source`.
+        learner: the inner loop.
+        rule: the weighting rule; its state is saved if it has ``state_dict``.
+        loss, score: as in `gametalearn.training.train`.
+        optimizer: ``optimizer(named_parameters)`` gives the outer optimiser, or it and a scheduler.
+        rule_factory: a class or function that makes the rule, where ``rule`` is None.
+    """
+
+    model: nn.Module | Callable[..., nn.Module] | None = None
+    source: Source | None = None
+    validation: Source | None = None
+    learner: Learner | None = None
+    rule: Rule | None = None
+    loss: Loss = default_loss
+    score: ScoreLike = default_score
+    optimizer: Callable[..., Any] | None = None
+    rule_factory: Callable[..., Rule] | None = None
+
+    def named(self, config: TrainConfig) -> TrainConfig:
+        """The settings, in which what was handed in stands by its name."""
+        handed = {
+            "model": self.model, "dataset": self.source, "learner": self.learner,
+            "rule": self.rule or self.rule_factory, "meta_optimizer": self.optimizer,
+            "loss": None if self.loss is default_loss else self.loss,
+        }  # fmt: skip
+        changes = {k: registry.handed_in(part) for k, part in handed.items() if part is not None}
+        score = as_score(self.score)
+        if score is not None:
+            known = SCORES.get(score.name) == score
+            changes["score"] = score.name if known else f"{registry.HANDED_IN}{score.name}"
+        if changes.get("rule"):
+            changes["rule_options"] = {}  # type: ignore[assignment]
+        return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class Run:
+    """A training run and its state.
+
+    Attributes:
+        config: its settings.
+        model: the model; after `train`, with its latest weights.
+        meta: the meta-parameters by name: the model's own, then learned inner rates.
+        learner: the inner loop of training.
+        objectives: what the numbers in ``group`` stand for.
+        loss: what the inner loop and the meta-gradients differentiate.
+        score: by which weights are validated, and which metrics report; settled where it was left
+            to the loss.
+        input_shape: of one input.
+        iteration: meta-updates done.
+        seconds: time spent training, over all sessions.
+        skipped: tasks left out as not finite.
+        best: ``iteration`` and ``value`` of the best validation (a score of which less is better with
+            its sign turned), and its ``meta`` tensors.
+        out: the folder with metrics and checkpoints, or None (on all processes but the first, too).
+        team: the processes that train together.
+        drawn: the training episodes; None in a run that was loaded.
+        outer: the rule and the outer optimiser; None in a run that was loaded.
+    """
+
+    config: TrainConfig
+    model: nn.Module
+    meta: Params
+    learner: Learner
+    objectives: tuple[str, ...]
+    loss: Loss = default_loss
+    score: Score = SCORES["accuracy"]
+    input_shape: tuple[int, ...] = ()
+    iteration: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+    team: Team = ALONE
+    drawn: Source | None = None
+    outer: Outer | None = None
+
+    @property
+    def source(self) -> Source:
+        """The training episodes; of a run that was loaded, from their beginning."""
+        if self.drawn is None:
+            self.drawn = build_source(self.config, "train")
+        return self.drawn
+
+    @property
+    def test_learner(self) -> Learner:
+        """The inner loop of validation and test."""
+        return self.learner.for_test(self.config.test_steps)
+
+    @property
+    def learner_now(self) -> Learner:
+        """The inner loop of the next meta-iteration: `learner` under its annealings."""
+        return learner_at(
+            self.learner,
+            self.iteration,
+            first_order_until=self.config.first_order_until,
+            multi_step_loss=self.config.multi_step_loss,
+        )
+
+    @property
+    def meta_lr_now(self) -> float | None:
+        """The outer rate of the next meta-iteration; None where the optimiser keeps its own."""
+        c = self.config
+        if c.meta_optimizer not in registry.BUILT_IN["meta_optimizer"]:
+            return None
+        return meta_rate(c.meta_lr, c.meta_schedule, self.iteration, c.iterations, c.meta_lr_final)
+
+    def load_best(self) -> None:
+        """Put the best validated meta-parameters into ``meta`` and the model."""
+        self.put(self.best.get("meta", {}))
+
+    def put(self, values: Params) -> None:
+        """Copy values into the meta-parameters of the same names."""
+        with torch.no_grad():
+            for name, value in values.items():
+                self.meta[name].copy_(value)
+
+
+@dataclass
+class Outer:
+    """What only training needs: the weighting rule, the outer optimiser, perhaps its scheduler."""
+
+    rule: Rule
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all that have one."""
+        parts: dict[str, Any] = {
+            "optimizer": self.optimizer, "rule": self.rule, "scheduler": self.scheduler
+        }  # fmt: skip
+        return {
+            name: part.state_dict() if hasattr(part, "state_dict") else {}
+            for name, part in parts.items()
+        }
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave; runs of older versions have no scheduler."""
+        self.optimizer.load_state_dict(content["optimizer"])
+        for name, part in (("rule", self.rule), ("scheduler", self.scheduler)):
+            if hasattr(part, "load_state_dict"):
+                part.load_state_dict(content[name])  # type: ignore[union-attr]
+
+
+RESERVED = {
+    *("best_iteration", "ci95", "ci95_over_seeds", "diagnostics", "effective", "episodes", "group"),
+    *("inner_steps", "iteration", "loss", "losses", "metric", "objectives", "protocol"),
+    *("protocols", "raw", "schema", "scores", "seconds", "seed", "seeds", "skipped", "spoiled"),
+    *("validation", "values"),
+}
+"""What files call something else; a score needs another name."""
+
+
+def start(
+    config: TrainConfig,
+    parts: Parts,
+    out: Path | None = None,
+    team: Team = ALONE,
+    *,
+    known: dict[str, Any] | None = None,
+) -> Run:
+    """A run before its first iteration.
+
+    Args:
+        config: the settings, with the names of what was handed in (`Parts.named`).
+        parts: what was.
+        out, team: as in `Run`.
+        known: what a checkpoint tells of the data: then no training data is needed.
+
+    Raises:
+        InputError: settings, data, loss and score do not fit.
+    """
+    for kind in ("learner", "rule", "model", "loss", "score", "meta_optimizer"):
+        if known is None:  # a name that is mistyped is found before data are read
+            registry.require_known(kind, getattr(config, kind))
+    loaded = known is not None and "input_shape" in known
+    source = None
+    if not loaded:
+        source = build_source(config, "train") if parts.source is None else parts.source
+    shape = tuple(known["input_shape"]) if loaded and known else input_shape_of(source)  # type: ignore[arg-type]
+    model = _model(config, parts, shape)
+    learner = build_learner(config) if parts.learner is None else parts.learner
+    own = model_parameters(model)
+    meta = {
+        name: own[name] if name in own else nn.Parameter(value.detach().clone())
+        for name, value in learner.meta_parameters(own).items()
+    }
+    loss = build_loss(config) if parts.loss is default_loss else parts.loss
+    score = build_score(config) if parts.score is default_score else parts.score
+    if source is None:
+        objectives = tuple(known["objectives"])  # type: ignore[index]
+        settled = _score_again(score, known["score"])  # type: ignore[index]
+    else:
+        objectives = objective_names(config, source)
+        settled = _score(config, loss, score, model, meta, source)
+    return Run(config, model, meta, learner, objectives, loss, settled, shape, out=out, team=team,
+               drawn=source)  # fmt: skip
+
+
+def _model(config: TrainConfig, parts: Parts, shape: tuple[int, ...]) -> nn.Module:
+    if isinstance(parts.model, nn.Module):
+        return parts.model.to(config.device)
+    if parts.model is not None:
+        return make_model(config, parts.model, shape, {})
+    return build_model(config, shape)
+
+
+def outer_of(run: Run, parts: Parts) -> Outer:
+    """The rule and the outer optimiser of a run.
+
+    Raises:
+        InputError: the rule does not suit the run's score or objectives.
+    """
+    config = run.config
+    if config.rule == "dtp" and not run.score.higher_is_better:
+        raise InputError(
+            f"rule 'dtp' weighs objectives by their accuracy, and the score '{run.score.name}' is an "
+            "error; use gradnorm, uncertainty, uncertainty-positive or dwa"
+        )
+    rule = parts.rule
+    if rule is None:
+        shapes = {name: p.shape for name, p in run.meta.items()}
+        columns = shared_columns(shapes, config.shared or None)
+        if parts.rule_factory is None:
+            rule = build_rule(config, len(run.objectives), columns)
+        else:
+            offered = {"objectives": len(run.objectives), "within": config.within,
+                       "columns": columns, "seed": config.seed, "config": config}  # fmt: skip
+            rule = registry.call("rule", config.rule, parts.rule_factory, offered)
+    named = list(run.meta.items())
+    made = build_optimizer(config, named) if parts.optimizer is None else parts.optimizer(named)
+    optimizer, scheduler = made if isinstance(made, tuple) else (made, None)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError(
+            f"the outer optimiser must be a torch.optim.Optimizer, perhaps in a tuple with a "
+            f"scheduler; got a {type(optimizer).__name__}"
+        )
+    return Outer(rule, optimizer, scheduler)
+
+
+def _score(
+    config: TrainConfig,
+    loss: Loss,
+    score: ScoreLike,
+    model: nn.Module,
+    meta: Params,
+    source: Source,
+) -> Score:
+    """The score that a run goes by; where it is left to an unknown loss, a task of its own tells."""
+    built_in = all(name in registry.BUILT_IN["dataset"] for name in config.datasets)
+    if loss is default_loss and score is default_score and built_in:
+        named = SCORES["mse" if config.regression else "accuracy"]
+        return dataclasses.replace(named, function=default_score)
+    found = as_score(score)
+    if found is None:
+        task = source.with_seed(0).sample(1).to(config.device)
+        found = score_for(score, loss, model, meta, task)
+    if found.name in RESERVED:
+        raise InputError(
+            f"score '{found.name}': files call something else so; give it another name, such as "
+            f"Score('my-{found.name}', function)"
+        )
+    return found
+
+
+def _score_again(score: ScoreLike, told: dict[str, Any]) -> Score:
+    """The score that a checkpoint tells of, with the function that was handed in or built."""
+    found = as_score(score)
+    return Score(**told, function=default_score) if found is None else found

@@ -1,0 +1,363 @@
+"""A run's folder: ``config.toml``, ``metrics.jsonl``, ``checkpoint.pt``, ``best.pt``; written and read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import tomli_w
+
+from gametalearn import registry
+from gametalearn.checkpoint import load_checkpoint, save_checkpoint
+from gametalearn.config import TrainConfig
+from gametalearn.distributed import ALONE, Team
+from gametalearn.errors import InputError, summary
+from gametalearn.files import held, replacing
+from gametalearn.losses import Loss, default_loss
+from gametalearn.provenance import (
+    RECORD,
+    Record,
+    checked,
+    keep,
+    other_settings,
+    relocated,
+    same_run,
+)
+from gametalearn.run import Outer, Parts, Run, start
+from gametalearn.scores import SCORES, ScoreLike, default_score
+from gametalearn.settings import read_toml
+
+__all__ = [
+    "Metrics",
+    "claim",
+    "config_in",
+    "load_run",
+    "restore",
+    "save",
+    "save_best",
+    "settings_in",
+]
+
+BELONGS = ("config.toml", "metrics.jsonl", RECORD)
+"""What a run that has not reached its first checkpoint may have written."""
+MISFIT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)
+"""What comes of restoring something other than what was saved."""
+EVALUATED = ("model", "learner", "loss", "score")
+"""The kinds of parts that an evaluation needs."""
+
+
+def settings_in(folder: Path) -> dict[str, Any]:
+    """The settings of a run as its files tell them, in this version's terms.
+
+    Raises:
+        InputError: no run there, or a damaged file.
+    """
+    file = folder / "config.toml"
+    if not file.exists():
+        raise InputError(
+            f"{folder}: no run there ({file.name} is missing); give what train --out wrote"
+        )
+    values = read_toml(file)
+    if "loss" not in values:  # then checkpoints told of a loss and a score that were handed in
+        saved = [folder / name for name in ("checkpoint.pt", "best.pt") if (folder / name).exists()]
+        values |= _parts_of(load_checkpoint(saved[0])) if saved else {}
+    return values
+
+
+def _parts_of(content: Mapping[str, Any]) -> dict[str, str]:
+    parts, found = content.get("parts", {}), {}
+    if parts.get("loss", registry.name_of(default_loss)) != registry.name_of(default_loss):
+        found["loss"] = f"{registry.HANDED_IN}{parts['loss']}"
+    if (score := parts.get("score", "default")) != "default":
+        found["score"] = score if score in SCORES else f"{registry.HANDED_IN}{score}"
+    return found
+
+
+def config_in(
+    folder: Path, given: Mapping[str, str] | None = None, *, trust: bool = False,
+    kinds: tuple[str, ...] = registry.KINDS,
+) -> TrainConfig:  # fmt: skip
+    """The settings of a run, if what they would import is asked for.
+
+    Args:
+        folder: what `gametalearn.train` wrote.
+        given: by kind, the names of parts that the user repeats.
+        trust: whether the user trusts the folder.
+        kinds: of the parts that are about to be built.
+
+    Raises:
+        InputError: no run there; or a part is named as ``module:attribute``, and nobody repeated it.
+    """
+    values = settings_in(folder)
+    if not trust:
+        registry.refuse_untrusted(values, kinds, given or {}, folder)
+    return TrainConfig.from_dict(values, str(folder / "config.toml"))
+
+
+def claim(
+    folder: Path,
+    config: TrainConfig,
+    overwrite: bool,
+    moved: bool,
+    data: Record | None,
+    stack: contextlib.ExitStack,
+) -> dict[str, Any] | None:
+    """Make ``folder`` this run's until ``stack`` ends; what its checkpoint holds, if it has one.
+
+    A run of other settings that ended before its first checkpoint, and so keeps nothing, gives way.
+    """
+    file = folder / "config.toml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(held(folder))
+        if file.exists() and not overwrite:
+            there = settings_in(folder)
+            if same_run(there, config, moved):
+                saved = _saved(folder, config)
+                if there != config.as_dict():  # of an older version, or in a new place
+                    _write_config(file, config)
+                keep(folder, data)
+                return saved
+            known = config.as_dict().keys()
+            ours = {"dataset", "learner", "iterations", "seed"} <= there.keys() <= known
+            if not ours or {p.name for p in folder.iterdir()} - set(BELONGS):
+                raise InputError(other_settings(folder, there, config))
+        elif any(folder.iterdir()) and not overwrite:
+            raise InputError(f"{folder} is not empty and holds no run; choose another `out`")
+        for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "evaluation.json", "lake.json",
+                     RECORD):  # fmt: skip
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}); choose another `out`"
+        ) from error
+    _write_config(file, config)
+    keep(folder, data)
+    return None
+
+
+def _write_config(file: Path, config: TrainConfig) -> None:
+    with replacing(file) as stream:
+        tomli_w.dump(config.as_dict(), stream)
+
+
+def _saved(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The checkpoint's content; lines of metrics after it, which will come again, are cut off."""
+    metrics, file, content, length = folder / "metrics.jsonl", folder / "checkpoint.pt", None, 0
+    if file.exists():
+        content = load_checkpoint(file)
+        length = content.get("metrics_bytes", -1)
+        there = content.get("config")
+        there = {**there, **_parts_of(content)} if isinstance(there, dict) else there
+        # what its folders of images hold has been compared; where they lie may have changed
+        if not same_run(there, config, moved=True):
+            raise InputError(f"{file}: of other settings than config.toml; `overwrite` the run")
+    if metrics.exists() and metrics.stat().st_size > length:
+        os.truncate(metrics, length)
+    return content
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """What both checkpoints tell."""
+    score = {k: getattr(run.score, k) for k in ("name", "higher_is_better", "format")}
+    return {
+        "config": run.config.as_dict(),
+        "model": run.model.state_dict(),
+        "data": {
+            "input_shape": list(run.input_shape), "objectives": list(run.objectives), "score": score
+        },
+    }  # fmt: skip
+
+
+def save_best(run: Run) -> None:
+    """Write ``best.pt``: the best validated weights."""
+    if run.out is not None:
+        save_checkpoint(run.out / "best.pt", {**_about(run), **run.best})
+
+
+def save(run: Run, outer: Outer, metrics: Metrics) -> None:
+    """Write ``checkpoint.pt``: all that the next iteration depends on."""
+    if run.out is None:
+        return
+    content = {
+        **_about(run),
+        "iteration": run.iteration,
+        "meta": {name: p.detach() for name, p in run.meta.items()},
+        **outer.state_dict(),
+        "source": run.source.state_dict(),
+        "best": run.best,
+        "seconds": run.seconds,
+        "skipped": run.skipped,
+        "metrics_bytes": metrics.sync(),
+    }
+    save_checkpoint(run.out / "checkpoint.pt", content)
+
+
+def restore(run: Run, outer: Outer, content: dict[str, Any]) -> None:
+    """Put a checkpoint's content into a run that was just started."""
+    try:
+        run.put(content["meta"])
+        run.model.load_state_dict(content["model"])
+        outer.load_state_dict(content)
+        run.source.load_state_dict(content["source"])
+        run.iteration, run.seconds = int(content["iteration"]), float(content["seconds"])
+        run.best, run.skipped = dict(content["best"]), int(content["skipped"])
+    except MISFIT as error:
+        raise _misfit(Path("checkpoint.pt"), error) from error
+
+
+def load_run(
+    folder: Path | str,
+    which: str = "best",
+    device: str | None = None,
+    *,
+    dataset: str | None = None,
+    model: Any = None,
+    learner: Any = None,
+    loss: Loss = default_loss,
+    score: ScoreLike = default_score,
+    trust: bool = False,
+    team: Team = ALONE,
+) -> Run:
+    """A saved run, its model with the ``best`` validated or the ``latest`` weights.
+
+    What was handed in to `gametalearn.train` is needed again: ``model``, ``learner``, ``loss`` and
+    ``score``, as it was then. Where the run's files name one as ``module:attribute``, which loading
+    does not import unasked, repeat that name, hand the part in, or give ``trust``. Of a ``team``,
+    only the first process reads files. To test it::
+
+        run = load_run("runs/demo/uniform/seed0")
+        result = evaluate(run.model, source, run.test_learner, meta=run.meta, loss=run.loss)
+
+    Args:
+        folder: what `train` wrote.
+        which: ``best`` or ``latest``.
+        device: instead of the run's own.
+        dataset: where the run's folders of images lie now, as ``folder:PATH``, if they have moved;
+            or the run's own data set, repeated.
+        model, learner: the part, or its name.
+        loss, score: the part, or ``module:attribute``.
+        trust: import whatever the run's files name.
+        team: as in `train`.
+
+    Raises:
+        InputError: no run there, its checkpoint is damaged, its images are not those that it was
+            trained on, or its parts are others.
+    """
+    folder = Path(folder)
+    file = folder / ("best.pt" if which == "best" else "checkpoint.pt")
+    handed = {"model": model, "learner": learner, "loss": loss, "score": score}
+    given = {k: part for k, part in handed.items() if isinstance(part, str)}
+    objects = {k: part for k, part in handed.items() if k not in given and part is not None}
+    if dataset is not None:
+        given["dataset"] = dataset
+    parts = Parts(**objects)
+
+    def read() -> tuple[TrainConfig, dict[str, Any]]:
+        built = tuple(k for k in EVALUATED if k not in objects or objects[k] in DEFAULTS)
+        config = config_in(folder, given, trust=trust, kinds=built)
+        _check_parts(folder, config, parts, given)
+        here = config.dataset
+        if device is not None:
+            config = dataclasses.replace(config, device=device)
+        if dataset is not None and dataset != here:
+            config = relocated(config, dataset)
+        if not file.exists():
+            raise InputError(
+                f"{file}: no checkpoint yet; run `gametalearn train --resume {folder}`"
+            )
+        content = load_checkpoint(file)
+        if "data" not in content and not trust:  # an older run: its shapes are those of its data
+            registry.refuse_untrusted(config.as_dict(), ("dataset",), given, folder)
+        before = str(read_toml(folder / "config.toml").get("dataset"))
+        checked(folder, config, before if dataset is None else config.dataset)
+        return config, content
+
+    config, content = team.on_first(read)
+    out = folder if team.first else None
+    run = team.everywhere(lambda: start(config, parts, out, team, known=content.get("data")))
+    try:
+        run.model.load_state_dict(content["model"])
+        run.put(content["meta"])
+        run.iteration = int(content["iteration"])
+    except MISFIT as error:
+        raise _misfit(file, error) from error
+    return run
+
+
+DEFAULTS = (default_loss, default_score)
+
+
+def _check_parts(folder: Path, config: TrainConfig, parts: Parts, given: Mapping[str, str]) -> None:
+    """A run is tested with the parts that it was trained with."""
+    named = parts.named(config)
+    for kind in EVALUATED:
+        there, here = str(getattr(config, kind)), given.get(kind, str(getattr(named, kind)))
+        outside = there.replace(":", ".") == here.removeprefix(registry.HANDED_IN)
+        absent = (
+            registry.is_handed_in(there)
+            and here == there
+            and kind not in given
+            and (getattr(parts, kind) is None or getattr(parts, kind) in DEFAULTS)
+        )
+        if absent or not (there == here or outside):
+            name = there.removeprefix(registry.HANDED_IN)
+            other = "" if absent else f", not {here.removeprefix(registry.HANDED_IN)}"
+            raise InputError(
+                f"{folder}: this run has {kind}={name}{other}; pass {kind}= as it was given then"
+            )
+
+
+def _misfit(file: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{file}: does not fit its config.toml ({summary(error)}); `overwrite` the run"
+    )
+
+
+class Metrics:
+    """``metrics.jsonl``, a line per log step; nothing without an output folder."""
+
+    def __init__(self, run: Run) -> None:
+        self._file = None if run.out is None else run.out / "metrics.jsonl"
+        self._stream: IO[bytes] | None = None
+
+    def __enter__(self) -> Metrics:
+        if self._file is not None:
+            with self._explained():
+                self._stream = self._file.open("ab")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            with contextlib.suppress(OSError):  # what could not be written has been said
+                self._stream.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self._file}: cannot be written ({error.strerror or error}); the last checkpoint "
+                "is unchanged: make room, then go on with train --resume"
+            ) from error
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a line."""
+        if self._stream is not None:
+            with self._explained():
+                self._stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+                self._stream.flush()
+
+    def sync(self) -> int:
+        """Bring the lines to the disk; the file's length."""
+        if self._stream is None:
+            return 0
+        with self._explained():
+            os.fsync(self._stream.fileno())
+            return self._stream.tell()
