@@ -145,8 +145,19 @@ def name_of(part: object) -> str:
 
 
 def handed_in(part: object) -> str:
-    """The setting that stands for a part that was handed in: a `HANDED_IN` and its name."""
-    return f"{HANDED_IN}{name_of(part)}"
+    """The setting that stands for a part that was handed in: `HANDED_IN` and its name.
+
+    Without the module: it is ``__main__`` in one program and another in the next.
+
+    >>> handed_in(functools.partial(os.path.join))
+    'handed-in:partial of join'
+    """
+    return HANDED_IN + short(name_of(part))
+
+
+def short(name: str) -> str:
+    """A name without its module."""
+    return re.sub(r"[\w<>]+\.", "", name)
 
 
 def is_handed_in(name: str) -> bool:

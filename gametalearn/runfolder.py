@@ -72,7 +72,7 @@ def settings_in(folder: Path) -> dict[str, Any]:
 def _parts_of(content: Mapping[str, Any]) -> dict[str, str]:
     parts, found = content.get("parts", {}), {}
     if parts.get("loss", registry.name_of(default_loss)) != registry.name_of(default_loss):
-        found["loss"] = f"{registry.HANDED_IN}{parts['loss']}"
+        found["loss"] = f"{registry.HANDED_IN}{registry.short(parts['loss'])}"
     if (score := parts.get("score", "default")) != "default":
         found["score"] = score if score in SCORES else f"{registry.HANDED_IN}{score}"
     return found
@@ -298,7 +298,9 @@ def _check_parts(folder: Path, config: TrainConfig, parts: Parts, given: Mapping
     named = parts.named(config)
     for kind in EVALUATED:
         there, here = str(getattr(config, kind)), given.get(kind, str(getattr(named, kind)))
-        outside = there.replace(":", ".") == here.removeprefix(registry.HANDED_IN)
+        outside = registry.from_outside(kind, there) and (
+            registry.short(there.split(":")[1]) == here.removeprefix(registry.HANDED_IN)
+        )
         absent = (
             registry.is_handed_in(there)
             and here == there

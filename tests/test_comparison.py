@@ -73,7 +73,7 @@ def test_two_processes_find_what_one_does(tmp_path):
         config = tiny(threads=1)
         compare(config, ["uniform", "agreement"], 2, 5, tmp_path / name, jobs=jobs, progress=False)
     assert untimed(tmp_path / "a") == untimed(tmp_path / "b")
-    with pytest.raises(InputError, match="--jobs 2"):
+    with pytest.raises(InputError, match="`jobs` 2"):
         compare(tiny(), ["uniform"], jobs=2)
 
 
@@ -146,10 +146,10 @@ def test_the_share_of_negative_weights_is_drawn_where_there_are_any(tmp_path):
 @pytest.mark.parametrize(
     ("rules", "seeds", "episodes", "message"),
     [
-        ([], 1, 5, "--rules"),
+        ([], 1, 5, "`rules`"),
         (["uniform", "uniform"], 1, 5, "different rules"),
-        (["uniform"], [], 5, "--seeds"),
-        (["uniform"], 1, 1, "--episodes"),
+        (["uniform"], [], 5, "`seeds`"),
+        (["uniform"], 1, 1, "`episodes`"),
         (["unifrom"], 1, 5, "unifrom"),
     ],
 )
@@ -162,10 +162,10 @@ def test_bad_arguments_are_found_before_anything_is_trained(
 
 
 def test_a_config_is_checked():
-    with pytest.raises(InputError, match="--meta-batch must be at least 1, got 0"):
+    with pytest.raises(InputError, match="`meta_batch` must be at least 1, got 0"):
         TrainConfig.of("sinusoid", meta_batch=0)
-    with pytest.raises(InputError, match="--learner must be one of"):
-        TrainConfig.of("sinusoid", learner="maml++")
+    with pytest.raises(InputError, match="unknown learner 'maml\\+\\+'; did you mean 'maml'"):
+        compare(TrainConfig.of("sinusoid", learner="maml++"), ["uniform"], progress=False)
     with pytest.raises(InputError, match="unknown settings metabatch"):
         TrainConfig.of("sinusoid", metabatch=2)
     with pytest.raises(InputError, match="needs model='mlp'"):

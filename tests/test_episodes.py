@@ -229,7 +229,7 @@ def test_labels_do_not_follow_the_order_of_classes() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ways": 7}, r"7 ways asked, but split 'train' of 'numbered' has 6 classes; lower --ways"),
+        ({"ways": 7}, r"7 ways asked, but split 'train' of 'numbered' has 6 classes; lower `ways`"),
         ({"ways": 1}, "ways must be at least 2, got 1"),
         ({"shots": 0}, "shots must be at least 1, got 0"),
         ({"queries": 0}, "queries must be at least 1, got 0"),

@@ -210,7 +210,7 @@ def too_few_classes_for_the_ways(folder):
 
 def ways_of_each_objective(folder):
     (folder / "c.toml").write_text("dataset = ['glyphs', 'omniglot']\nways = [5, 20]")
-    return "train --config {t}/c.toml --out {t}/a", "--ways: invalid int value: '5,20'"
+    return "train --config {t}/c.toml --out {t}/a", "--ways must be an integer, got [5, 20]"
 
 
 def the_same_twice(folder):

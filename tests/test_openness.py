@@ -70,7 +70,7 @@ class Interrupting(own.Tables):  # type: ignore[misc,name-defined]
         return super().sample(num_tasks)
 
 
-Interrupting.__qualname__, Interrupting.__module__ = own.Tables.__qualname__, "own_parts"
+Interrupting.__qualname__ = "Tables"
 
 
 def test_a_run_of_own_parts_is_interrupted_goes_on_and_is_tested(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_a_run_of_own_parts_is_interrupted_goes_on_and_is_tested(tmp_path: Path)
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert all(0 <= line["within"] <= 1 for line in lines)
     stated = read_toml(tmp_path / "half" / "config.toml")
-    assert stated["model"] == "handed-in:own_parts.Net"
-    assert stated["dataset"] == "handed-in:own_parts.Tables"
+    assert stated["model"] == "handed-in:Net"
+    assert stated["dataset"] == "handed-in:Tables"
     run = load_run(tmp_path / "half", **EVALUATED)
     found = evaluate(
         run.model, own.Tables(2, "test"), run.test_learner, 8, loss=run.loss, score=run.score

@@ -110,11 +110,11 @@ def test_lakes_error_rate_is_the_mean_over_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"split": "maml"}, "--split maml: its training has seen alphabets of the task"),
-        ({"ways": 5}, "needs a run of .*--ways 20.*; this one has --ways 5"),
-        ({"dataset": "glyphs"}, "this one has --dataset glyphs"),
-        ({"image_size": 32}, "with --image-size 28; this one has --image-size 32"),
-        ({"channels": 3}, "this one has --channels 3"),
+        ({"split": "maml"}, "`split` maml: its training has seen alphabets of the task"),
+        ({"ways": 5}, "needs a run of .*`ways` 20.*; this one has `ways` 5"),
+        ({"dataset": "glyphs"}, "this one has `dataset` glyphs"),
+        ({"image_size": 32}, "with `image_size` 28; this one has `image_size` 32"),
+        ({"channels": 3}, "this one has `channels` 3"),
     ],
 )
 def test_lake_refuses_runs_that_do_not_fit(given: dict[str, Any], message: str) -> None:

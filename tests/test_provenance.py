@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import gametalearn
-from gametalearn import InputError, TrainConfig, compare, load_dataset, load_run, train
+from gametalearn import InputError, TrainConfig, cli, compare, load_dataset, load_run, train
 from gametalearn.checkpoint import load_checkpoint, save_checkpoint
 from gametalearn.cli import main
 from gametalearn.data import folder as folder_module
@@ -103,11 +103,11 @@ def refusals(run: Path, capsys: pytest.CaptureFixture[str], *more: str) -> set[s
     dataset = more[1] if more else None
     with pytest.raises(InputError) as loading:
         load_run(run, dataset=dataset)
-    said = [str(loading.value)]
+    said = [cli._with_flags(cli._parser(), str(loading.value))]
     if dataset is None:
         with pytest.raises(InputError) as going_on:
             train(TrainConfig.from_dict(settings(run), "x"), run, progress=False)
-        said.append(str(going_on.value))
+        said.append(cli._with_flags(cli._parser(), str(going_on.value)))
     for command in (["evaluate", str(run), "--episodes", "2"], ["train", "--resume", str(run)]):
         assert main([*command, "--quiet", *more]) == 2
         printed = capsys.readouterr()

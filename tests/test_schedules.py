@@ -119,18 +119,18 @@ def test_reptiles_options_reach_its_inner_loop() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"inner_batch": 5}, "--inner-batch is an option of reptile; got it with --learner maml"),
-        ({"inner_optimizer": "adam"}, "--inner-optimizer is an option of reptile"),
+        ({"inner_batch": 5}, "`inner_batch` is an option of reptile; got it with `learner` maml"),
+        ({"inner_optimizer": "adam"}, "`inner_optimizer` is an option of reptile"),
         (
             {"learner": "anil", "learned_rates": True},
-            "--learned-rates is an option of maml, fomaml",
+            "`learned_rates` is an option of maml, fomaml",
         ),
-        ({"learner": "fomaml", "first_order_until": 3}, "--first-order-until is an option of maml"),
-        ({"learner": "reptile", "multi_step_loss": 3}, "--multi-step-loss is an option of maml"),
-        ({"learner": "fomaml", "constant_memory": True}, "--constant-memory is an option of maml"),
-        ({"meta_lr_final": 0.1}, "--meta-lr-final 0.1 is what a schedule leads to"),
-        ({"meta_schedule": "square"}, "--meta-schedule must be one of constant, linear, cosine"),
-        ({"meta_lr_final": -1.0}, "--meta-lr-final must be at least 0"),
+        ({"learner": "fomaml", "first_order_until": 3}, "`first_order_until` is an option of maml"),
+        ({"learner": "reptile", "multi_step_loss": 3}, "`multi_step_loss` is an option of maml"),
+        ({"learner": "fomaml", "constant_memory": True}, "`constant_memory` is an option of maml"),
+        ({"meta_lr_final": 0.1}, "`meta_lr_final` 0.1 is what a schedule leads to"),
+        ({"meta_schedule": "square"}, "`meta_schedule` must be one of constant, linear, cosine"),
+        ({"meta_lr_final": -1.0}, "`meta_lr_final` must be at least 0"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:

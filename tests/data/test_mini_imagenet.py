@@ -154,7 +154,7 @@ def test_other_sizes_and_colours(tmp_path: Path) -> None:
 
 
 def test_no_source_and_no_layout(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no download; give --source"):
+    with pytest.raises(InputError, match="no download; give `source`"):
         prepare_mini_imagenet(tmp_path / "root")
     with pytest.raises(InputError, match="no known layout"):
         prepare_mini_imagenet(tmp_path / "root", tmp_path)
@@ -215,7 +215,7 @@ def test_unreadable_images_are_named_and_skipped_on_demand(
     monkeypatch.setitem(globals(), "encoded", cut)
     source = LAYOUTS[layout](tmp_path / "source")
     name = "n03/1.png" if layout == "class folders" else "n0300000001.jpg"
-    with pytest.raises(InputError, match=f"{name}: not a readable image: .*--skip-bad"):
+    with pytest.raises(InputError, match=f"{name}: not a readable image: .*`skip_bad`"):
         prepare_mini_imagenet(tmp_path / "root", source)
     prepare_mini_imagenet(tmp_path / "root", source, skip_bad=True)
     said = capsys.readouterr().err

@@ -124,7 +124,7 @@ def test_a_foreign_alphabet_is_named(tmp_path: Path) -> None:
 
 
 def test_a_source_without_omniglot(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"neither images_background.zip nor .*--source"):
+    with pytest.raises(InputError, match=r"neither images_background.zip nor .*`source`"):
         prepare_omniglot(tmp_path / "root", tmp_path)
 
 
