@@ -22,13 +22,13 @@ try:
 except ImportError:  # Windows: without locks
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FORMAT", "alone_in", "load_checkpoint", "replacing", "save_checkpoint"]
+__all__ = ["FORMAT", "load_checkpoint", "lock_folder", "replacing", "save_checkpoint"]
 
 FORMAT = "gametalearn.checkpoint/1"
 
 
 @contextmanager
-def alone_in(folder: Path, patience: float = 10.0) -> Iterator[None]:
+def lock_folder(folder: Path, patience: float = 10.0) -> Iterator[None]:
     """Keep other processes that call this out of ``folder``; the system ends it with the process.
 
     What a process that was killed in the middle of `replacing` left behind is removed.

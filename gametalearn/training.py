@@ -30,7 +30,7 @@ from gametalearn.build import (
     objective_names,
     stream_seed,
 )
-from gametalearn.checkpoint import alone_in, load_checkpoint, replacing, save_checkpoint
+from gametalearn.checkpoint import load_checkpoint, lock_folder, replacing, save_checkpoint
 from gametalearn.config import TrainConfig, read_toml
 from gametalearn.diagnostics import diagnose
 from gametalearn.disagreement import Disagreement
@@ -503,7 +503,7 @@ def _claim(
     file = folder / "config.toml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(alone_in(folder))
+        stack.enter_context(lock_folder(folder))
         if file.exists() and not overwrite:
             there = read_toml(file)
             if same_run(there, config, moved):

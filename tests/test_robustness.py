@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from gametalearn import training
-from gametalearn.checkpoint import alone_in, load_checkpoint
+from gametalearn.checkpoint import load_checkpoint, lock_folder
 from gametalearn.cli import main
 from gametalearn.episodes import EpisodeSampler
 from gametalearn.errors import InputError
@@ -305,8 +305,8 @@ def test_killed_at_each_step_of_a_save_it_ends_as_if_never_killed(tmp_path, numb
 def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):
     program = (
         "import sys, time, pathlib\n"
-        "from gametalearn.checkpoint import alone_in\n"
-        "with alone_in(pathlib.Path(sys.argv[1])):\n"
+        "from gametalearn.checkpoint import lock_folder\n"
+        "with lock_folder(pathlib.Path(sys.argv[1])):\n"
         "    print('there', flush=True); time.sleep(60)\n"
     )
     (tmp_path / ".checkpoint.pt.x.unfinished").write_bytes(b"half")
@@ -316,11 +316,11 @@ def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):
         assert process.stdout.readline() == "there\n"
         assert not list(tmp_path.iterdir())  # what a killed process left
         held = pytest.raises(InputError, match="another process is at work there")
-        with held, alone_in(tmp_path, patience=0.2):
+        with held, lock_folder(tmp_path, patience=0.2):
             pass
         process.kill()
         process.wait()
-        with alone_in(tmp_path, patience=5):
+        with lock_folder(tmp_path, patience=5):
             pass
 
 
