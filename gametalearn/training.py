@@ -34,7 +34,7 @@ from gametalearn.checkpoint import load_checkpoint, lock_folder, replacing, save
 from gametalearn.config import TrainConfig, read_toml
 from gametalearn.diagnostics import diagnose
 from gametalearn.disagreement import Disagreement
-from gametalearn.distributed import ALONE, Tasks, Team, told, weigh
+from gametalearn.distributed import ALONE, Tasks, Team, describe_team, weighted_update
 from gametalearn.episodes import Source, TaskBatch
 from gametalearn.errors import InputError, SharedError, summary
 from gametalearn.evaluation import Evaluation, evaluate
@@ -295,7 +295,7 @@ def train(
         names = team.everywhere(lambda: objective_names(config, "val"))
         metrics = stack.enter_context(_Metrics(run))
         if progress and team.size > 1 and team.first:
-            print(f"{label}: {told(run.rule, team, config.meta_batch)}", file=sys.stderr)
+            print(f"{label}: {describe_team(run.rule, team, config.meta_batch)}", file=sys.stderr)
         interrupted = stack.enter_context(interruptible())
         bar = stack.enter_context(_bar(run, progress and team.first, label))
         parameters, own = list(run.meta.values()), team.share(config.meta_batch)
@@ -307,7 +307,7 @@ def train(
             tasks = team.tasks(gradients, config.meta_batch, stop=interrupted())
             gradients, tasks = _finite(run, batch, gradients, tasks)
             differentiated = time.perf_counter()
-            weights, update = weigh(run.rule, gradients, tasks, team)
+            weights, update = weighted_update(run.rule, gradients, tasks, team)
             update = clip(update, config.clip_value or None, config.clip_norm or None)
             apply_update(run.optimizer, parameters, update, run.meta_lr_now)
             run.iteration += 1

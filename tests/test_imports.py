@@ -21,8 +21,8 @@ ORDER = [
     {"gradients", "engine"},
     {"peek"},
     {"normalisation"},
+    {"weighting"},
     {
-        "weighting",
         "distributed",
         "evaluation",
         "diagnostics",
