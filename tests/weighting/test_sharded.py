@@ -204,6 +204,15 @@ def test_many_tasks_and_columns_in_several_slices(normalize):
     torch.testing.assert_close(update.double(), wanted @ exact, rtol=1e-5, atol=1e-6)
 
 
+def test_the_control_is_uniform_where_both_lengths_are_rounding_errors():
+    for seed in range(5):
+        rows = torch.randn(4, 9, generator=torch.Generator().manual_seed(seed), dtype=F64)
+        rows = torch.cat([rows, -rows.flip(0)])
+        weights, update = of_team(3, lambda: make_rule("norm-control"), record(rows))[0][0]
+        assert weights.effective.tolist() == [1 / 8] * 8
+        assert update.abs().max() < 1e-15
+
+
 def test_an_update_that_is_not_finite_is_the_same_error_on_all():
     whole = record(torch.ones(5, 3), torch.ones(5, 3))
     whole.updates[3, 1] = math.nan
