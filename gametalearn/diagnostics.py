@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
-from gametalearn.weighting.agreement import gramian, update_length
+from gametalearn.weighting.vectors import gramian, update_length
 from gametalearn.weighting.weights import Weights, check_finite
 
 __all__ = [

@@ -16,7 +16,7 @@ from gametalearn.adaptation import Learner
 from gametalearn.build import build_source, objective_names, stream_seed
 from gametalearn.config import TrainConfig
 from gametalearn.diagnostics import diagnose
-from gametalearn.distributed import ALONE, Tasks, Team, told, weigh
+from gametalearn.distributed import ALONE, Tasks, Team, describe_team, weighted_update
 from gametalearn.episodes import Source, TaskBatch, draw
 from gametalearn.errors import InputError, SharedError
 from gametalearn.evaluation import Evaluation, evaluate
@@ -128,7 +128,7 @@ def train_parts(
             metrics = stack.enter_context(Metrics(run))
             interrupted = stack.enter_context(interruptible())
             if progress and team.size > 1 and team.first:
-                print(f"{label}: {told(outer.rule, team, config.meta_batch)}", file=sys.stderr)
+                print(f"{label}: {describe_team(outer.rule, team, config.meta_batch)}", file=sys.stderr)
             bar = stack.enter_context(shown(run, progress and team.first, label))
             _loop(run, outer, validation, metrics, interrupted, bar)
     return run
@@ -153,7 +153,7 @@ def _loop(
         tasks = team.tasks(gradients, config.meta_batch, stop=interrupted())
         gradients, tasks, kept = _finite(run, batch, gradients, tasks)
         differentiated = time.perf_counter()
-        weights, update = weigh(outer.rule, gradients, tasks, team)
+        weights, update = weighted_update(outer.rule, gradients, tasks, team)
         update = clip(update, config.clip_value or None, config.clip_norm or None)
         apply_update(outer.optimizer, parameters, update, run.meta_lr_now)
         if outer.scheduler is not None:

@@ -25,7 +25,7 @@ from gametalearn.adaptation import MAML
 from gametalearn.checkpoint import load_checkpoint
 from gametalearn.cli import main
 from gametalearn.config import TrainConfig
-from gametalearn.distributed import ALONE, Tasks, Team, joined, weigh
+from gametalearn.distributed import ALONE, Tasks, Team, joined, weighted_update
 from gametalearn.episodes import EpisodeSampler
 from gametalearn.errors import InputError, SharedError
 from gametalearn.gradients import TaskGradients, adapt_and_score, meta_gradients
@@ -226,11 +226,11 @@ def test_several_processes_end_with_the_weights_of_one(size, dtype, bound):
             assert their_value == pytest.approx(value, abs=0.05), name
             own = range(count)[Team(rank, size).share(count)]
             assert tasks == [len(own)] * 20, name  # no task but its own, perhaps none
-            check_sent(rule, given, sent)
+            check_sent(rule, given, dtype, sent)
         assert sum(sum(together[rank][i][2]) for rank in range(size)) == 20 * count
 
 
-def check_sent(rule, given, sent):
+def check_sent(rule, given, dtype, sent):
     """What is handed to collectives in the second iteration, which logs nothing."""
     first = sent.index("update")
     second = sent[first + 1 : sent.index("update", first + 1)]
@@ -239,16 +239,16 @@ def check_sent(rule, given, sent):
         wanted = [tasks * size]
     elif rule == "uniform":
         wanted = [size]
-    elif rule.startswith(("agreement", "norm")):
-        wanted = [2, size, size + 2 * tasks]
-    elif given.get("within") == "agreement":
-        wanted = [2, 2 * size, 2 * size + 2 * tasks]
+    elif rule.startswith(("agreement", "norm")) or given.get("within") == "agreement":
+        combinations = size * (2 if "within" in given else 1)  # one an objective
+        scale = [1] if dtype == torch.float64 and rule != "agreement-cosine" else []
+        wanted = [*scale, combinations, 2 * tasks, combinations]
     else:
         wanted = [2 * size]
     assert second[-len(wanted) :] == wanted
     assert second[: -len(wanted)] in ([4 * tasks + 1], [tasks * size, 4 * tasks + 1])
     if rule == "agreement":
-        assert sum(second[-4:]) == 2 * size + 6 * tasks + 3
+        assert sum(second[-len(wanted) - 1 :]) == 2 * size + 6 * tasks + 1 + len(scale)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -283,7 +283,9 @@ def weigh_constructed(team, dtype):
         tasks = team.tasks(part, count, stop=False)
         for name in RULES:
             rule = make_rule(name, objectives=3)
-            found.append([weigh(rule, part, tasks, team) for _ in range(2)])  # state moves too
+            found.append(
+                [weighted_update(rule, part, tasks, team) for _ in range(2)]
+            )  # state moves too
     return found
 
 

@@ -11,8 +11,14 @@ import torch
 from torch import Tensor
 
 from gametalearn.errors import InputError
-from gametalearn.weighting.agreement import TOLERANCE
-from gametalearn.weighting.weights import TaskGradient, check_tensor
+from gametalearn.weighting.agreement import ROUNDING, shares, vanish
+from gametalearn.weighting.vectors import Vectors, wide_type
+from gametalearn.weighting.weights import (
+    TaskGradient,
+    check_finite,
+    check_tensor,
+    largest_entries,
+)
 
 __all__ = ["stream_agreement"]
 
@@ -23,7 +29,8 @@ G = TypeVar("G", bound=TaskGradient)
 """A tensor, or a sequence or dict of them."""
 
 Parts = dict[object, Tensor]
-"""The parts of a gradient that are not None, by position or name."""
+"""The parts of a gradient that are not None, by position or name, each a row ``(1, p)``; or sums of
+such parts, each ``(p,)`` in the wide type."""
 
 
 def stream_agreement(
@@ -65,43 +72,46 @@ def stream_agreement(
     if num_tasks < 1:
         raise InputError(f"stream_agreement: num_tasks must be at least 1, got {num_tasks}")
     form: _Form[G] = _Form()
-    total: Parts = {}  # sum of g_i over the largest entry so far, or over its own length
+    total: Parts = {}  # sum of v_i = g_i over the largest entry so far, or over its own length
     scale = 0.0  # the largest entry so far
     lengths: list[tuple[float, float]] = []  # as products, since they may leave the range
+
+    def vectors(parts: Parts, top: float, length: float) -> dict[object, Vectors]:
+        own = normalize and top > 0
+        return _vectors(parts, top, 1 / length) if own else _vectors(parts, scale or 1.0)
+
     for task in range(num_tasks):
         parts = form.parts(task, task_gradient(task))
-        lengths.append(_length(task, parts))
-        largest = lengths[task][0]
-        if largest > scale:
+        top, length = _length(task, parts)
+        lengths.append((top, length))
+        if top > scale:
             if not normalize:
-                _multiply(total, scale / largest)
-            scale = largest
-        if largest > 0:
-            _accumulate(total, parts, lengths[task] if normalize else (scale,))
+                _multiply(total, scale / top)
+            scale = top
+        _add(total, vectors(parts, top, length))
         del parts  # before the next one is computed
 
     combination: Parts = {}  # sum of s_i g_i / scale
     plain: Parts = {} if normalize else total  # sum of g_i / scale
-    scores: list[float] = []
-    for task in range(num_tasks):
+    s = torch.zeros(num_tasks, dtype=torch.float64)
+    bound = 0.0  # sum ||v_i||
+    for task, (top, length) in enumerate(lengths):
         parts = form.parts(task, task_gradient(task))
-        _check_repeated(task, _length(task, parts), lengths[task])
-        scores.append(0.0)
-        if lengths[task][0] > 0:
-            scores[task] = _dot(parts, total, lengths[task] if normalize else (scale,))
-            _accumulate(combination, parts, (scale,), scores[task])
-            if normalize:
-                _accumulate(plain, parts, (scale,))
+        _check_repeated(task, _length(task, parts), (top, length))
+        s[task] = _score(vectors(parts, top, length), total)
+        bound += float(top > 0) if normalize else top / (scale or 1.0) * length
+        _add(combination, _vectors(parts, scale or 1.0), float(s[task]))
+        if normalize:
+            _add(plain, _vectors(parts, scale or 1.0))
         del parts
 
-    size = math.fsum(map(abs, scores))
-    bound = math.fsum(1.0 if normalize else a / scale * b for a, b in lengths if a > 0) ** 2
     eps = min(torch.finfo(form.dtype).eps, torch.finfo(torch.float32).eps)
-    if num_tasks == 1 or size <= TOLERANCE * eps * bound:
-        combination, size, scores = plain, float(num_tasks), [1.0] * num_tasks
+    size = float(s.abs().sum())
+    if bool(vanish(s, bound**2, ROUNDING * eps)):
+        combination, size = plain, float(num_tasks)
     _multiply(combination, 1 / size)
     _multiply(combination, scale)
-    return form.build(combination), form.weights([score / size for score in scores])
+    return form.build(combination), form.weights(shares(s, bound**2, ROUNDING * eps))
 
 
 class _Form(Generic[G]):
@@ -115,7 +125,7 @@ class _Form(Generic[G]):
         self._zero: Parts = {}
 
     def parts(self, task: int, gradient: G) -> Parts:
-        """The parts of a task's gradient; an `InputError` if they do not fit those before."""
+        """The parts of a task's gradient as rows; an `InputError` if they do not fit those before."""
         kind: type = list if isinstance(gradient, list) else tuple
         found: dict[Any, Tensor | None]
         if isinstance(gradient, Mapping):
@@ -144,7 +154,7 @@ class _Form(Generic[G]):
                     f"stream_agreement: part {key} is {tuple(part.shape)} in task {task}, "
                     f"{tuple(shape)} before"
                 )
-        return given
+        return {key: part.reshape(1, -1) for key, part in given.items()}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -154,12 +164,12 @@ class _Form(Generic[G]):
         return reduce(torch.promote_types, (zero.dtype for zero in self._zero.values()))
 
     def build(self, parts: Parts) -> G:
-        """``parts`` in the form of a task's gradient; zeros where every task has zeros."""
+        """Sums of ``parts`` in the form of a task's gradient; zeros where there is none."""
         whole: dict[object, Tensor | None] = dict.fromkeys(self._keys)
         for key, zero in self._zero.items():
-            part = parts.get(key)
-            zeros = zero.expand(self._shape[key]).clone()
-            whole[key] = zeros if part is None else part.to(zero.dtype)
+            part, shape = parts.get(key), self._shape[key]
+            zeros = zero.expand(shape).clone()
+            whole[key] = zeros if part is None else part.to(zero.dtype).view(shape)
         built: Any = whole
         if self._type is Tensor:
             built = whole[0]
@@ -167,61 +177,51 @@ class _Form(Generic[G]):
             built = self._type(whole.values())
         return built  # type: ignore[no-any-return]
 
-    def weights(self, values: list[float]) -> Tensor:
-        """``(T,)`` in the widest dtype of the parts."""
-        device = next(iter(self._zero.values())).device
-        return torch.tensor(values, dtype=self.dtype, device=device)
+    def weights(self, values: Tensor) -> Tensor:
+        """``(T,)`` in the widest dtype of the parts, on the first one's device."""
+        return values.to(next(iter(self._zero.values())).device, self.dtype)
 
 
-def _divided(part: Tensor, divisors: tuple[float, ...]) -> Tensor:
-    """A copy in float64 (in float32 on devices that lack it), divided by one after the other."""
-    wide = torch.float32 if part.device.type == "mps" else torch.float64
-    return reduce(Tensor.div_, divisors, part.to(wide, copy=True))
+def _vectors(parts: Parts, scale: float, factor: float = 1.0) -> dict[object, Vectors]:
+    """The parts of factor * g / scale."""
+    return {
+        key: Vectors(row, scale, row.new_full((1,), factor, dtype=wide_type(row)))
+        for key, row in parts.items()
+    }
 
 
 def _length(task: int, parts: Parts) -> tuple[float, float]:
     """The largest absolute entry a, and b such that the gradient's length is a * b."""
-    largest = [float(part.abs().max()) for part in parts.values() if part.numel()]
-    for value in largest:
-        if not math.isfinite(value):
-            raise InputError(
-                f"gradient of task {task} is not finite ({value}); lower the inner learning rate, "
-                "or leave the task out"
-            )
-    scale = max(largest, default=0.0)
-    if scale == 0:
-        return 0.0, 0.0
-    lengths = (float(torch.linalg.vector_norm(_divided(p, (scale,)))) for p in parts.values())
+    tops = [largest_entries(row) for row in parts.values()]
+    for top in tops:
+        check_finite(top, "gradient", task)
+    scale = max(map(float, tops), default=0.0)
+    lengths = (float(v.lengths()) for v in _vectors(parts, scale or 1.0).values())
     return scale, math.hypot(*lengths)
 
 
 def _check_repeated(task: int, now: tuple[float, float], before: tuple[float, float]) -> None:
-    scale = max(now[0], before[0])
-    if scale > 0:
-        new, old = (a / scale * b for a, b in (now, before))
-        if abs(new - old) > REPEATED * old:
-            raise InputError(
-                f"stream_agreement: task_gradient({task}) gave another gradient in the second pass "
-                f"(length off by {abs(new - old) / max(new, old):.1%}); seed what is random in it "
-                "by the task"
-            )
+    scale = max(now[0], before[0]) or 1.0
+    new, old = (a / scale * b for a, b in (now, before))
+    if abs(new - old) > REPEATED * old:
+        raise InputError(
+            f"stream_agreement: task_gradient({task}) gave another gradient in the second pass "
+            f"(length off by {abs(new - old) / max(new, old):.1%}); seed what is random in it "
+            "by the task"
+        )
 
 
-def _accumulate(
-    sums: Parts, parts: Parts, divisors: tuple[float, ...], factor: float = 1.0
-) -> None:
-    for key, part in parts.items():
-        term = _divided(part, divisors)
-        sums[key] = sums[key].add_(term, alpha=factor) if key in sums else term.mul_(factor)
+def _score(vectors: dict[object, Vectors], total: Parts) -> float:
+    """<v_i, total>; a part that no task had before is zero, as it was then."""
+    return math.fsum(float(v.scores(total[key])[1]) for key, v in vectors.items() if key in total)
+
+
+def _add(sums: Parts, vectors: dict[object, Vectors], weight: float = 1.0) -> None:
+    for key, part in vectors.items():
+        term = part.combined(torch.full_like(part.factor, weight))
+        sums[key] = sums[key].add_(term) if key in sums else term
 
 
 def _multiply(sums: Parts, factor: float) -> None:
     for part in sums.values():
         part.mul_(factor)
-
-
-def _dot(parts: Parts, sums: Parts, divisors: tuple[float, ...]) -> float:
-    return math.fsum(
-        float(torch.dot(_divided(part, divisors).flatten(), sums[key].flatten()))
-        for key, part in parts.items()
-    )

@@ -4,14 +4,15 @@ from gametalearn.weighting.agreement import (
     GradientAgreement,
     agreement_weights,
     agreement_weights_from_gramian,
-    gramian,
 )
 from gametalearn.weighting.dtp import DynamicTaskPrioritization
 from gametalearn.weighting.dwa import DynamicWeightAverage
 from gametalearn.weighting.gradnorm import GradNorm, shared_columns
 from gametalearn.weighting.make import RULES, make_rule, rule_options
+from gametalearn.weighting.sharded import Processes, ShardedGradients, ShardedRule
 from gametalearn.weighting.uncertainty import UncertaintyWeighting
 from gametalearn.weighting.uniform import NormControl, Uniform
+from gametalearn.weighting.vectors import gramian
 from gametalearn.weighting.weights import Gradients, Rule, Weights
 
 __all__ = [
@@ -22,7 +23,10 @@ __all__ = [
     "GradientAgreement",
     "Gradients",
     "NormControl",
+    "Processes",
     "Rule",
+    "ShardedGradients",
+    "ShardedRule",
     "UncertaintyWeighting",
     "Uniform",
     "Weights",

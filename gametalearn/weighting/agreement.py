@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
+from gametalearn.weighting.sharded import ShardedGradients
+from gametalearn.weighting.vectors import Vectors, wide_type
 from gametalearn.weighting.weights import (
     Gradients,
     Weights,
@@ -21,92 +22,43 @@ from gametalearn.weighting.weights import (
 )
 
 __all__ = [
+    "ROUNDING",
     "GradientAgreement",
     "agreement_weights",
     "agreement_weights_from_gramian",
-    "gramian",
-    "update_length",
+    "sharded_agreement",
+    "shares",
+    "vanish",
 ]
 
-TOLERANCE = 4.0
+ROUNDING = 4.0
 """c in: all s_k are zero up to rounding when sum |s| <= c * eps * sum |G_ij|. Rows that sum to zero
 up to the rounding of their entries stay below 2 (random shapes, up to a thousand tasks)."""
 
-GRAMIAN_TOLERANCE = 64.0
+GRAMIAN_ROUNDING = 64.0
 """c for a float32 or float64 Gramian that was computed elsewhere, whose entries carry the rounding
 errors of a sum over P products; those of `torch.mm` reach 20 at P = 100,000."""
 
 BLOCK = 1024
 """Rows of the Gramian that are formed at once, so that memory stays linear in T."""
 
-SLICE = 2**18
-"""Entries of a slice of columns in float64: 2 MB, which stay in the cache."""
 
-
-def gramian(gradients: Gradients) -> Tensor:
-    """Inner products ``(T, T)`` of per-task gradients, in float64, relative to the longest one.
-
-    G_ij = <g_i, g_j> / max_k ||g_k||^2
-
-    so the largest entry is 1 (or all are 0) and nothing overflows or underflows; every rule here is
-    invariant to the common factor. Accumulated in float64 (in float32 on devices that lack it) from
-    slices of columns, so the copy is small.
-
-    Raises:
-        InputError: a row is not finite; the message names the task.
-    """
-    rows = as_rows(gradients).detach()
-    products = torch.zeros(len(rows), len(rows), dtype=_wide(rows), device=rows.device)
-    for part in _slices(rows, _scale(rows)):
-        products.addmm_(part, part.T)
-    # In the wide type a finite row has a finite square.
-    check_finite(products.diagonal(), "gradient")
-    longest = products.diagonal().max()
-    return products / longest if longest > 0 else products
-
-
-def update_length(gradients: Gradients, weights: Tensor) -> Tensor:
-    """||sum_i w_i g_i||, accumulated in float64 (in float32 on devices that lack it).
+def vanish(s: Tensor, magnitude: Tensor | float, threshold: float) -> Tensor:
+    """Are the scores s ``(T,)`` zero up to rounding, sum |s| <= threshold * magnitude? A scalar bool.
 
     Args:
-        gradients: as in `agreement_weights`.
-        weights: ``(T,)``, or ``(K, T)`` for K such combinations.
-
-    Returns:
-        A scalar, or ``(K,)``.
+        s: s_i = <v_i, sum_j v_j>.
+        magnitude: a scalar, sum |<v_i, v_j>|, or (sum ||v_i||)^2, which is never less.
+        threshold: c * eps.
     """
-    rows = as_rows(gradients).detach()
-    scale = _scale(rows)
-    w = weights.detach().to(scale)
-    square = w.new_zeros(w.shape[:-1])
-    for part in _slices(rows, scale):
-        square += (w @ part).square().sum(-1)
-    return scale.max() * square.sqrt()
+    return s.abs().sum() <= threshold * magnitude
 
 
-def _wide(rows: Tensor) -> torch.dtype:
-    return torch.float32 if rows.device.type == "mps" else torch.float64
-
-
-def _is_narrow(rows: Tensor) -> bool:
-    """Whether products of entries can neither overflow nor underflow in the wide type."""
-    return torch.finfo(rows.dtype).max < math.sqrt(torch.finfo(_wide(rows)).max) / 2**32
-
-
-def _scale(rows: Tensor, each: bool = False) -> Tensor:
-    """What rows are divided by before squaring: ``(1, 1)``, or ``(T, 1)`` with ``each``."""
-    if _is_narrow(rows):
-        return torch.ones(1, 1, dtype=_wide(rows), device=rows.device)
-    largest = largest_entries(rows)
-    check_finite(largest, "gradient")
-    largest = (largest if each else largest.amax(0, keepdim=True)).unsqueeze(1).to(_wide(rows))
-    return torch.where(largest > 0, largest, 1.0)
-
-
-def _slices(rows: Tensor, scale: Tensor) -> Iterator[Tensor]:
-    """``rows / scale`` in the wide type, a slice of columns at a time."""
-    for part in torch.split(rows, max(1, SLICE // len(rows)), dim=1):
-        yield part.to(_wide(rows)) if _is_narrow(rows) else part.to(_wide(rows)) / scale
+def shares(s: Tensor, magnitude: Tensor | float, threshold: float) -> Tensor:
+    """w_i = s_i / sum |s|, ``(T,)``; 1/T for one task, or where all s `vanish` (its arguments)."""
+    if len(s) == 1:
+        return torch.ones_like(s)
+    return torch.where(vanish(s, magnitude, threshold), 1 / len(s), s / s.abs().sum())
 
 
 def agreement_weights(gradients: Gradients, *, normalize: bool = False) -> Tensor:
@@ -135,50 +87,63 @@ def agreement_weights(gradients: Gradients, *, normalize: bool = False) -> Tenso
     >>> agreement_weights(torch.tensor([[1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]]))
     tensor([ 0.2500,  0.5000, -0.2500])
     """
-    rows = as_rows(gradients).detach()
-    scale = _scale(rows, each=normalize)
-    inverse = torch.ones(len(rows), dtype=_wide(rows), device=rows.device)
-    length, s = _lengths_and_sums(rows, scale, inverse)
+    vectors = Vectors.of(as_rows(gradients), unit=normalize)
+    length, s = vectors.scores()
     check_finite(length, "gradient")
-    if normalize:
-        inverse = _inverse(length)
-        length, s = _lengths_and_sums(rows, scale, inverse)
-    threshold = TOLERANCE * torch.finfo(rows.dtype).eps
+    threshold = ROUNDING * torch.finfo(vectors.rows.dtype).eps
     # sum |G_ij| is at most (sum ||g_i||)^2: only where the sums are that small is it worth its cost.
     magnitude = length.sum() ** 2
-    if s.abs().sum() <= threshold * magnitude:
-        magnitude = _magnitude(rows, scale, inverse)
-    return _normalized(s, magnitude, threshold).to(rows.dtype)
+    if len(s) > 1 and bool(vanish(s, magnitude, threshold)):
+        magnitude = _magnitude(vectors)
+    return shares(s, magnitude, threshold).to(vectors.rows.dtype)
 
 
-def _inverse(length: Tensor) -> Tensor:
-    """What scales each gradient to unit length; a zero one stays zero."""
-    return torch.where(length > 0, 1 / length, 0.0)
-
-
-def _lengths_and_sums(rows: Tensor, scale: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """||v_i|| and s_i = <v_i, sum_j v_j>, ``(T,)``, of v_i = ``inverse[i] * rows[i] / scale``.
-
-    One pass over the rows, without T^2 numbers; where gradients cancel, s is far more precise than
-    a sum over j of G_ij.
-    """
-    square, s = torch.zeros_like(inverse), torch.zeros_like(inverse)
-    for part in _slices(rows, scale):
-        square += torch.linalg.vector_norm(part, dim=1).square()
-        s += part @ (inverse @ part)
-    return square.sqrt() * inverse, s * inverse
-
-
-def _magnitude(rows: Tensor, scale: Tensor, inverse: Tensor) -> Tensor:
-    """sum_ij |<v_i, v_j>| of the same v, from blocks of the Gramian."""
-    total = torch.zeros_like(inverse[0])
-    for start in range(0, len(rows), BLOCK):
+def _magnitude(vectors: Vectors) -> Tensor:
+    """sum_ij |<v_i, v_j>|, from blocks of the Gramian."""
+    factor = vectors.factor
+    total = torch.zeros_like(factor[0])
+    for start in range(0, len(factor), BLOCK):
         block = slice(start, start + BLOCK)
-        products = total.new_zeros(len(rows[block]), len(rows))
-        for part in _slices(rows, scale):
+        products = factor.new_zeros(len(factor[block]), len(factor))
+        for part in vectors.slices():
             products.addmm_(part[block], part.T)
-        total += inverse[block] @ products.abs() @ inverse
+        total += factor[block] @ products.abs() @ factor
     return total
+
+
+def sharded_agreement(
+    gradients: ShardedGradients, vectors: Vectors, slot: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The weights of `agreement_weights` within each of K groups of tasks, over several processes.
+
+    sum |G_ij| is not at hand, and its bound (sum ||g_i||)^2 decides what counts as zero up to
+    rounding: sum |s| <= 4 * eps * (sum ||g_i||)^2.
+
+    Args:
+        gradients: the tasks.
+        vectors: those of this process's tasks that must agree, of one scale on all processes or
+            each of unit length.
+        slot: ``(T,)`` int64, the group of each task, 0 to K - 1, none of them empty; None is one
+            group of all.
+
+    Returns:
+        The weights ``(T,)``, and the groups' sums ``(K, P)`` of ``vectors``; float64.
+
+    Raises:
+        InputError: a vector is not finite; the message, the same on all processes, names the task.
+    """
+    slot = torch.zeros_like(gradients.group) if slot is None else slot
+    own, members = gradients.own, torch.nn.functional.one_hot(slot).T.double()
+    total = gradients.processes.total(vectors.combined(members[:, own]))
+    length, s = vectors.scores(total)
+    s = s.gather(1, slot[own].unsqueeze(1)).squeeze(1)
+    length, s = gradients.assembled(torch.stack([length, s], 1)).T
+    check_finite(length, "gradient")
+    threshold = ROUNDING * torch.finfo(vectors.rows.dtype).eps
+    weights = torch.empty_like(s)
+    for group in members > 0:
+        weights[group] = shares(s[group], length[group].sum() ** 2, threshold)
+    return weights, total
 
 
 def agreement_weights_from_gramian(gramian: Tensor, *, normalize: bool = False) -> Tensor:
@@ -209,14 +174,15 @@ def agreement_weights_from_gramian(gramian: Tensor, *, normalize: bool = False) 
     check_finite(gramian.diagonal(), "Gramian row")
     check_finite(gramian.abs().amax(1), "Gramian row")
     eps = torch.finfo(gramian.dtype).eps
-    top = gramian.abs().max().to(_wide(gramian))
-    products = gramian.to(_wide(gramian)) / torch.where(top > 0, top, 1.0)
+    top = gramian.abs().max().to(wide_type(gramian))
+    products = gramian.to(wide_type(gramian)) / torch.where(top > 0, top, 1.0)
     _check_possible(products, math.sqrt(max(eps, torch.finfo(torch.float32).eps)))
     if normalize:
-        inverse = _inverse(products.diagonal().clamp(min=0).sqrt())
+        length = products.diagonal().clamp(min=0).sqrt()
+        inverse = torch.where(length > 0, 1 / length, 0.0)
         products = inverse.unsqueeze(1) * products * inverse
-    threshold = eps * (GRAMIAN_TOLERANCE if eps < 1e-5 else TOLERANCE)
-    return _normalized(products.sum(1), products.abs().sum(), threshold).to(gramian.dtype)
+    threshold = eps * (GRAMIAN_ROUNDING if eps < 1e-5 else ROUNDING)
+    return shares(products.sum(1), products.abs().sum(), threshold).to(gramian.dtype)
 
 
 def _check_possible(products: Tensor, tolerance: float) -> None:
@@ -234,13 +200,6 @@ def _check_possible(products: Tensor, tolerance: float) -> None:
                 f"gramian: G[{i}, {j}] cannot be the inner product of the gradients of tasks {i} "
                 f"and {j} ({law}); pass G = g @ g.T of gradients g (T, P)"
             )
-
-
-def _normalized(s: Tensor, magnitude: Tensor, threshold: float) -> Tensor:
-    total = s.abs().sum()
-    if len(s) == 1 or bool(total <= threshold * magnitude):
-        return torch.full_like(s, 1 / len(s))
-    return s / total
 
 
 class GradientAgreement(nn.Module):
@@ -277,3 +236,11 @@ class GradientAgreement(nn.Module):
         vectors = gradients.rows if self.signal == "meta_gradient" else gradients.updates
         weights = agreement_weights(vectors, normalize=self.normalize).to(gradients.rows)
         return Weights(raw=weights, effective=weights)
+
+    def over_processes(self, gradients: ShardedGradients) -> tuple[Weights, Tensor]:
+        """As in `gametalearn.weighting.sharded`; zero up to rounding is as in `sharded_agreement`."""
+        rows = gradients.rows if self.signal == "meta_gradient" else gradients.updates
+        largest = gradients.processes.largest
+        vectors = Vectors.of(rows, unit=self.normalize, largest=largest)
+        weights, _ = sharded_agreement(gradients, vectors)
+        return Weights(raw=weights, effective=weights), gradients.combined(weights)

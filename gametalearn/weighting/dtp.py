@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
-from gametalearn.weighting.objectives import ObjectiveBatch, Objectives
+from gametalearn.weighting.objectives import ObjectiveBatch, Objectives, over_objectives
 from gametalearn.weighting.weights import Weights
 
 __all__ = ["DynamicTaskPrioritization"]
@@ -67,6 +67,8 @@ class DynamicTaskPrioritization(nn.Module):
         self.register_buffer("gamma", torch.tensor(gammas, dtype=torch.float64), persistent=False)
         self.register_buffer("kappa", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(size, dtype=torch.bool))
+
+    over_processes = over_objectives
 
     def forward(self, gradients: TaskGradients) -> Weights:
         """The weights of one meta-batch; raw ones are ``(K,)``.

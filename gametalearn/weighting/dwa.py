@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
-from gametalearn.weighting.objectives import ObjectiveBatch, Objectives, loss_ratio
+from gametalearn.weighting.objectives import ObjectiveBatch, Objectives, loss_ratio, over_objectives
 from gametalearn.weighting.weights import Weights
 
 __all__ = ["DynamicWeightAverage"]
@@ -70,6 +70,8 @@ class DynamicWeightAverage(nn.Module):
         for name in ("count", "epochs"):
             self.register_buffer(name, torch.zeros(size, dtype=torch.int64))
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
+
+    over_processes = over_objectives
 
     def forward(self, gradients: TaskGradients) -> Weights:
         """The weights of one meta-batch; raw ones ``(K,)`` sum to K.

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from gametalearn.adaptation import RATE
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
-from gametalearn.weighting.agreement import update_length
 from gametalearn.weighting.descent import Descent
-from gametalearn.weighting.objectives import ObjectiveBatch, Objectives, loss_ratio
+from gametalearn.weighting.objectives import ObjectiveBatch, Objectives, loss_ratio, over_objectives
+from gametalearn.weighting.vectors import update_length
 from gametalearn.weighting.weights import Weights
 
 __all__ = ["GradNorm", "shared_columns"]
@@ -84,6 +84,8 @@ class GradNorm(nn.Module):
         self.span = columns if isinstance(columns, slice) else None
         index = columns if isinstance(columns, Tensor) else None
         self.register_buffer("columns", index, persistent=False)
+
+    over_processes = over_objectives
 
     def forward(self, gradients: TaskGradients) -> Weights:
         """The weights of one meta-batch; raw ones ``(K,)`` sum to K.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
-from gametalearn.weighting.agreement import agreement_weights
-from gametalearn.weighting.weights import Weights, largest_entries
+from gametalearn.weighting.agreement import agreement_weights, sharded_agreement
+from gametalearn.weighting.sharded import ShardedGradients
+from gametalearn.weighting.vectors import Vectors
+from gametalearn.weighting.weights import Rule, Weights, largest_entries
 
-__all__ = ["ObjectiveBatch", "Objectives", "loss_ratio"]
+__all__ = ["ObjectiveBatch", "Objectives", "loss_ratio", "over_objectives"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,30 @@ class Objectives(nn.Module):
             tasks = (slot == k).nonzero().flatten()
             weights[tasks] = agreement_weights(rows[tasks.to(rows.device)]).to(weights)
         return weights
+
+
+class _ObjectiveRule(Rule, Protocol):
+    objectives: Objectives
+
+
+def over_objectives(rule: _ObjectiveRule, gradients: ShardedGradients) -> tuple[Weights, Tensor]:
+    """`over_processes` of the rules over objectives (see `gametalearn.weighting.sharded`).
+
+    The rule sees one task an objective: its gradient gbar_k, its mean loss and its mean score, in
+    float64.
+    """
+    present, slot = torch.unique(gradients.group, return_inverse=True)
+    members = torch.nn.functional.one_hot(slot).T.double()
+    mean = members / members.sum(1, keepdim=True)
+    within = mean.sum(0)
+    if rule.objectives.within == "agreement":
+        vectors = Vectors.of(gradients.rows, largest=gradients.processes.largest)
+        within, _ = sharded_agreement(gradients, vectors, slot)
+    mixed = gradients.combined(members * within)
+    loss, score = mean @ gradients.loss.double(), mean @ gradients.score.double()
+    weights = rule(TaskGradients(mixed, mixed[:, :0], loss, score, present))
+    effective = weights.effective[slot] * within
+    return Weights(raw=weights.raw, effective=effective), weights.effective @ mixed
 
 
 def loss_ratio(new: Tensor, old: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
 from gametalearn.weighting.descent import Descent
-from gametalearn.weighting.objectives import Objectives
+from gametalearn.weighting.objectives import Objectives, over_objectives
 from gametalearn.weighting.weights import Weights
 
 __all__ = ["UncertaintyWeighting"]
@@ -64,6 +64,8 @@ class UncertaintyWeighting(nn.Module):
         size = len(self.objectives)
         self.descent = Descent(size, lr, optimizer)
         self.log_var = nn.Parameter(torch.zeros(size, dtype=torch.float64), requires_grad=False)
+
+    over_processes = over_objectives
 
     def forward(self, gradients: TaskGradients) -> Weights:
         """The weights of one meta-batch; raw ones are ``(K,)``.

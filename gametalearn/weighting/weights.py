@@ -46,7 +46,8 @@ class Weights:
 class Rule(Protocol):
     """A weighting rule: an `nn.Module` that maps `TaskGradients` to `Weights`.
 
-    State is what ``state_dict()`` holds; ``eval()`` freezes it.
+    State is what ``state_dict()`` holds; ``eval()`` freezes it. A rule may offer a method
+    ``over_processes`` for runs of several processes (see `gametalearn.weighting.sharded`).
     """
 
     def __call__(self, gradients: TaskGradients) -> Weights:
@@ -147,12 +148,18 @@ def largest_entries(rows: Tensor) -> Tensor:
     return torch.stack([part.abs().amax(1) for part in parts]).amax(0)
 
 
-def check_finite(per_task: Tensor, what: str) -> None:
-    """Raise an `InputError` that names the first task whose value ``(T,)`` is not finite."""
+def check_finite(per_task: Tensor, what: str, first: int = 0) -> None:
+    """Raise an `InputError` that names the first task whose value ``(T,)`` is not finite.
+
+    Args:
+        per_task: values of the tasks ``first``, ``first + 1`` and so on.
+        what: what the values belong to.
+        first: the number of the first one.
+    """
     bad = (~torch.isfinite(per_task)).nonzero().flatten().tolist()
     if bad:
         others = f" (and of {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise InputError(
-            f"{what} of task {bad[0]}{others} is not finite ({float(per_task[bad[0]])}); "
+            f"{what} of task {first + bad[0]}{others} is not finite ({float(per_task[bad[0]])}); "
             "lower the inner learning rate, or leave the task out"
         )

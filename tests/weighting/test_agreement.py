@@ -21,7 +21,8 @@ from gametalearn import (
     agreement_weights_from_gramian,
 )
 from gametalearn.weighting import agreement as agreement_module
-from gametalearn.weighting.agreement import gramian, update_length
+from gametalearn.weighting import vectors as vectors_module
+from gametalearn.weighting.vectors import gramian, update_length
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float64, torch.float32, *HALF)
@@ -278,7 +279,7 @@ def test_blocks_for_very_many_tasks_change_nothing(
 def test_columns_are_taken_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     g = rows(5, 1003)
     whole = agreement_weights(g)
-    monkeypatch.setattr(agreement_module, "SLICE", 64)
+    monkeypatch.setattr(vectors_module, "SLICE", 64)
     torch.testing.assert_close(agreement_weights(g), whole)
     assert float(update_length(g, whole)) == pytest.approx(float((whole @ g).norm()), rel=1e-5)
 
