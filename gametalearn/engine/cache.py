@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._device import DeviceContext
 
+from gametalearn.engine.errors import UnreplayableError
 from gametalearn.engine.program import Program
 from gametalearn.engine.records import Watch
-from gametalearn.engine.state import UnfrozenError, watch
+from gametalearn.engine.state import watch
 from gametalearn.engine.task import Recipe
 
 __all__ = ["Entry", "History", "Store", "key_of", "last_change"]
@@ -97,13 +98,13 @@ def key_of(recipe: Recipe) -> tuple[Hashable, ...]:
     """A key for what a recipe computes, its tensors apart.
 
     Raises:
-        UnfrozenError: something that it depends on cannot be taken down.
+        UnreplayableError: something that it depends on cannot be taken down.
     """
     modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     if any(type(mode) is not DeviceContext for mode in modes):
-        raise UnfrozenError("it runs within a mode that may change what functions of torch do")
+        raise UnreplayableError("it runs within a mode that may change what functions of torch do")
     if any(_OF_ALL_MODULES):
-        raise UnfrozenError("hooks are registered for all modules")
+        raise UnreplayableError("hooks are registered for all modules")
     return (
         _watches.of(recipe.model, own=True).key,
         _plain_settings(recipe.learner) or _watches.of(recipe.learner, own=False).key,

@@ -16,17 +16,17 @@ from gametalearn.adaptation import Params
 from gametalearn.engine.allocator import keep_memory
 from gametalearn.engine.cache import Entry, History, Store, key_of, last_change
 from gametalearn.engine.check import Compared, difference, random_state_kept
+from gametalearn.engine.errors import UnreplayableError
 from gametalearn.engine.loop import loop_gradients, loop_scores
 from gametalearn.engine.plan import Plan
 from gametalearn.engine.program import (
     Program,
-    UntraceableError,
     laid_out,
     trace_gradients,
     trace_scores,
 )
 from gametalearn.engine.records import Watch
-from gametalearn.engine.state import Past, UnfrozenError, watch
+from gametalearn.engine.state import Past, watch
 from gametalearn.engine.swap import swapping
 from gametalearn.engine.task import Data, Measured, Recipe, Result, fixed_tensors
 from gametalearn.engine.workers import run_all
@@ -112,7 +112,7 @@ def program_for(quantities: Quantities, recipe: Recipe, meta: Params, chunk: Dat
         )
         try:
             key = key_of(recipe), form
-        except UnfrozenError as reason:
+        except UnreplayableError as reason:
             return Entry(reason=str(reason))
         entry, kind = (
             _store.get(key),
@@ -163,7 +163,7 @@ def _made(
             program, changed = _traced(quantities, recipe, meta, fixed, chunk)
         if drawn():
             return Entry(reason="its forward draws random numbers")
-        if isinstance(program, UntraceableError):
+        if isinstance(program, UnreplayableError):
             return Entry(reason=str(program))
         if changed is not None:
             past.reason = f"its forward or loss changes {changed}"
@@ -191,21 +191,21 @@ def _restore(seen: _Seen) -> None:
 
 def _traced(
     quantities: Quantities, recipe: Recipe, meta: Params, fixed: Params, chunk: Data
-) -> tuple[Program | UntraceableError, str | None]:
+) -> tuple[Program | UnreplayableError, str | None]:
     """A program, and what the forward has changed while it was traced; that is put back."""
     before = _seen(recipe)
-    program: Program | UntraceableError
+    program: Program | UnreplayableError
     try:
         with torch.inference_mode(False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the forward has to say, the loop says again
             program = quantities.trace(recipe, meta, fixed, chunk)
     except InputError:
         raise
-    except UntraceableError as reason:
+    except UnreplayableError as reason:
         program = reason
     except Exception as error:  # any module may come: what fails, the loop tries again
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        program = UntraceableError(lines[0])
+        program = UnreplayableError(lines[0])
     finally:
         changed = _changes(before)
         _restore(before)

@@ -46,6 +46,7 @@ import torch
 from torch import Tensor, nn
 
 from gametalearn.engine.code import COMPUTED, is_library, is_library_class, names_of
+from gametalearn.engine.errors import UnreplayableError
 from gametalearn.engine.records import (
     ABSENT,
     Digest,
@@ -60,8 +61,9 @@ from gametalearn.engine.records import (
     plain_key,
     token_of,
 )
+from gametalearn.engine.torchscript import SCRIPTED, refuse_scripted
 
-__all__ = ["Past", "UnfrozenError", "watch"]
+__all__ = ["Past", "watch"]
 
 MOST_ENTRIES = 20_000
 """Attributes and entries that are looked at in each call; a computation with more is not replayed."""
@@ -70,10 +72,6 @@ MOST_BYTES = 2**20
 
 
 _BARE = (object, abc.ABC, typing.Generic, typing.Protocol)
-
-
-class UnfrozenError(Exception):
-    """Something that the computation depends on cannot be taken down; the message says what."""
 
 
 _BUILTIN = (
@@ -135,7 +133,7 @@ def watch(root: object, own: Iterable[nn.Module] = ()) -> tuple[Watch, Past]:
         the forward, say).
 
     Raises:
-        UnfrozenError: something cannot be taken down.
+        UnreplayableError: something cannot be taken down.
     """
     names: set[str] = set(_CALLED)
     everything, swapped = False, frozenset(map(id, own))
@@ -148,7 +146,9 @@ def watch(root: object, own: Iterable[nn.Module] = ()) -> tuple[Watch, Past]:
             names |= walk.found
             everything |= walk.computed
     except RecursionError:
-        raise UnfrozenError("it depends on values that refer to each other too deeply") from None
+        raise UnreplayableError(
+            "it depends on values that refer to each other too deeply"
+        ) from None
     return Watch((type(root), key), tuple(walk.checks)), walk
 
 
@@ -218,10 +218,10 @@ class _Walk:
         if id(value) in self.seen:
             return "seen", self.seen[id(value)][0]
         self.seen[id(value)] = len(self.seen), value
-        if isinstance(value, torch.jit.ScriptModule):
-            raise UnfrozenError("torch.jit compiled a part of it")
+        if isinstance(value, SCRIPTED):
+            refuse_scripted()
         if isinstance(value, _UNFROZEN):
-            raise UnfrozenError(
+            raise UnreplayableError(
                 f"{what or 'it'} is a {type(value).__name__}, which goes on by itself"
             )
         for kinds, visit in _VISITS:
@@ -327,7 +327,7 @@ class _Walk:
     def count(self, entries: int, what: str) -> None:
         self.entries += entries
         if self.entries > MOST_ENTRIES:
-            raise UnfrozenError(
+            raise UnreplayableError(
                 f"it depends on more than {MOST_ENTRIES} values, among them those in {what}"
             )
 
@@ -337,7 +337,7 @@ class _Walk:
         what = what or kind.__name__
         iterator = getattr(kind, "__next__", None)
         if iterator is not None and not isinstance(iterator, types.FunctionType):
-            raise UnfrozenError(f"{what} is a {kind.__name__}, which goes on by itself")
+            raise UnreplayableError(f"{what} is a {kind.__name__}, which goes on by itself")
         key: list[Hashable] = [self.of(kind, "")]
         of_library = is_library_class(kind)
         if isinstance(value, enum.Enum):
@@ -470,7 +470,7 @@ class _Walk:
             return type(value), value.shape, self.hold(what, live, items, len(items))
         self.bytes += value.nbytes
         if self.bytes > MOST_BYTES:
-            raise UnfrozenError(
+            raise UnreplayableError(
                 f"it depends on arrays of more than {MOST_BYTES} bytes, among them {what}; "
                 "make them tensors"
             )

@@ -21,8 +21,8 @@ from gametalearn.engine.replay import (
     program_for,
     program_inputs,
 )
-from gametalearn.engine.script import script_of
 from gametalearn.engine.task import Recipe, data_of
+from gametalearn.engine.torchscript import script_of
 from gametalearn.models import Conv4
 
 aten = torch.ops.aten
