@@ -16,8 +16,7 @@ from torch.utils._device import DeviceContext
 
 from gametalearn.engine.errors import UnreplayableError
 from gametalearn.engine.program import Program
-from gametalearn.engine.records import Watch
-from gametalearn.engine.state import watch
+from gametalearn.engine.state import Watch, watch
 from gametalearn.engine.task import Recipe
 
 __all__ = ["Entry", "History", "Store", "key_of", "last_change"]

@@ -25,8 +25,7 @@ from gametalearn.engine.program import (
     trace_gradients,
     trace_scores,
 )
-from gametalearn.engine.records import Watch
-from gametalearn.engine.state import Past, watch
+from gametalearn.engine.state import Past, Watch, watch
 from gametalearn.engine.swap import swapping
 from gametalearn.engine.task import Data, Measured, Recipe, Result, fixed_tensors
 from gametalearn.engine.workers import run_all

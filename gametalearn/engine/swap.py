@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gametalearn.engine.code import is_library_class
+from gametalearn.engine.state.code import is_library_class
 from gametalearn.engine.torchscript import SCRIPTED
 
 __all__ = ["dense_embeddings", "eager", "swapped", "swapping"]
