@@ -7,7 +7,7 @@ from gametalearn.data import load_dataset
 from gametalearn.data.sinusoid import Sinusoid
 from gametalearn.diagnostics import Diagnostics, diagnose
 from gametalearn.disagreement import Disagreement
-from gametalearn.engine.replay import clear_programs
+from gametalearn.engine.making import clear_programs
 from gametalearn.episodes import EpisodeSampler, TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, adapt, evaluate

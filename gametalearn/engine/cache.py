@@ -21,6 +21,9 @@ from gametalearn.engine.task import Recipe
 
 __all__ = ["Entry", "History", "Store", "key_of", "last_change"]
 
+STATES, USES = 8, 8
+"""Programs made for one module in different states before a state has to come twice to get one,
+unless the programs were used this often each."""
 _MANY = 64
 _KEPT = 8
 """Watches that are kept for one module or function."""
@@ -167,6 +170,21 @@ class History:
     made: dict[Hashable, int] = field(default_factory=dict)
     used: dict[Hashable, int] = field(default_factory=dict)
     missed: dict[Hashable, Hashable] = field(default_factory=dict)
+
+    def admits(self, kind: Hashable, key: Hashable) -> bool:
+        """Whether a program is to be made for ``key``, which it counts; not if states come and go.
+
+        Args:
+            kind: everything but the module's state.
+            key: everything.
+        """
+        made = self.made.get(kind, 0)
+        hardly_used = self.used.get(kind, 0) < USES * made
+        if made >= STATES and hardly_used and self.missed.get(kind) != key:
+            self.missed[kind] = key
+            return False
+        self.made[kind] = made + 1
+        return True
 
 
 class Store:
