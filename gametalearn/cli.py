@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gametalearn.config import CHOICES, DEFAULTS, TrainConfig, parse_rule_options, read_toml
+from gametalearn.engine.allocator import keep_memory
 from gametalearn.errors import InputError, SharedError, summary
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ended_by_ctrl_c():
             parser = _parser()  # imports torch
         args = parser.parse_args(_with_config(parser, words))
+        keep_memory()
         with _warnings_in_one_line():
             args.run(args)
     except InputError as error:

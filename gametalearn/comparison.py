@@ -23,6 +23,7 @@ from gametalearn.build import build_rule, build_source, objective_names, stream_
 from gametalearn.checkpoint import replacing
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
+from gametalearn.engine.allocator import keep_memory
 from gametalearn.errors import InputError, summary
 from gametalearn.evaluation import Evaluation, ci95, evaluate, protocol_of
 from gametalearn.losses import Loss, default_loss
@@ -371,6 +372,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 def _run_quietly(config: TrainConfig, *rest: Any) -> None:
     """`_run` in a process of its own: one line for an error, the threads that it may use."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     try:

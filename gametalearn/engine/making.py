@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from gametalearn.adaptation import Params
-from gametalearn.engine.allocator import keep_memory
 from gametalearn.engine.cache import Entry, History, Store, key_of, last_change
 from gametalearn.engine.check import random_state_kept
 from gametalearn.engine.errors import UnreplayableError
@@ -43,8 +42,6 @@ def forget(entry: Entry) -> None:
 def program_for(quantities: Quantities, recipe: Recipe, meta: Params, chunk: Data) -> Entry:
     """The program for a chunk like this one, made if there is none yet."""
     with swapping:
-        if chunk[0].device.type == "cpu":
-            keep_memory()
         past = _store.past.setdefault(recipe.model, History())
         if past.reason:
             return Entry(reason=past.reason)
