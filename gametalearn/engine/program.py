@@ -25,7 +25,7 @@ from gametalearn.engine.passes import (
     writes_into_constants,
 )
 from gametalearn.engine.task import Data, Recipe, query_loss, updates_of
-from gametalearn.engine.torchscript import Function, script_of, scripts_refused
+from gametalearn.engine.torchscript import TensorFunction, script_of, scripts_refused
 
 __all__ = ["Program", "laid_out", "trace_gradients", "trace_scores"]
 
@@ -48,12 +48,12 @@ class Program:
     """
 
     module: GraphModule
-    script: Function | None
+    script: TensorFunction | None
     writes: bool
     nonzero: tuple[int, ...] = ()
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        run: Function = self.module if self.script is None else self.script
+        run: TensorFunction = self.module if self.script is None else self.script
         return run(*(t.clone() for t in tensors) if self.writes else tensors)
 
 
@@ -114,7 +114,7 @@ def _trace(
 
 def _of_chunk(
     task: Callable[..., tuple[Tensor, ...]], names: list[str], others: list[str]
-) -> tuple[Function, set[int]]:
+) -> tuple[TensorFunction, set[int]]:
     """The function of a chunk of tasks that is traced, and `Program.nonzero`, filled as it runs."""
     nonzero: set[int] = set()
 
@@ -146,7 +146,7 @@ def _of_chunk(
     return chunk, nonzero
 
 
-def _on_fake_tensors(chunk: Function, tensors: list[Tensor]) -> GraphModule | None:
+def _on_fake_tensors(chunk: TensorFunction, tensors: list[Tensor]) -> GraphModule | None:
     """The traced program; None if it takes tensors to lie in memory as they do not."""
     module = _make_fx(chunk, tensors, fake=True)
     if _Layouts(module).hold(tensors):
@@ -197,7 +197,7 @@ def _pure(module: GraphModule, tensors: list[Tensor] | None) -> GraphModule:
     return pure
 
 
-def _make_fx(function: Function, tensors: list[Tensor], *, fake: bool) -> GraphModule:
+def _make_fx(function: TensorFunction, tensors: list[Tensor], *, fake: bool) -> GraphModule:
     """The graph of a function, traced on tensors without memory or on these themselves."""
     from torch.fx.experimental.proxy_tensor import make_fx  # a second of imports
 

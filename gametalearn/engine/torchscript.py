@@ -23,9 +23,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from gametalearn.engine.errors import UnreplayableError
 
-__all__ = ["SCRIPTED", "Function", "refuse_scripted", "script_of", "scripts_refused"]
+__all__ = ["SCRIPTED", "TensorFunction", "refuse_scripted", "script_of", "scripts_refused"]
 
-Function = Callable[..., tuple[Tensor, ...]]
+TensorFunction = Callable[..., tuple[Tensor, ...]]
 
 SCRIPTED = torch.jit.ScriptModule
 """The class of the modules that it compiled."""
@@ -57,8 +57,8 @@ def scripts_refused() -> Iterator[None]:
 
 
 def script_of(
-    program: Function, constants: Sequence[Tensor], tensors: Sequence[Tensor]
-) -> Function | None:
+    program: TensorFunction, constants: Sequence[Tensor], tensors: Sequence[Tensor]
+) -> TensorFunction | None:
     """The program as a script, or None if it cannot be written as one.
 
     It is run twice on ``tensors``: once to write the operators down, once as a script, whose
