@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,7 @@ def _stored(tree: ast.AST) -> set[str]:
     return {node.attr for node in nodes if isinstance(node.ctx, ast.Store)}
 
 
+@functools.cache
 def used() -> dict[str, set[str]]:
     """The interfaces that each file of the package uses."""
     files = {str(p.relative_to(ROOT)): interfaces(p.read_text()) for p in ROOT.rglob("*.py")}
