@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from gametalearn import InputError, TrainConfig, compare
+from gametalearn import InputError, TrainConfig, compare, keep_memory
 from gametalearn.comparison import paired_difference
 from gametalearn.evaluation import ci95
 from gametalearn.files import replacing
@@ -311,6 +311,7 @@ def plot(cells: list[Cell], rules: list[str], out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
+    keep_memory()
     rules = args.rules.split(",")
     common: dict[str, Any] = {
         "baseline": rules[0],

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from gametalearn import registry
 from gametalearn.config import EPISODES, MACHINE, MODEL, OUTER, TrainConfig, default_text
+from gametalearn.engine.allocator import keep_memory
 from gametalearn.errors import InputError, SharedError, summary
 from gametalearn.settings import read_toml, settings_of, text_of
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(_with_config(parser, words))
         with _ended_by_ctrl_c():
             from gametalearn import commands  # imports torch
+        keep_memory()
         with _warnings_in_one_line():
             getattr(commands, args.command)(args)
     except InputError as error:

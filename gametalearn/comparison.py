@@ -25,6 +25,7 @@ from gametalearn.adaptation import Learner
 from gametalearn.build import build_source, objective_names, stream_seed
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
+from gametalearn.engine.allocator import keep_memory
 from gametalearn.episodes import Source
 from gametalearn.errors import InputError, summary
 from gametalearn.evaluation import Evaluation, ci95, evaluate, protocol_of
@@ -453,6 +454,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 def _run_quietly(config: TrainConfig, *rest: Any) -> None:
     """`_run` in a process of its own: one line for an error, the threads that it may use."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     try:

@@ -7,7 +7,8 @@ from gametalearn.data import load_dataset
 from gametalearn.data.sinusoid import Sinusoid
 from gametalearn.diagnostics import Diagnostics, diagnose
 from gametalearn.disagreement import Disagreement
-from gametalearn.engine.replay import clear_programs
+from gametalearn.engine.allocator import keep_memory
+from gametalearn.engine.making import clear_programs
 from gametalearn.episodes import EpisodeSampler, TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, adapt, evaluate
@@ -75,6 +76,7 @@ __all__ = [
     "compare",
     "diagnose",
     "evaluate",
+    "keep_memory",
     "load_dataset",
     "load_run",
     "make_rule",

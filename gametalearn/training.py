@@ -128,7 +128,10 @@ def train_parts(
             metrics = stack.enter_context(Metrics(run))
             interrupted = stack.enter_context(interruptible())
             if progress and team.size > 1 and team.first:
-                print(f"{label}: {describe_team(outer.rule, team, config.meta_batch)}", file=sys.stderr)
+                print(
+                    f"{label}: {describe_team(outer.rule, team, config.meta_batch)}",
+                    file=sys.stderr,
+                )
             bar = stack.enter_context(shown(run, progress and team.first, label))
             _loop(run, outer, validation, metrics, interrupted, bar)
     return run

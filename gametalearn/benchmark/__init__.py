@@ -14,9 +14,10 @@ process can be started by hand, to take a ratio from two of them without anythin
 Each prints one line of JSON, with the median of its timings as ``median_ms``.
 
 The pieces, in the order in which they use each other: `settings` says what is measured, `load` how
-busy the machine was, `sides` times one side, `errors` compares rows with a float64 loop,
-`processes` starts a process for a side, `figures` turns timings into the fields of the JSON file,
-`rounds` is the whole measurement, `report` prints and draws it, `command` is the command line's.
+busy the machine was, `floor` is the side of convolutions and products alone, `sides` times one side,
+`errors` compares rows with a float64 loop, `processes` starts a process for a side, `figures` turns
+timings into the fields of the JSON file, `rounds` is the whole measurement, `report` prints and draws
+it, `command` is the command line's.
 """
 
 from gametalearn.benchmark.rounds import run_bench, sweep

@@ -183,7 +183,7 @@ def missing(error: ImportError) -> InputError:
 
 def _floor(setting: Setting, model: nn.Module, batch: TaskBatch) -> Callable[[], None]:
     from gametalearn.adaptation import default_loss, model_parameters
-    from gametalearn.engine.floor import floor_of
+    from gametalearn.benchmark.floor import floor_of
     from gametalearn.engine.task import data_of
 
     meta, data = model_parameters(model), data_of(batch)

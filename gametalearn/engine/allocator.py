@@ -1,15 +1,8 @@
-"""Keep freed memory in the process: on glibc, large tensors otherwise cost a page fault a page.
-
-glibc returns every large block to the system when it is freed, and the next tensor faults its
-pages in again: half a million faults a meta-gradient on 84 x 84 images, a third of its time. Three
-settings of ``mallopt`` keep the memory instead. They hold for the whole process, so its resident
-size stays at its peak. Set ``GAMETALEARN_MALLOC=0`` to leave the allocator alone.
-"""
+"""Keep freed memory in the process: on glibc, large tensors otherwise cost a page fault a page."""
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import platform
 
@@ -25,9 +18,22 @@ SETTINGS = (
 )
 
 
-@functools.cache
 def keep_memory() -> bool:
-    """Set the allocator up, once a process; whether that was done (Linux with glibc only)."""
+    """Let this process keep the memory that it frees, for the tensors that come next.
+
+    glibc returns every large block to the system when it is freed, and the next tensor faults its
+    pages in again: half a million faults for one meta-gradient on 84 x 84 images, a third of its
+    time. Four settings of ``mallopt`` keep the memory instead. Call this once, at the start of a
+    program; the command line does so by itself, and nothing else in the library does.
+
+    It holds for the whole process and cannot be undone: the process stays as large as it was at its
+    largest. It has no effect on the memory of a GPU, where another allocator stands in for glibc's
+    (jemalloc, tcmalloc), without glibc (macOS, Windows, musl), and where the environment has
+    ``GAMETALEARN_MALLOC=0``.
+
+    Returns:
+        Whether glibc has taken the settings.
+    """
     if os.environ.get("GAMETALEARN_MALLOC") == "0" or platform.libc_ver()[0] != "glibc":
         return False
     try:

@@ -14,13 +14,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._device import DeviceContext
 
+from gametalearn.engine.errors import UnreplayableError
 from gametalearn.engine.program import Program
-from gametalearn.engine.records import Watch
-from gametalearn.engine.state import UnfrozenError, watch
+from gametalearn.engine.state import Watch, watch
 from gametalearn.engine.task import Recipe
 
 __all__ = ["Entry", "History", "Store", "key_of", "last_change"]
 
+STATES, USES = 8, 8
+"""Programs made for one module in different states before a state has to come twice to get one,
+unless the programs were used this often each."""
 _MANY = 64
 _KEPT = 8
 """Watches that are kept for one module or function."""
@@ -97,13 +100,13 @@ def key_of(recipe: Recipe) -> tuple[Hashable, ...]:
     """A key for what a recipe computes, its tensors apart.
 
     Raises:
-        UnfrozenError: something that it depends on cannot be taken down.
+        UnreplayableError: something that it depends on cannot be taken down.
     """
     modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     if any(type(mode) is not DeviceContext for mode in modes):
-        raise UnfrozenError("it runs within a mode that may change what functions of torch do")
+        raise UnreplayableError("it runs within a mode that may change what functions of torch do")
     if any(_OF_ALL_MODULES):
-        raise UnfrozenError("hooks are registered for all modules")
+        raise UnreplayableError("hooks are registered for all modules")
     return (
         _watches.of(recipe.model, own=True).key,
         _plain_settings(recipe.learner) or _watches.of(recipe.learner, own=False).key,
@@ -167,6 +170,21 @@ class History:
     made: dict[Hashable, int] = field(default_factory=dict)
     used: dict[Hashable, int] = field(default_factory=dict)
     missed: dict[Hashable, Hashable] = field(default_factory=dict)
+
+    def admits(self, kind: Hashable, key: Hashable) -> bool:
+        """Whether a program is to be made for ``key``, which it counts; not if states come and go.
+
+        Args:
+            kind: everything but the module's state.
+            key: everything.
+        """
+        made = self.made.get(kind, 0)
+        hardly_used = self.used.get(kind, 0) < USES * made
+        if made >= STATES and hardly_used and self.missed.get(kind) != key:
+            self.missed[kind] = key
+            return False
+        self.made[kind] = made + 1
+        return True
 
 
 class Store:

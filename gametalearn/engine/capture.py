@@ -14,12 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gametalearn.engine import layers
+from gametalearn.engine.errors import UnreplayableError
 
-__all__ = ["Capture", "UntraceableError", "ValueReads"]
-
-
-class UntraceableError(Exception):
-    """The module cannot be replayed; the message says why."""
+__all__ = ["Capture", "ValueReads"]
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -113,15 +110,9 @@ class Capture(TorchFunctionMode):
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
         if raised[0] is None and not all(copy.holds for copy in self.copied):
-            raise UntraceableError("its forward writes into a view of a layer's result")
+            raise UnreplayableError("its forward writes into a view of a layer's result")
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         rule = _RULES.get(func)
         result = None if rule is None else rule(self, *args, **kwargs)
@@ -229,13 +220,13 @@ class Capture(TorchFunctionMode):
         return x.detach()  # functorch knows no other way out of a derivative
 
     def refuse(self, *args: Any, **kwargs: Any) -> Tensor:
-        raise UntraceableError("its forward hooks into the backward pass")
+        raise UnreplayableError("its forward hooks into the backward pass")
 
     def refuse_data(self, *args: Any, **kwargs: Any) -> Tensor:
-        raise UntraceableError("its forward assigns to a tensor's data")
+        raise UnreplayableError("its forward assigns to a tensor's data")
 
     def refuse_value(self, x: Any, *args: Any, **kwargs: Any) -> Tensor:
-        raise UntraceableError(_READS)
+        raise UnreplayableError(_READS)
 
 
 _READS = "its forward or loss reads a tensor's numbers into Python"
@@ -274,13 +265,7 @@ class ValueReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     one, the number would stand in the program for ever.
     """
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _VALUE_READERS:
-            raise UntraceableError(_READS)
+            raise UnreplayableError(_READS)
         return func(*args, **(kwargs or {}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gametalearn.engine.code import is_library_class
+from gametalearn.engine.state.code import is_library_class
+from gametalearn.engine.torchscript import SCRIPTED
 
 __all__ = ["dense_embeddings", "eager", "swapped", "swapping"]
 
@@ -44,7 +45,7 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         before = []
         for module in model.modules():  # each once, however often it is registered
             attributes = vars(module)
-            scripted = isinstance(module, torch.jit.ScriptModule)  # its modules cannot be exchanged
+            scripted = isinstance(module, SCRIPTED)  # its modules cannot be exchanged
             groups = [attributes[group] for group in (_GROUPS[:2] if scripted else _GROUPS)]
             registered = [(group, dict(group.items())) for group in groups]
             kept = _set_by_torch(module) if not scripted else None
@@ -91,13 +92,7 @@ def dense_embeddings(model: nn.Module) -> Iterator[None]:
 class _Dense(TorchFunctionMode):
     """Embeddings are looked up with dense gradients."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (F.embedding, F.embedding_bag):
             # the last but one of `embedding`'s own order of arguments; layers pass it as one of them
             place = 6 if func is F.embedding else 7

@@ -2192,6 +2192,17 @@ def generator_counts() -> Left:
     return Left(model, lambda: None)
 
 
+@leaves("Net.held is a count")
+def iterator_made_in_the_first_call() -> Left:
+    def body(m: Any, x: Tensor) -> Tensor:
+        if m.held is None:
+            m.held = itertools.count(1)
+        return cast(Tensor, m.plain(x) * next(m.held))
+
+    model = Net(body, held=None)
+    return Left(model, lambda: repr(model.held))
+
+
 def table() -> Tensor:
     return torch.arange(1.0, 4.0, dtype=torch.float64)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gametalearn import MAML, Conv4, TaskBatch, clear_programs, meta_gradients
-from gametalearn.engine import program, replay
+from gametalearn.engine import passes, replay
 from gametalearn.gradients import adapt_and_score
 
 aten = torch.ops.aten
@@ -58,7 +58,7 @@ def no_programs() -> Iterator[None]:
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs in which every tanh is a sigmoid."""
-    tidy = program.tidy
+    tidy = passes.tidy
 
     def spoil(module: Any) -> bool:
         for node in module.graph.nodes:
@@ -66,7 +66,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
                 node.target = aten.sigmoid.default
         return tidy(module)
 
-    monkeypatch.setattr(program, "tidy", spoil)
+    monkeypatch.setattr("gametalearn.engine.program.tidy", spoil)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])

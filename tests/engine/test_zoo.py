@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from gametalearn import MAML, TaskBatch, meta_gradients
-from gametalearn.engine.replay import clear_programs
+from gametalearn.engine.making import clear_programs
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
 

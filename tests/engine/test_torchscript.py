@@ -12,17 +12,12 @@ from torch import Tensor, nn
 
 from gametalearn import MAML, TaskBatch
 from gametalearn.adaptation import default_loss, default_score, model_parameters
+from gametalearn.engine.making import program_for
 from gametalearn.engine.program import Program
-from gametalearn.engine.replay import (
-    GRADIENTS,
-    SCORES,
-    Quantities,
-    chunks_of,
-    program_for,
-    program_inputs,
-)
-from gametalearn.engine.script import script_of
+from gametalearn.engine.quantities import GRADIENTS, SCORES, Quantities
+from gametalearn.engine.replay import chunks_of, program_inputs
 from gametalearn.engine.task import Recipe, data_of
+from gametalearn.engine.torchscript import script_of
 from gametalearn.models import Conv4
 
 aten = torch.ops.aten

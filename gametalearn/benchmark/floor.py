@@ -12,8 +12,10 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from gametalearn.adaptation import Learner, Params
 from gametalearn.engine.kernels import PLAIN
+from gametalearn.engine.making import program_for
 from gametalearn.engine.plan import Plan
-from gametalearn.engine.replay import GRADIENTS, chunks_of, program_for, program_inputs
+from gametalearn.engine.quantities import GRADIENTS
+from gametalearn.engine.replay import chunks_of, program_inputs
 from gametalearn.engine.task import Data, Loss, Recipe
 from gametalearn.engine.workers import run_all
 from gametalearn.scores import default_score
@@ -28,7 +30,7 @@ HEAVY = {
 }
 
 
-class _Recorder(Interpreter):
+class _Tally(Interpreter):
     """Counts the heavy steps of a program by operator, geometry of tensors and other arguments."""
 
     def __init__(self, module: GraphModule) -> None:
@@ -68,11 +70,11 @@ def floor_of(
     if entry.program is None:
         raise TypeError(f"{type(model).__name__} cannot be replayed: {entry.reason}")
     with torch.inference_mode():
-        recorder = _Recorder(entry.program.module)
-        recorder.run(*program_inputs(model, meta), *chunks[0])
+        tally = _Tally(entry.program.module)
+        tally.run(*program_inputs(model, meta), *chunks[0])
         calls = [
             (operator, [_tensor(a) for a in args], count)
-            for (operator, args), count in recorder.calls.items()
+            for (operator, args), count in tally.calls.items()
         ]
 
     def chunk() -> None:

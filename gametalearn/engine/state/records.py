@@ -1,34 +1,37 @@
 """What was taken down of a computation, and whether it is still so.
 
-`gametalearn.engine.state` fills these records; in each call all of them are asked for what has changed,
-so that they do no more than compare. Objects are held weakly: a record keeps nothing alive.
+The walk fills these records; in each call all of them are asked for what has changed, so that they do
+no more than compare. Objects are held weakly: a record keeps nothing alive.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = [
     "ABSENT",
     "Digest",
     "Entries",
     "ModuleRecord",
-    "Names",
+    "NamesRecord",
     "ObjectRecord",
     "Plain",
     "Record",
     "Same",
     "Watch",
+    "entries_of",
     "form_of",
     "plain_key",
     "token_of",
+    "tokens_of",
+    "weakly",
 ]
 
 
@@ -47,11 +50,7 @@ class Same:
     __slots__ = ("id", "value")
 
     def __init__(self, value: object) -> None:
-        self.id = id(value)
-        try:
-            self.value: Callable[[], object] = weakref.ref(value)
-        except TypeError:  # kept alive instead
-            self.value = lambda: value
+        self.id, self.value = id(value), weakly(value)
 
     def __hash__(self) -> int:
         return self.id
@@ -93,6 +92,35 @@ def token_of(value: object) -> Same | Plain:
     return Same(value) if plain_key(value) is None else Plain(value)
 
 
+Tokens = tuple[tuple[Any, Same | Plain], ...]
+"""Names, and what stood under them."""
+
+
+def tokens_of(entries: Mapping[Any, Any]) -> Tokens:
+    return tuple((name, token_of(value)) for name, value in entries.items())
+
+
+def entries_of(own: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """What stands under some names."""
+    return {name: own.get(name, ABSENT) for name in names}
+
+
+def weakly(value: Any, read: Callable[[Any], Any] | None = None) -> Callable[[], Any]:
+    """A function that reads something of an object, or gives the object; None once that is gone."""
+    try:
+        known: Callable[[], Any] = weakref.ref(value)
+    except TypeError:  # kept alive instead
+        known = lambda: value  # noqa: E731
+    if read is None:
+        return known
+
+    def now() -> Any:
+        live = known()
+        return None if live is None else read(live)
+
+    return now
+
+
 @dataclass(frozen=True)
 class Entries:
     """Some entries of a holder, such as an object's attributes, as they were.
@@ -106,7 +134,7 @@ class Entries:
 
     what: str
     read: Callable[[], Mapping[Any, Any] | None]
-    expected: tuple[tuple[Any, Same | Plain], ...]
+    expected: Tokens
     size: int | None = None
 
     def changed(self) -> str | None:
@@ -119,16 +147,20 @@ class Entries:
             or any(k is not n and k != n for k, (n, _) in zip(now, self.expected, strict=True))
         ):
             return self.what
-        for name, token in self.expected:
-            value = now.get(name, ABSENT)
-            if value is not token.value and not token.matches(value):
-                return f"{self.what}.{name}" if isinstance(name, str) else f"{self.what}[{name!r}]"
-        return None
+        return _first_other(now, self.expected, self.what)
+
+
+def _first_other(now: Mapping[Any, Any], expected: Tokens, what: str) -> str | None:
+    for name, token in expected:
+        value = now.get(name, ABSENT)
+        if value is not token.value and not token.matches(value):
+            return f"{what}.{name}" if isinstance(name, str) else f"{what}[{name!r}]"
+    return None
 
 
 @dataclass(frozen=True)
 class ObjectRecord:
-    """An object as it was: its class and its attributes.
+    """An object or a class as it was: its class, and its attributes.
 
     Attributes:
         what: its name in messages.
@@ -142,7 +174,7 @@ class ObjectRecord:
     known: Callable[[], Any]
     kind: type
     names: frozenset[str]
-    entries: tuple[tuple[str, Same | Plain], ...]
+    entries: Tokens
 
     def changed(self) -> str | None:
         """The name of what is no longer as it was."""
@@ -150,73 +182,48 @@ class ObjectRecord:
         if value is None or type(value) is not self.kind:
             return self.what
         own = value.__dict__
-        if own.keys() != self.names:
-            return self.what
+        return self.what if own.keys() != self.names else self.changed_in(own)
+
+    def changed_in(self, own: Mapping[str, Any]) -> str | None:
+        """The same, where the names of all attributes are what they were."""
         return _first_other(own, self.entries, self.what)
 
 
-def _first_other(
-    now: Mapping[str, Any], entries: tuple[tuple[str, Same | Plain], ...], what: str
-) -> str | None:
-    for name, token in entries:
-        value = now.get(name, ABSENT)
-        if value is not token.value and not token.matches(value):
-            return f"{what}.{name}"
-    return None
-
-
 @dataclass(frozen=True)
-class ModuleRecord:
-    """A module as it was: its class, attributes, hooks, parameters, buffers and children.
+class ModuleRecord(ObjectRecord):
+    """A module of a network as it was; ``entries`` are without what is recorded here.
 
     Attributes:
-        what: its name in messages.
-        known: the module, if it still exists.
-        kind: its class.
-        names: of all its attributes.
-        entries: some attributes.
         hooks: how many there were of each kind (those there are have checks of their own).
         tensors: the name, identity and form of each of its parameters and buffers.
         children: its modules.
     """
 
-    what: str
-    known: Callable[[], nn.Module | None]
-    kind: type
-    names: frozenset[str]
-    entries: tuple[tuple[str, Same | Plain], ...]
     hooks: tuple[tuple[str, int], ...]
     tensors: tuple[tuple[str, tuple[tuple[str, Same | None, Hashable], ...]], ...]
-    children: tuple[tuple[str, Same | Plain], ...]
+    children: Tokens
 
-    def changed(self) -> str | None:
-        """The name of what is no longer as it was."""
-        module = self.known()
-        if module is None or type(module) is not self.kind:
-            return self.what
-        own = module.__dict__
-        if own.keys() != self.names:
-            return self.what
+    def changed_in(self, own: Mapping[str, Any]) -> str | None:
+        """The same, where the names of all attributes are what they were."""
         for group, count in self.hooks:
             if len(own[group]) != count:
                 return f"{self.what}.{group}"
         for group, expected in self.tensors:
-            now = own[group]
-            if len(now) != len(expected):
+            if len(own[group]) != len(expected):
                 return f"{self.what}.{group}"
             for name, tensor, form in expected:
-                t = now.get(name, ABSENT)
-                if tensor is None:
-                    same = t is None
-                else:
-                    same = t is not None and tensor.matches(t) and form_of(t) == form
-                if not same:
+                if not _same_tensor(own[group].get(name, ABSENT), tensor, form):
                     return f"{self.what}.{name}"
-        if [*own["_modules"]] != [name for name, _ in self.children]:
+        modules = own["_modules"]
+        if [*modules] != [name for name, _ in self.children]:
             return self.what
-        return _first_other(own, self.entries, self.what) or _first_other(
-            own["_modules"], self.children, self.what
-        )
+        return super().changed_in(own) or _first_other(modules, self.children, self.what)
+
+
+def _same_tensor(now: Any, tensor: Same | None, form: Hashable) -> bool:
+    if tensor is None:
+        return now is None
+    return now is not None and tensor.matches(now) and form_of(now) == form
 
 
 @dataclass(frozen=True)
@@ -232,7 +239,7 @@ class Digest:
 
 
 @dataclass(frozen=True)
-class Names:
+class NamesRecord:
     """The names in a Python module: none that matters may have been added.
 
     Attributes:
@@ -257,7 +264,7 @@ class Names:
         return f"{self.what}.{min(added)}" if added else None
 
 
-Record = Entries | ObjectRecord | ModuleRecord | Names | Digest
+Record = Entries | ObjectRecord | NamesRecord | Digest
 
 
 @dataclass(frozen=True)
