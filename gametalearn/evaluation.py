@@ -24,14 +24,15 @@ from torch import Tensor, nn
 
 from gametalearn.adaptation import Learner, Params, model_parameters
 from gametalearn.copies import copied
+from gametalearn.dependence import settled
 from gametalearn.distributed import ALONE, Team
 from gametalearn.engine.loop import first_order
-from gametalearn.engine.task import fixed_tensors, support_loss
+from gametalearn.engine.task import fixed_tensors, support_loss, swapping
 from gametalearn.episodes import Source, TaskBatch
 from gametalearn.errors import InputError, summary
 from gametalearn.gradients import adapt_and_score, meta_of
 from gametalearn.losses import Loss, default_loss
-from gametalearn.normalisation import Protocol, check_statistics, protocol_of, under
+from gametalearn.normalisation import Protocol, check_statistics, protocol_of
 from gametalearn.peek import score_for
 from gametalearn.scores import SCORES, Format, ScoreLike, default_score
 
@@ -59,7 +60,7 @@ class Evaluation:
             by default); NaN where the adaptation diverged.
         group: ``(E,)`` int64, the episodes' objectives.
         metric: the score's name, such as ``accuracy`` or ``mse``.
-        protocol: how queries were normalised; see `gametalearn.models`.
+        protocol: how queries were normalised; see `gametalearn.normalisation.Protocol`.
         seed: of the episodes.
         format: how values are shown; by default that of the score of `gametalearn.SCORES` with this
             name, and plain numbers for any other.
@@ -123,8 +124,8 @@ def evaluate(
     """Adapt ``model`` to each of a stream of episodes and measure it on their queries.
 
     Args:
-        model: any module; it is not changed. Episodes are brought to its device, and their float
-            inputs and targets to its precision.
+        model: any module; it is not changed, and several threads may evaluate it at once. Episodes
+            are brought to its device, and their float inputs and targets to its precision.
         source: episodes; an independent stream over the same data is used.
         learner: the inner loop at test time, such as ``MAML(0.4, steps=3)``; second-order terms are
             never computed here.
@@ -154,7 +155,8 @@ def evaluate(
     stream = source if seed is None else source.with_seed(seed)
     learner = learner.for_test(learner.steps)
     meta = meta_of(model, learner, meta)
-    check_statistics(model)
+    with swapping:
+        check_statistics(model)
     table = torch.zeros(2, episodes, dtype=torch.float64)  # score and group
     for number, start in enumerate(range(0, episodes, tasks_at_once)):
         stop = min(start + tasks_at_once, episodes)
@@ -165,21 +167,21 @@ def evaluate(
         with _explained(model):
             if number == 0:
                 chosen = score_for(score, loss, model, meta, batch)
-                tested, protocol = under(model, protocol, meta, batch, learner, loss)
+                found = settled(model, protocol, meta, batch, learner, loss)
             if mine:
                 _, values = adapt_and_score(
-                    tested, batch, learner, meta=meta, loss=loss, score=chosen
+                    model, batch, learner, meta=meta, loss=loss, score=chosen, protocol=protocol
                 )
         if mine:
             table[0, start:stop], table[1, start:stop] = values, batch.group
         if progress is not None:
             progress(stop - start)
-    found, group = team.total(table)
+    scores, group = team.total(table)
     return Evaluation(
-        values=found.numpy(),
+        values=scores.numpy(),
         group=group.to(torch.int64).numpy(),
         metric=chosen.name,
-        protocol=protocol,  # type: ignore[arg-type] # it was settled
+        protocol=found,
         seed=-1 if seed is None else seed,
         format=chosen.format,
     )
@@ -187,7 +189,8 @@ def evaluate(
 
 def _floats(model: nn.Module) -> torch.dtype | None:
     """The one precision of a model's parameters; None if there are several."""
-    found = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    with swapping:
+        found = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return found.pop() if len(found) == 1 else None
 
 
@@ -196,7 +199,9 @@ def _on(model: nn.Module, batch: B) -> B:
     dtype = _floats(model)
     if isinstance(batch, Tensor) and not batch.is_floating_point():
         dtype = None
-    return batch.to(next(model.parameters()).device, dtype)
+    with swapping:
+        device = next(model.parameters()).device
+    return batch.to(device, dtype)
 
 
 @contextlib.contextmanager

@@ -17,10 +17,10 @@ ORDER = [
     {"scores"},
     {"images"},
     {"episodes", "models"},
-    {"adaptation", "data", "mixture", "disagreement"},
+    {"adaptation", "data", "mixture", "disagreement", "normalisation"},
     {"gradients", "engine"},
     {"peek"},
-    {"normalisation"},
+    {"dependence"},
     {
         "weighting",
         "distributed",

@@ -31,6 +31,7 @@ from gametalearn.engine.swap import swapping
 from gametalearn.engine.task import Data, Measured, Recipe, Result, fixed_tensors
 from gametalearn.engine.workers import run_all
 from gametalearn.errors import InputError
+from gametalearn.normalisation import way_of
 
 __all__ = [
     "GRADIENTS",
@@ -109,6 +110,7 @@ def program_for(quantities: Quantities, recipe: Recipe, meta: Params, chunk: Dat
             (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
             tuple((n, t.shape, t.dtype, t.device) for n, t in (*meta.items(), *fixed.items())),
             tuple((t.shape, t.dtype, t.device) for t in chunk),
+            way_of(recipe.model, recipe.protocol),
         )
         try:
             key = key_of(recipe), form
@@ -227,7 +229,7 @@ def _compare(
     ``results`` are those of the chunk.
     """
     if entry.program is None:
-        return True
+        return False
 
     def gather(meta: Params, raw: Sequence[Tensor]) -> tuple[Tensor, ...]:
         results = quantities.empty(meta, len(chunk[0]))
@@ -287,7 +289,8 @@ def _replay(
         try:
             results = quantities.loop(recipe, meta, data)
         except BaseException:  # it may not be the module's fault that there is no program
-            _store.forget(entry)
+            with swapping:
+                _store.forget(entry)
             raise
         _looped(recipe, entry)
         return results
@@ -309,17 +312,18 @@ def _replay(
         entry.program, entry.reason = None, "its program failed where the loop does not"
         _looped(recipe, entry)
         return results
-    entry.calls += 1
-    if plan.verify or entry.calls in CHECKED:
-        fixed = fixed_tensors(recipe.model)
-        for number, chunk in enumerate(chunks if plan.verify else chunks[:1]):
+    with swapping:  # whoever else is at this program waits until it has been compared
+        entry.calls += 1
+        some = chunks if plan.verify else chunks[: entry.calls in CHECKED]
+        fixed = fixed_tensors(recipe.model) if some else {}
+        for number, chunk in enumerate(some):
             start = number * plan.chunk
             count = min(plan.chunk, tasks - start)
             compared = range(count) if plan.verify else {0, count - 1 if entry.calls == 1 else 0}
             part = tuple(t[start : start + count] for t in results)
             if not _compare(entry, quantities, recipe, meta, fixed, chunk, sorted(compared), part):
-                return quantities.loop(recipe, meta, data)
-    return results
+                break
+    return results if entry.program is not None else quantities.loop(recipe, meta, data)
 
 
 def _run_chunks(run: Callable[[int, Data], None], chunks: list[Data], plan: Plan) -> None:
