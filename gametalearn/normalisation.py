@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from gametalearn.errors import InputError
+from gametalearn.frozen import Frozen, frozen_class
 from gametalearn.models import MLP, Conv4, ResNet12, TaskNorm, _Backbone, _ConvBlock, _ResBlock
 
 __all__ = [
@@ -40,6 +41,7 @@ Protocol = Literal["transductive", "inductive", "query-at-a-time"]
 _OURS = (
     *(Conv4, ResNet12, MLP, TaskNorm, _ConvBlock, _ResBlock),
     *(nn.Conv2d, nn.Linear, nn.GroupNorm, nn.Identity, nn.ModuleList),
+    frozen_class(nn.BatchNorm2d),
 )
 
 
@@ -151,6 +153,12 @@ def check_statistics(model: nn.Module) -> None:
         if var is None or (count is not None and int(count) > 0):
             continue
         if bool((mean == 0).all()) and bool((var == 1).all()):
+            if isinstance(module, Frozen):
+                raise InputError(
+                    f"evaluate: {type(module).__name__} '{name}' of {type(model).__name__} still has "
+                    "the mean 0 and the variance 1 that it began with; load the state_dict of a model "
+                    "that adapt has fitted, or take another norm"
+                )
             raise InputError(
                 f"evaluate: {type(module).__name__} '{name}' of {type(model).__name__} is in eval "
                 "mode, and its running statistics are still the mean 0 and the variance 1 that it "

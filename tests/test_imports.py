@@ -13,7 +13,7 @@ ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
     {"errors", "pixels", "places"},
-    {"losses", "trees", "copies"},
+    {"losses", "trees", "copies", "frozen"},
     {"scores"},
     {"images"},
     {"episodes", "models"},
@@ -21,6 +21,7 @@ ORDER = [
     {"gradients", "engine"},
     {"peek"},
     {"dependence"},
+    {"predictor"},
     {
         "weighting",
         "distributed",
