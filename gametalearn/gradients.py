@@ -20,6 +20,7 @@ from gametalearn.engine.task import Recipe, data_of, predict
 from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.losses import Loss, default_loss, name_of
+from gametalearn.normalisation import Protocol, check_protocol
 from gametalearn.scores import ScoreLike, default_score, no_default, score_function
 
 __all__ = ["TaskGradients", "adapt_and_score", "meta_gradients", "predict"]
@@ -70,6 +71,7 @@ def meta_gradients(
     meta: Params | None = None,
     loss: Loss = default_loss,
     score: ScoreLike = default_score,
+    protocol: Protocol | None = None,
     method: Method = "auto",
     chunk: int | None = None,
     threads: int | None = None,
@@ -92,6 +94,9 @@ def meta_gradients(
         score: a name of `gametalearn.SCORES`, a `Score`, or a function of ``(prediction, target)``
             that gives a scalar tensor; by default what goes with the loss (see
             `gametalearn.scores`). Where nothing does, scores are NaN, and a warning says so once.
+        protocol: how queries are normalised (see `gametalearn.normalisation.Protocol`); by default
+            what the model does by itself. `evaluate` also measures whether a model of your own keeps
+            to it; here types alone are looked at.
         method: ``"replay"`` (traced once for these shapes, then fast), ``"loop"`` (plain autograd),
             ``"verify"`` (replay, and every task compared with the loop), or ``"auto"``: replay on CPU
             and CUDA without autocast. A program is compared with the loop when it is made, and again
@@ -108,14 +113,15 @@ def meta_gradients(
 
     Raises:
         InputError: no parameter requires gradients; a loss or a score that does not fit the
-            predictions, or a label without an output.
+            predictions, a label without an output, or a protocol that the model does not know.
     """
+    check_protocol(model, protocol)
     meta, function, data = meta_of(model, learner, meta), score_function(score), data_of(batch)
     if constant_memory and method in ("replay", "verify"):
         raise InputError(
             f"meta_gradients: constant_memory=True loops over tasks; it takes no method='{method}'"
         )
-    recipe = Recipe(model, learner, loss, function)
+    recipe = Recipe(model, learner, loss, function, protocol)
     if not len(batch):
         none, size = _nothing(meta), sum(p.numel() for p in meta.values())
         return TaskGradients(none.view(0, size), none.view(0, size), none, none, batch.group)
@@ -137,6 +143,7 @@ def adapt_and_score(
     meta: Params | None = None,
     loss: Loss = default_loss,
     score: ScoreLike = default_score,
+    protocol: Protocol | None = None,
     method: Method = "auto",
     chunk: int | None = None,
     threads: int | None = None,
@@ -144,7 +151,8 @@ def adapt_and_score(
     """Adapt to each task and measure it on its queries, without a meta-gradient.
 
     Args:
-        model, batch, learner, meta, loss, score, method, chunk, threads: as in `meta_gradients`.
+        model, batch, learner, meta, loss, score, protocol, method, chunk, threads: as in
+            `meta_gradients`.
 
     Returns:
         ``loss (T,)`` and ``score (T,)``, as in `TaskGradients`.
@@ -152,10 +160,11 @@ def adapt_and_score(
     Raises:
         InputError: as in `meta_gradients`.
     """
+    check_protocol(model, protocol)
     meta, function, data = meta_of(model, learner, meta), score_function(score), data_of(batch)
     if not len(batch):
         return _nothing(meta), _nothing(meta)
-    recipe = Recipe(model, learner, loss, function)
+    recipe = Recipe(model, learner, loss, function, protocol)
     plan = choose(meta, data, method=method, chunk=chunk, threads=threads, fixed_chunk=True)
     if plan.method == "loop":
         value, points = loop_scores(recipe, meta, data)

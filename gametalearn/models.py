@@ -8,6 +8,8 @@
   too: inductive.
 - ``"group"``: GroupNorm, each example by itself: inductive.
 - ``"none"``: no normalisation.
+- ``"frozen"``: by fixed statistics in buffers, inductive: for the ``state_dict`` of a model that
+  `gametalearn.adapt` has fitted. There is nothing in them before it is loaded.
 
 A model whose ``uses_support`` is true is called ``model(query_x, support_x)`` for queries and
 ``model(support_x)`` in the inner loop; any other module, yours included, is called ``model(x)``.
@@ -16,18 +18,21 @@ A model whose ``uses_support`` is true is called ``model(query_x, support_x)`` f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gametalearn.errors import InputError
+from gametalearn.frozen import freeze
 
 __all__ = ["MLP", "Conv4", "Norm", "ResNet12", "TaskNorm"]
 
-Norm = Literal["batch", "support", "group", "none"]
-NORMS: tuple[Norm, ...] = ("batch", "support", "group", "none")
+Norm = Literal["batch", "support", "group", "none", "frozen"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+_WITHOUT_BIAS = ("batch", "support", "frozen")
+"""Before these norms a convolution's bias has no effect."""
 
 
 class TaskNorm(nn.Module):
@@ -62,6 +67,10 @@ def _norm(norm: Norm, channels: int) -> nn.Module:
             g for g in (8, 4, 2, 1) if channels % g == 0 and channels // g >= min(4, channels)
         )
         return nn.GroupNorm(groups, channels)
+    if norm == "frozen":
+        layer = nn.BatchNorm2d(channels)
+        freeze(layer)
+        return layer
     return nn.Identity() if norm == "none" else TaskNorm(channels)
 
 
@@ -77,7 +86,7 @@ class _Backbone(nn.Module):
         self.std: Tensor | None
         for name, value in (("mean", mean), ("std", std)):
             tensor = None if value is None else torch.tensor(value).view(-1, 1, 1)
-            self.register_buffer(name, tensor, persistent=False)
+            self.register_buffer(name, tensor, persistent=norm == "frozen")
 
     @property
     def uses_support(self) -> bool:
@@ -96,6 +105,13 @@ class _Backbone(nn.Module):
         logits: Tensor = self.head(self.features(x, support))
         return logits if support is None else logits[support:]
 
+    def statistics_are_fixed(self) -> None:
+        """Say that every norm has statistics of its own now, as with ``norm="frozen"``."""
+        if self.norm in ("batch", "support"):
+            self.norm = "frozen"
+            for name in ("mean", "std"):
+                self.register_buffer(name, getattr(self, name))
+
     head: nn.Module
 
     def features(self, x: Tensor, support: int | None = None) -> Tensor:
@@ -105,7 +121,7 @@ class _Backbone(nn.Module):
 class _ConvBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, norm: Norm, stride: int) -> None:
         super().__init__()
-        bias = norm not in ("batch", "support")  # a bias before BatchNorm has no effect
+        bias = norm not in _WITHOUT_BIAS
         self.conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=bias)
         self.norm = _norm(norm, outputs)
         nn.init.xavier_uniform_(self.conv.weight)
@@ -129,7 +145,8 @@ class Conv4(_Backbone):
         pool: ``"stride"``, stride-2 convolutions and a spatial mean (MAML's Omniglot network), or
             ``"max"``, 2 x 2 max-pooling and flattened features.
         norm: see the module's docstring.
-        mean, std: per-channel input normalisation, the model's first step.
+        mean, std: per-channel input normalisation, the model's first step; a part of its
+            ``state_dict`` with ``norm="frozen"`` alone.
     """
 
     def __init__(
@@ -172,7 +189,7 @@ class _ResBlock(nn.Module):
         super().__init__()
         sizes = [inputs, outputs, outputs, outputs]
         self.blocks = nn.ModuleList(_ConvBlock(sizes[i], outputs, norm, 1) for i in range(3))
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=norm not in ("batch", "support"))
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=norm not in _WITHOUT_BIAS)
         self.norm = _norm(norm, outputs)
 
     def forward(self, x: Tensor, support: int | None = None) -> Tensor:

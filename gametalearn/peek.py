@@ -62,7 +62,7 @@ def score_for(
     if loss is default_loss:
         named = SCORES["mse" if target.is_floating_point() else "accuracy"]
         return dataclasses.replace(named, function=default_score)
-    with undisturbed(target.device), torch.inference_mode(False), torch.no_grad(), swapping:
+    with swapping, undisturbed(target.device), torch.inference_mode(False), torch.no_grad():
         prediction: Any = predict(
             model, own_parameters(model, meta), task.query_x[0], task.support_x[0]
         )

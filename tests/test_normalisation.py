@@ -231,11 +231,11 @@ def test_measuring_draws_no_random_number_and_changes_nothing(source: EpisodeSam
 
     before = states_of_chance()
     from gametalearn.adaptation import default_loss, model_parameters
-    from gametalearn.normalisation import under
+    from gametalearn.dependence import settled
 
     batch = source.sample(1)
     for m in (model, moving):
-        under(m, None, model_parameters(m), batch, LEARNER, default_loss)
+        settled(m, None, model_parameters(m), batch, LEARNER, default_loss)
     assert states_of_chance() == before
     for m, state in zip((model, moving), states, strict=True):
         assert all(torch.equal(v, state[k]) for k, v in m.state_dict().items())

@@ -79,8 +79,8 @@ def test_a_run_of_own_parts_is_interrupted_goes_on_and_is_tested(tmp_path: Path)
         train(config(), tmp_path / "half", progress=False, **parts(source=Interrupting()))
     again = train(config(), tmp_path / "half", progress=False, **parts())
     assert all(torch.equal(p, again.meta[name]) for name, p in whole.meta.items())
-    lines = map(json.loads, (tmp_path / "half" / "metrics.jsonl").read_text().splitlines())
-    lines = list(lines)
+    text = (tmp_path / "half" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert all(0 <= line["within"] <= 1 for line in lines)
     stated = read_toml(tmp_path / "half" / "config.toml")

@@ -87,14 +87,20 @@ def test_lakes_error_rate_is_the_mean_over_runs(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, tasks, learner = Conv4(20, hidden=8), lake_tasks(), MAML(1.0, 3)
     found = evaluate_lake(model, tasks, learner, NAMES)
-    errors = []
+    errors, others = [], []
     for i in range(20):
-        own = adapt(model, tasks.support_x[i], tasks.support_y[i], learner)
+        own, alone = (
+            adapt(model, tasks.support_x[i], tasks.support_y[i], learner, protocol=how)
+            for how in NAMES[:2]
+        )
         with torch.no_grad():
             wrong = own(tasks.query_x[i]).argmax(1) != tasks.query_y[i]
+            logits = torch.cat([alone(x[None]) for x in tasks.query_x[i]])
         errors.append(float(wrong.double().mean()))
+        others.append(float((logits.argmax(1) != tasks.query_y[i]).double().mean()))
     assert 0 < np.mean(errors) < 0.95  # better than chance: there is something to compare
     np.testing.assert_allclose(1 - found["transductive"].values, errors, atol=1e-6)
+    np.testing.assert_allclose(1 - found["inductive"].values, others, atol=1e-6)
     write_lake(tmp_path / "lake.json", found, "transductive", 5, 3)
     stored = json.loads((tmp_path / "lake.json").read_text())
     assert stored["schema"] == "gametalearn.lake/1"

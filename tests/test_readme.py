@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gametalearn import TrainConfig, train
+from gametalearn import Conv4, TrainConfig, train
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -30,8 +30,11 @@ def test_python_blocks(
     assert "% (600 episodes, inductive)" in capsys.readouterr().out.partition("near ")[2]
     assert names["gradients"].rows.shape == (16, sum(p.numel() for p in run.model.parameters()))
     weights = torch.load("fitted.pt", weights_only=True)
-    run.model.load_state_dict(weights)  # strict: the model's own names and shapes
-    assert all(torch.equal(weights[n], p) for n, p in names["fitted"].state_dict().items())
+    fitted, x = names["fitted"], names["batch"].query_x[0]
+    fresh = Conv4(config.ways, hidden=config.hidden, pool=config.pool, norm="frozen")  # type: ignore[arg-type]
+    fresh.load_state_dict(weights)  # strict: the same names and shapes
+    assert torch.equal(fresh(x), fitted(x))
+    torch.testing.assert_close(torch.export.load("fitted.pt2").module()(x), fitted(x))
     for name in ("checkpoint.pt", "best.pt"):
         saved = torch.load(run.out / name, weights_only=True) if run.out else {}
         run.model.load_state_dict(saved["model"])

@@ -18,6 +18,7 @@ from gametalearn.engine.state import Past, Watch, watch
 from gametalearn.engine.swap import swapping
 from gametalearn.engine.task import Data, Recipe, fixed_tensors
 from gametalearn.errors import InputError
+from gametalearn.normalisation import way_of
 
 __all__ = ["clear_programs", "forget", "program_for"]
 
@@ -36,7 +37,8 @@ def clear_programs() -> None:
 
 def forget(entry: Entry) -> None:
     """Look anew for what an entry is for."""
-    _store.forget(entry)
+    with swapping:
+        _store.forget(entry)
 
 
 def program_for(quantities: Quantities, recipe: Recipe, meta: Params, chunk: Data) -> Entry:
@@ -46,7 +48,7 @@ def program_for(quantities: Quantities, recipe: Recipe, meta: Params, chunk: Dat
         if past.reason:
             return Entry(reason=past.reason)
         fixed = fixed_tensors(recipe.model)
-        form = _form(quantities, meta, fixed, chunk)
+        form = _form(quantities, meta, fixed, chunk), way_of(recipe.model, recipe.protocol)
         try:
             key = key_of(recipe), form
             kind = form, *map(_kind, (recipe.learner, recipe.loss, recipe.score))

@@ -77,12 +77,12 @@ def _replay(
         entry.program, entry.reason = None, "its program failed where the loop does not"
         _looped(recipe, entry)
         return results
-    entry.calls += 1
-    if plan.verify or entry.calls in CHECKED:
-        for number, chunk in enumerate(chunks if plan.verify else chunks[:1]):
+    with swapping:  # whoever else is at this program waits until it has been compared
+        entry.calls += 1
+        for number, chunk in enumerate(chunks if plan.verify else chunks[: entry.calls in CHECKED]):
             if not _agree(quantities, recipe, meta, chunk, entry, part(number), plan.verify):
-                return quantities.loop(recipe, meta, data)
-    return results
+                break
+    return results if entry.program is not None else quantities.loop(recipe, meta, data)
 
 
 def chunks_of(data: Data, size: int) -> list[Data]:
@@ -121,7 +121,7 @@ def _agree(
         every: compare all tasks; else the first, and in the first call the last.
     """
     if entry.program is None:
-        return True
+        return False
 
     def gather(meta: Params, raw: Sequence[Tensor]) -> tuple[Tensor, ...]:
         results = quantities.empty(meta, len(chunk[0]))

@@ -13,7 +13,9 @@ from gametalearn.adaptation import Gradient, Learner, Params, SupportLoss
 from gametalearn.engine.swap import dense_embeddings, eager, swapped, swapping
 from gametalearn.episodes import TaskBatch
 from gametalearn.losses import Loss, apply_loss
+from gametalearn.normalisation import Protocol, way_of
 from gametalearn.scores import ScoreFunction, measured
+from gametalearn.trees import mapped
 
 __all__ = [
     "Data",
@@ -38,12 +40,18 @@ Measured = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """What is computed for each task: a learner adapts the model by a loss, and a score is taken."""
+    """What is computed for each task: a learner adapts the model by a loss, and a score is taken.
+
+    Attributes:
+        model, learner, loss, score: the parts.
+        protocol: by which queries are predicted; None leaves the model to itself.
+    """
 
     model: nn.Module
     learner: Learner
     loss: Loss
     score: ScoreFunction
+    protocol: Protocol | None = None
 
 
 def data_of(batch: TaskBatch) -> Data:
@@ -64,30 +72,53 @@ def predict(
     x: Tensor,
     support_x: Tensor | None,
     fixed: Params | None = None,
+    protocol: Protocol | None = None,
 ) -> Any:
     """The model's output under ``params``; neither the model nor its buffers are changed.
 
     Args:
-        model: called as ``model(x, support_x)`` if its ``uses_support`` is true and ``support_x``
-            is given, else as ``model(x)``.
+        model: left to itself it is called as ``model(x, support_x)`` if its ``uses_support`` is true
+            and ``support_x`` is given, else as ``model(x)``.
         params: the parameters that require gradients, by name.
         x: ``(B, *x)`` inputs.
         support_x: the support inputs, when ``x`` are queries.
         fixed: frozen parameters and buffers; by default the model's own.
+        protocol: how queries are normalised, one that the model knows (see
+            `gametalearn.normalisation.check_protocol`); None leaves the model to itself.
     """
-    # A forward may write into its inputs and buffers (running statistics): it gets copies.
-    args = (x.clone(),)
-    if support_x is not None and getattr(model, "uses_support", False):
-        args = (*args, support_x.clone())  # type: ignore[assignment]
     fixed = fixed_tensors(model) if fixed is None else fixed
-    fixed = {n: t.clone() for n, t in fixed.items()}
+    fixed = {n: t.clone() for n, t in fixed.items()}  # a forward may write into buffers
     with (
         swapped(model, {**fixed, **params}),
         dense_embeddings(model),
         eager(),
         sdpa_kernel(SDPBackend.MATH),  # the fused attentions have no second derivative
     ):
-        return model(*args)
+        if support_x is None:
+            return model(x.clone())
+        return _queries(model, x, support_x, way_of(model, protocol))
+
+
+def _queries(model: nn.Module, x: Tensor, support_x: Tensor, way: Protocol | None) -> Any:
+    """What a model says of queries ``x``; it gets copies, as a forward may write into its inputs."""
+    by_support = getattr(model, "uses_support", False)
+    if way != "query-at-a-time":
+        by_support = by_support if way is None else way == "inductive"
+        return model(x.clone(), support_x.clone()) if by_support else model(x.clone())
+    queries = x.clone().chunk(len(x))
+    if by_support:
+        return _joined([model(query, support_x.clone()) for query in queries], 1)
+    return _joined([model(torch.cat([support_x, query])) for query in queries], len(support_x) + 1)
+
+
+def _joined(outputs: list[Any], batch: int) -> Any:
+    """The last example of each output ``(batch, ...)``, one after the other, in any container."""
+
+    def last(*parts: Tensor) -> Tensor:
+        one_each = parts[0].shape[:1] == (batch,)
+        return torch.cat([part[-1:] for part in parts]) if one_each else parts[0]
+
+    return mapped(last, *outputs)
 
 
 def query_loss(
@@ -105,7 +136,7 @@ def query_loss(
     support = support_loss(model, loss, fixed, support_x, support_y)
 
     def query(params: Params) -> tuple[Tensor, Tensor]:
-        prediction = predict(model, params, query_x, support_x, fixed)
+        prediction = predict(model, params, query_x, support_x, fixed, recipe.protocol)
         value = apply_loss(loss, prediction, query_y)
         return value, measured(recipe.score, loss, prediction, query_y)
 
