@@ -13,7 +13,7 @@ ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
     {"errors", "pixels", "places"},
-    {"losses", "trees", "copies"},
+    {"losses", "trees", "copies", "statistics"},
     {"scores"},
     {"images"},
     {"episodes", "models"},
