@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ended_by_ctrl_c():
             parser = _parser()  # imports torch
         args = parser.parse_args(_with_config(parser, words))
+        args.command_line = shlex.join(["gametalearn", *words])
         with _warnings_in_one_line():
             args.run(args)
     except InputError as error:
@@ -260,22 +262,25 @@ def _parser() -> argparse.ArgumentParser:
     _add_machine(evaluate)
 
     compare = command("compare", _compare, "train several rules on the same episodes, and compare them",
-                      "compare --dataset omniglot --rules uniform,agreement,norm-control --seeds 3 "
+                      "compare --dataset omniglot --rules uniform,agreement,norm-control "
                       "--out runs/cmp")  # fmt: skip
     _add_data(compare)
     _add_training(compare)
     compare.add_argument("--rules", default="uniform,agreement,norm-control", metavar="A,B,...",
                          help=f"weighting rules (default uniform,agreement,norm-control): {_rules()}")  # fmt: skip
     compare.add_argument("--seeds", default="2", metavar="N|A,B,...",
-                         help="N: seeds 0 to N-1; or a list (default 2)")  # fmt: skip
+                         help="N: seeds 0 to N-1; or a list, one seed as 7, (default 2). Seeds that are added later "
+                         "are trained alone; below 3 there is no interval")  # fmt: skip
+    compare.add_argument("--primary", default="", metavar="A,B,...",
+                         help="rules whose difference from uniform is what the comparison is for: "
+                         "their p-values are adjusted among themselves alone")  # fmt: skip
     compare.add_argument("--episodes", type=int, default=600, metavar="N",
-                         help="test episodes a seed (default 600)")  # fmt: skip
+                         help="test episodes for each seed (default 600)")  # fmt: skip
     compare.add_argument("--out", type=Path, required=True, metavar="DIR",
                          help="folder for results.json, plots and runs; finished runs are kept")  # fmt: skip
     compare.add_argument("--jobs", type=int, default=1, metavar="N",
                          help="runs trained at once, each with --threads threads (default 1)")  # fmt: skip
     compare.add_argument("--overwrite", action="store_true", help="train everything anew")
-
     bench = commands.add_parser(
         "bench", help="time a meta-gradient beside learn2learn's",
         description="Time a meta-gradient beside learn2learn's, and compare both with float64.",
@@ -628,28 +633,34 @@ def _compare(args: argparse.Namespace) -> None:
     with joined() as team:
         config = team.on_first(lambda: _config(args))
         team.everywhere(lambda: _use_machine(config, team))
-        rules = [name.strip() for name in args.rules.split(",") if name.strip()]
+        rules, primary = (
+            [name.strip() for name in names.split(",") if name.strip()]
+            for names in (args.rules, args.primary)
+        )
         try:
-            seeds = [int(s) for s in args.seeds.split(",")]
+            seeds = [int(s) for s in args.seeds.rstrip(",").split(",")]
         except ValueError:
             raise InputError(
                 f"--seeds takes a number or a list such as 0,1,2; got '{args.seeds}'"
             ) from None
+        numbers = seeds if "," in args.seeds else range(seeds[0])
         comparison = compare(
             config,
             rules,
-            seeds if "," in args.seeds else seeds[0],
+            numbers,
             args.episodes,
             args.out,
+            primary=primary,
             overwrite=args.overwrite,
             progress=not args.quiet,
             jobs=args.jobs,
             team=team,
+            command=args.command_line,
         )
         if team.first:
             print(comparison.table(), flush=True)
-            plots = plot_comparison(comparison, args.out)
-            print(f"\nwrote {', '.join(str(p) for p in [args.out / 'results.json', *plots])}")
+            files = [args.out / "results.json", *plot_comparison(comparison, args.out)]
+            print(f"\nwrote {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":

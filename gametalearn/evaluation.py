@@ -34,7 +34,7 @@ from gametalearn.losses import Loss, default_loss
 from gametalearn.normalisation import Protocol, check_statistics, protocol_of, under
 from gametalearn.peek import score_for
 from gametalearn.scores import SCORES, Format, ScoreLike, default_score
-from gametalearn.statistics import LARGEST, stratified_error
+from gametalearn.statistics import LARGEST, half_width
 
 B = TypeVar("B", TaskBatch, Tensor)
 
@@ -50,7 +50,7 @@ def ci95(values: np.ndarray[Any, Any], group: np.ndarray[Any, Any] | None = None
     """
     if not (np.abs(values) <= LARGEST).all():
         return math.nan
-    return 1.96 * (stratified_error(values, group) or 0.0)
+    return half_width(values, group) or 0.0
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ __all__ = [
     "LEVEL",
     "Estimate",
     "ahead",
+    "half_width",
     "holm",
     "over_episodes",
     "over_seeds",
@@ -145,6 +146,12 @@ def stratified_error(values: ArrayLike, strata: ArrayLike | None = None) -> floa
     scale = float(np.abs(array).max()) or 1.0
     found = _error(array / scale, label)
     return None if found is None else found[0] * scale
+
+
+def half_width(values: ArrayLike, strata: ArrayLike | None = None) -> float | None:
+    """1.96 `stratified_error`: half of the 95% interval of a mean over many episodes."""
+    error = stratified_error(values, strata)
+    return None if error is None else 1.96 * error
 
 
 def holm(
@@ -308,4 +315,6 @@ def _with_strata(
         raise InputError(
             f"{what}: strata must be one for each of the {len(array)} values, got shape {given.shape}"
         )
+    if (given == given[0]).all():  # the usual case, and the quick one
+        return array, np.zeros(len(array), dtype=np.intp)
     return array, np.unique(given, return_inverse=True)[1].astype(np.intp)

@@ -34,12 +34,15 @@ def test_train_evaluate_and_resume(capsys, tmp_path):
 
 
 def test_compare_prints_a_table_and_writes_results(capsys, tmp_path):
-    code, out, _ = run(capsys, f"compare {TINY} --seeds 2 --episodes 5 --out", tmp_path)
+    command = f"compare {TINY} --seeds 2 --episodes 5 --primary agreement --out"
+    code, out, _ = run(capsys, command, tmp_path)
     assert code == 0
     assert "minus uniform" in out
     assert "norm-control" in out
     found = json.loads((tmp_path / "results.json").read_text())
     assert list(found["rules"]) == ["uniform", "agreement", "norm-control"]
+    assert found["primary"] == ["agreement"]
+    assert found["environment"]["command"] == f"gametalearn {command} {tmp_path}"
     assert (tmp_path / "learning_curves.png").exists()
 
 
@@ -154,6 +157,7 @@ def test_options_of_rules_come_from_flags_and_files(capsys, tmp_path):
         ("train --dataset sinusoid --out {t}/file", "file"),
         ("evaluate {t}/none", "no run there"),
         ("compare --seeds one --out {t}/a", "got 'one'"),
+        ("compare --dataset sinusoid --primary uniform --out {t}/a", "--primary: 'uniform'"),
         ("compare --rules uniform,unifrom --dataset sinusoid --out {t}/a", "unifrom"),
         ("data prepare", "name a data set"),
         ("data prepare imagenet", "'imagenet' is unknown"),

@@ -13,7 +13,7 @@ ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
     {"errors", "pixels", "places"},
-    {"losses", "trees", "copies", "statistics"},
+    {"losses", "trees", "copies", "statistics", "tables"},
     {"scores"},
     {"images"},
     {"episodes", "models"},
@@ -31,10 +31,10 @@ ORDER = [
         "config",
         "bridges",
     },
-    {"build", "schedules", "provenance"},
-    {"training"},
-    {"comparison"},
-    {"protocols"},
+    {"build", "schedules", "provenance", "environment", "live"},
+    {"training", "results"},
+    {"jobs", "protocols"},
+    {"comparison", "figures", "cautions"},
     {"report", "benchmark", "public"},
     {"cli", "__main__"},
 ]

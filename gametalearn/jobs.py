@@ -1,0 +1,236 @@
+"""The runs of a comparison: which there are, one of them, and several at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gametalearn.build import build_rule, build_source, objective_names, stream_seed
+from gametalearn.config import TrainConfig
+from gametalearn.distributed import ALONE, Team
+from gametalearn.errors import InputError, summary
+from gametalearn.evaluation import Evaluation, evaluate, protocol_of
+from gametalearn.losses import Loss, default_loss
+from gametalearn.results import Result, read_evaluation, require_finite, write_evaluation
+from gametalearn.scores import ScoreLike, default_score
+from gametalearn.training import Run, interruptible, train
+
+__all__ = [
+    "Planned",
+    "Terms",
+    "check_sendable",
+    "in_processes",
+    "place_of",
+    "run_test",
+    "runs_of",
+    "train_and_test",
+]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a comparison: its settings, rule and seed among them, and its folder, if it has one."""
+
+    config: TrainConfig
+    place: Path | None
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.config.rule}, seed {self.config.seed}"
+
+    @property
+    def tested(self) -> Path | None:
+        """Where its test is kept."""
+        return None if self.place is None else self.place / "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all runs of a comparison have in common beside their settings; as in `compare`."""
+
+    loss: Loss = default_loss
+    score: ScoreLike = default_score
+    episodes: int = 600
+    overwrite: bool = False
+    progress: bool = True
+
+
+def place_of(folder: Path, rule: str, seed: int) -> Path:
+    """Where a run lies below a comparison's folder."""
+    return folder / rule.replace(":", "-") / f"seed{seed}"
+
+
+def runs_of(
+    config: TrainConfig, rules: Sequence[str], seeds: Sequence[int], folder: Path | None
+) -> list[Planned]:
+    """Every run of a comparison, seed by seed: what is done at any time is balanced.
+
+    Raises:
+        InputError: rules or seeds that are none, unknown or repeated, or settings that do not fit:
+            before anything is trained.
+    """
+    if not rules or len(set(rules)) < len(rules):
+        raise InputError(f"--rules: one or more different rules are needed, got {list(rules)}")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds: one or more different seeds are needed, got {list(seeds)}")
+    build_source(config, "test")
+    if others := config.rule_options.keys() - set(rules):
+        raise InputError(
+            f"--rule-options: given for '{min(others)}', which is not among the rules "
+            f"{', '.join(rules)}"
+        )
+    objectives = objective_names(config)
+    for rule in rules:
+        build_rule(config.of_rule(rule, config.seed), len(objectives))
+    return [
+        Planned(
+            config.of_rule(rule, seed), None if folder is None else place_of(folder, rule, seed)
+        )
+        for seed in seeds
+        for rule in rules
+    ]
+
+
+def train_and_test(run: Planned, terms: Terms, team: Team = ALONE) -> Result:
+    """Train one rule on one seed, and test it unless this very test was done."""
+    trained = train(
+        run.config, run.place, loss=terms.loss, score=terms.score, overwrite=terms.overwrite,
+        progress=terms.progress, label=run.label, team=team,
+    )  # fmt: skip
+    file, iteration = run.tested, int(trained.best["iteration"])
+    kept = team.on_first(lambda: None if file is None else _kept(file, trained, terms.episodes))
+    if kept is not None:
+        return Result(kept, trained.seconds, iteration)
+    found = run_test(trained, terms.episodes)
+    if file is not None and team.first:
+        write_evaluation(file, found, iteration, run.config.test_steps)
+    return Result(found, trained.seconds, iteration)
+
+
+def run_test(run: Run, episodes: int) -> Evaluation:
+    """Test a finished run's best validated weights on the test episodes of its seed."""
+    run.load_best()
+    protocol = run.config.protocol
+    evaluation = evaluate(
+        run.model,
+        build_source(run.config, "test"),
+        run.test_learner,
+        episodes,
+        stream_seed(run.config.seed, "test"),
+        meta=run.meta,
+        loss=run.loss,
+        score=run.score,
+        protocol=None if protocol == "auto" else protocol,  # type: ignore[arg-type]
+        team=run.team,
+    )
+    require_finite(evaluation)
+    return evaluation
+
+
+def _kept(file: Path, run: Run, episodes: int) -> Evaluation | None:
+    """This run's test, if it was done before; None if there is none, or a different one."""
+    config = run.config
+    wanted = {
+        "schema": "gametalearn.evaluation/1",
+        "metric": run.score.name,
+        "protocol": protocol_of(run.model) if config.protocol == "auto" else config.protocol,
+        "episodes": episodes,
+        "seed": stream_seed(config.seed, "test"),
+        "iteration": run.best["iteration"],
+        "inner_steps": config.test_steps,
+    }
+    found = read_evaluation(file, wanted)
+    return None if found is None else dataclasses.replace(found, format=run.score.format)
+
+
+def check_sendable(jobs: int, terms: Terms) -> None:
+    """Refuse a loss or a score that other processes cannot be given."""
+    for name in ("loss", "score"):
+        try:
+            pickle.dumps(getattr(terms, name))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"jobs={jobs}: the {name} cannot be sent to other processes ({summary(error)}); "
+                "define it at the top level of a module, or take jobs=1"
+            ) from error
+
+
+def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int) -> None:
+    """`train_and_test` for each run, ``jobs`` at a time, each in a process of its own.
+
+    On Ctrl-C and SIGTERM all stop after a checkpoint; then this raises KeyboardInterrupt.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting, running = list(runs), list[tuple[Any, Planned]]()
+    try:
+        with interruptible() as interrupted:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    run = waiting.pop(0)
+                    process = context.Process(target=_run_quietly, args=(run, terms))
+                    with _deaf_to_ctrl_c():
+                        process.start()
+                    running.append((process, run))
+                multiprocessing.connection.wait([p.sentinel for p, _ in running], timeout=0.2)
+                if interrupted():
+                    raise KeyboardInterrupt
+                for process, run in [one for one in running if not one[0].is_alive()]:
+                    running.remove((process, run))
+                    if process.exitcode:
+                        raise InputError(
+                            "a run failed; its message stands above. What was done is kept"
+                        )
+    finally:
+        for process, _ in running:
+            process.terminate()
+        for process, _ in running:
+            process.join()
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started meanwhile do not see a terminal's Ctrl-C; their parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run_quietly(run: Planned, terms: Terms) -> None:
+    """`train_and_test` in a process of its own: one line for an error, the threads that it may use."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if run.config.threads:
+        torch.set_num_threads(run.config.threads)
+    try:
+        train_and_test(run, terms)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except InputError as error:
+        print(f"gametalearn: {run.label}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _end_with_parent() -> None:
+    """Where the parent is killed, its child must not train on beside the parent's successor."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
