@@ -268,8 +268,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(compare)
     compare.add_argument("--rules", default="uniform,agreement,norm-control", metavar="A,B,...",
                          help=f"weighting rules (default uniform,agreement,norm-control): {_rules()}")  # fmt: skip
-    compare.add_argument("--seeds", default="2", metavar="N|A,B,...",
-                         help="N: seeds 0 to N-1; or a list, one seed as 7, (default 2). Seeds that are added later "
+    compare.add_argument("--seeds", default="5", metavar="N|A,B,...",
+                         help="N: seeds 0 to N-1; or a list, one seed as 7, (default 5). Seeds that are added later "
                          "are trained alone; below 3 there is no interval")  # fmt: skip
     compare.add_argument("--primary", default="", metavar="A,B,...",
                          help="rules whose difference from uniform is what the comparison is for: "

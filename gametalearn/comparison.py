@@ -11,6 +11,7 @@ from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
 from gametalearn.errors import InputError
 from gametalearn.jobs import Terms, check_sendable, in_processes, runs_of, train_and_test
+from gametalearn.live import Standing
 from gametalearn.losses import Loss, default_loss
 from gametalearn.results import Comparison, Result, write_results
 from gametalearn.scores import ScoreLike, default_score
@@ -22,7 +23,7 @@ __all__ = ["Comparison", "compare"]
 def compare(
     config: TrainConfig,
     rules: Sequence[str],
-    seeds: int | Sequence[int] = 2,
+    seeds: int | Sequence[int] = 5,
     episodes: int = 600,
     out: Path | str | None = None,
     *,
@@ -87,12 +88,18 @@ def compare(
     if jobs > 1:
         check_sendable(jobs, terms)
     there = [run for run in runs if not overwrite and run.tested and run.tested.exists()]
+    standing = Standing(
+        rules, numbers, baseline, there=[(r.config.rule, r.config.seed) for r in there],
+        jobs=jobs, show=progress and team.first,
+    )  # fmt: skip
     if jobs > 1:
-        in_processes([run for run in runs if run not in there], terms, jobs)
+        in_processes([run for run in runs if run not in there], terms, jobs, standing)
         terms = dataclasses.replace(terms, overwrite=False)  # what follows reads the finished runs
     results: dict[str, list[Result]] = {rule: [] for rule in rules}
     for run in runs:
+        standing.begin(run.config.rule, run.config.seed)
         result = train_and_test(run, terms, team)
+        standing.end(run.config.rule, run.config.seed, result.evaluation)
         results[run.config.rule].append(result)
     comparison = Comparison(
         config, numbers, episodes, objective_names(config, "test"), results, given,

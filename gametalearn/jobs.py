@@ -23,6 +23,7 @@ from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
 from gametalearn.errors import InputError, summary
 from gametalearn.evaluation import Evaluation, evaluate, protocol_of
+from gametalearn.live import Standing
 from gametalearn.losses import Loss, default_loss
 from gametalearn.results import Result, read_evaluation, require_finite, write_evaluation
 from gametalearn.scores import ScoreLike, default_score
@@ -169,7 +170,7 @@ def check_sendable(jobs: int, terms: Terms) -> None:
             ) from error
 
 
-def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int) -> None:
+def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int, standing: Standing) -> None:
     """`train_and_test` for each run, ``jobs`` at a time, each in a process of its own.
 
     On Ctrl-C and SIGTERM all stop after a checkpoint; then this raises KeyboardInterrupt.
@@ -184,6 +185,7 @@ def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int) -> None:
                     process = context.Process(target=_run_quietly, args=(run, terms))
                     with _deaf_to_ctrl_c():
                         process.start()
+                    standing.begin(run.config.rule, run.config.seed)
                     running.append((process, run))
                 multiprocessing.connection.wait([p.sentinel for p, _ in running], timeout=0.2)
                 if interrupted():
@@ -194,6 +196,9 @@ def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int) -> None:
                         raise InputError(
                             "a run failed; its message stands above. What was done is kept"
                         )
+                    found = None if run.tested is None else read_evaluation(run.tested, {})
+                    if found is not None:
+                        standing.end(run.config.rule, run.config.seed, found)
     finally:
         for process, _ in running:
             process.terminate()

@@ -48,10 +48,12 @@ def test_twice_the_same_is_bit_identical_and_another_seed_is_not(tmp_path):
     assert untimed(tmp_path / "a") != untimed(tmp_path / "c")
 
 
-def test_two_processes_find_what_one_does(tmp_path):
+def test_two_processes_find_what_one_does(tmp_path, capsys):
     for name, jobs in (("a", 1), ("b", 2)):
-        config = tiny(threads=1)
-        compare(config, ["uniform", "agreement"], 2, 5, tmp_path / name, jobs=jobs, progress=False)
+        compare(tiny(threads=1), ["uniform", "agreement"], 2, 5, tmp_path / name, jobs=jobs)
+        assert [line.split(" runs")[0][-6:] for line in said(capsys)] == [
+            "1 of 4", "2 of 4", "3 of 4", "4 of 4"
+        ]  # fmt: skip
     assert untimed(tmp_path / "a") == untimed(tmp_path / "b")
     with pytest.raises(InputError, match="--jobs 2"):
         compare(tiny(), ["uniform"], jobs=2)
@@ -120,6 +122,23 @@ def test_more_seeds_train_only_the_new_ones_and_equal_all_from_the_start(tmp_pat
     for place in ("a", "b"):
         found = read_results(tmp_path / place)
         assert earlier_looks(tmp_path / place, found) == ([3] if place == "a" else [])
+
+
+def said(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if "runs done" in line]
+
+
+def test_it_says_how_far_it_is(tmp_path, capsys):
+    compare(tiny(), ["uniform", "agreement"], 2, 5, tmp_path)
+    first, second, _, last = said(capsys)
+    assert first.startswith("uniform, seed 0: test mse ")
+    assert "; 1 of 4 runs done, about " in first
+    assert second.startswith("agreement, seed 0: test mse ")
+    assert "; minus uniform so far " in second
+    assert " (1 seed); 2 of 4 runs done, about " in second
+    assert last.endswith("4 of 4 runs done")
+    compare(tiny(), ["uniform", "agreement"], 3, 5, tmp_path)  # what is there is no news
+    assert len(said(capsys)) == 2
 
 
 def test_a_config_is_checked():
