@@ -23,6 +23,7 @@ from gametalearn.errors import InputError, SharedError, summary
 
 if TYPE_CHECKING:
     from gametalearn.distributed import Team
+    from gametalearn.jobs import Planned
 
 __all__ = ["main"]
 
@@ -281,6 +282,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--jobs", type=int, default=1, metavar="N",
                          help="runs trained at once, each with --threads threads (default 1)")  # fmt: skip
     compare.add_argument("--overwrite", action="store_true", help="train everything anew")
+    compare.add_argument("--plan", action="store_true",
+                         help="train nothing: print a `gametalearn train` for each run, for xargs, "
+                         "GNU parallel or a cluster; the same compare without --plan collects them")  # fmt: skip
+
     bench = commands.add_parser(
         "bench", help="time a meta-gradient beside learn2learn's",
         description="Time a meta-gradient beside learn2learn's, and compare both with float64.",
@@ -628,6 +633,7 @@ def _lake(
 def _compare(args: argparse.Namespace) -> None:
     from gametalearn.comparison import compare
     from gametalearn.distributed import joined
+    from gametalearn.jobs import runs_of
     from gametalearn.report import plot_comparison
 
     with joined() as team:
@@ -644,6 +650,10 @@ def _compare(args: argparse.Namespace) -> None:
                 f"--seeds takes a number or a list such as 0,1,2; got '{args.seeds}'"
             ) from None
         numbers = seeds if "," in args.seeds else range(seeds[0])
+        if args.plan:
+            if team.first:
+                _plan(runs_of(config, rules, numbers, args.out), args.overwrite)
+            return
         comparison = compare(
             config,
             rules,
@@ -661,6 +671,15 @@ def _compare(args: argparse.Namespace) -> None:
             print(comparison.table(), flush=True)
             files = [args.out / "results.json", *plot_comparison(comparison, args.out)]
             print(f"\nwrote {', '.join(map(str, files))}")
+
+
+def _plan(runs: Sequence[Planned], overwrite: bool) -> None:
+    from gametalearn.jobs import commands_of
+
+    commands = commands_of(runs, overwrite)
+    print("\n".join(commands))
+    if any(set(line) & set("'\"\\") for line in commands):
+        _say("xargs takes quotes away; write | tr '\\n' '\\0' | xargs -0 -n 1 sh -c", shared=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
-"""The runs of a comparison: which there are, one of them, and several at a time."""
+"""The runs of a comparison: which there are, one of them, several at a time, or as commands."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 
 from gametalearn.build import build_rule, build_source, objective_names, stream_seed
-from gametalearn.config import TrainConfig
+from gametalearn.config import TrainConfig, parse_rule_options
 from gametalearn.distributed import ALONE, Team
 from gametalearn.errors import InputError, summary
 from gametalearn.evaluation import Evaluation, evaluate, protocol_of
@@ -33,6 +35,8 @@ __all__ = [
     "Planned",
     "Terms",
     "check_sendable",
+    "commands_of",
+    "flags_of",
     "in_processes",
     "place_of",
     "run_test",
@@ -104,6 +108,54 @@ def runs_of(
         for seed in seeds
         for rule in rules
     ]
+
+
+def commands_of(runs: Sequence[Planned], overwrite: bool = False) -> list[str]:
+    """``gametalearn train ...`` for each run, quoted for a shell.
+
+    A run that such a command trained is one of the comparison: `compare` does not train it again.
+    """
+    anew = ["--overwrite"] if overwrite else []
+    return [
+        shlex.join([
+            "gametalearn", "train", *flags_of(run.config), "--out", str(run.place), *anew
+        ])
+        for run in runs
+    ]  # fmt: skip
+
+
+def flags_of(config: TrainConfig, leave_out: Collection[str] = ()) -> list[str]:
+    """The flags that give these settings: those that are not the data set's defaults.
+
+    Rule, seed, iterations and threads always stand there, unless they are left out.
+    """
+    usual = TrainConfig.of(config.dataset, iterations=config.iterations)
+    words = ["--dataset", config.dataset]
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        always = name in ("rule", "seed", "iterations", "threads")
+        if name in ("dataset", *leave_out) or (value == getattr(usual, name) and not always):
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, dict):
+            words += [flag, *_rule_options(value)]
+        elif str(value).startswith("-"):
+            words.append(f"{flag}={value}")
+        else:
+            words += [flag, str(value)]
+    return words
+
+
+def _rule_options(options: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """RULE.OPTION=VALUE each, in the plainest form that is read as the same value."""
+    for rule, own in options.items():
+        for option, value in own.items():
+            quoted = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+            plain = f"{rule}.{option}={value}"
+            same = parse_rule_options([plain]) == {rule: {option: value}}
+            yield plain if same and isinstance(value, str) else f"{rule}.{option}={quoted}"
 
 
 def train_and_test(run: Planned, terms: Terms, team: Team = ALONE) -> Result:

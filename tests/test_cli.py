@@ -46,6 +46,17 @@ def test_compare_prints_a_table_and_writes_results(capsys, tmp_path):
     assert (tmp_path / "learning_curves.png").exists()
 
 
+def test_five_seeds_are_the_default_and_one_may_be_named(capsys, tmp_path):
+    command = f"compare {TINY} --rules uniform --plan --out"
+    _, out, _ = run(capsys, command, tmp_path / "a")
+    assert [line.rpartition("/")[2] for line in out.splitlines()] == [
+        f"seed{seed}" for seed in range(5)
+    ]
+    _, out, _ = run(capsys, command, tmp_path / "a", "--seeds", "7,")
+    assert "--seed 7 " in out
+    assert len(out.splitlines()) == 1
+
+
 def test_options_come_from_a_file_and_flags_win(capsys, tmp_path):
     file = tmp_path / "c.toml"
     file.write_text(
@@ -158,6 +169,7 @@ def test_options_of_rules_come_from_flags_and_files(capsys, tmp_path):
         ("evaluate {t}/none", "no run there"),
         ("compare --seeds one --out {t}/a", "got 'one'"),
         ("compare --dataset sinusoid --primary uniform --out {t}/a", "--primary: 'uniform'"),
+        ("compare --dataset sinusoid --rules agreemnt --plan --out {t}/a", "agreement"),
         ("compare --rules uniform,unifrom --dataset sinusoid --out {t}/a", "unifrom"),
         ("data prepare", "name a data set"),
         ("data prepare imagenet", "'imagenet' is unknown"),
