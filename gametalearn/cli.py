@@ -1,4 +1,4 @@
-"""The command line: ``gametalearn data | episodes | train | evaluate | compare | bench``."""
+"""The command line: ``gametalearn data | episodes | train | evaluate | compare | report | bench``."""
 
 from __future__ import annotations
 
@@ -285,6 +285,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--plan", action="store_true",
                          help="train nothing: print a `gametalearn train` for each run, for xargs, "
                          "GNU parallel or a cluster; the same compare without --plan collects them")  # fmt: skip
+
+    report = command("report", _report, "write report.html of a finished comparison",
+                     "report runs/cmp")  # fmt: skip
+    report.add_argument("folder", type=Path, metavar="DIR", help="what compare --out wrote")
 
     bench = commands.add_parser(
         "bench", help="time a meta-gradient beside learn2learn's",
@@ -634,7 +638,7 @@ def _compare(args: argparse.Namespace) -> None:
     from gametalearn.comparison import compare
     from gametalearn.distributed import joined
     from gametalearn.jobs import runs_of
-    from gametalearn.report import plot_comparison
+    from gametalearn.report import plot_comparison, write_report
 
     with joined() as team:
         config = team.on_first(lambda: _config(args))
@@ -670,7 +674,7 @@ def _compare(args: argparse.Namespace) -> None:
         if team.first:
             print(comparison.table(), flush=True)
             files = [args.out / "results.json", *plot_comparison(comparison, args.out)]
-            print(f"\nwrote {', '.join(map(str, files))}")
+            print(f"\nwrote {', '.join(map(str, [*files, write_report(args.out)]))}")
 
 
 def _plan(runs: Sequence[Planned], overwrite: bool) -> None:
@@ -680,6 +684,12 @@ def _plan(runs: Sequence[Planned], overwrite: bool) -> None:
     print("\n".join(commands))
     if any(set(line) & set("'\"\\") for line in commands):
         _say("xargs takes quotes away; write | tr '\\n' '\\0' | xargs -0 -n 1 sh -c", shared=True)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from gametalearn.report import write_report
+
+    print(f"wrote {write_report(args.folder)}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,23 @@
-"""Pictures in files: a comparison's plots, and sheets of episodes."""
+"""What a person looks at: a comparison's plots and its ``report.html``, and sheets of episodes."""
 
 from __future__ import annotations
 
+import importlib.resources
+import io
+import json
 import re
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gametalearn.cautions import cautions
 from gametalearn.checkpoint import replacing
+from gametalearn.config import TrainConfig
 from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.figures import (
+    Record,
     Records,
     accuracy,
     differences,
@@ -20,12 +28,14 @@ from gametalearn.figures import (
     vary,
     weights,
 )
-from gametalearn.results import Comparison
+from gametalearn.jobs import Planned, commands_of, flags_of, place_of
+from gametalearn.results import Comparison, earlier_looks, read_results
+from gametalearn.tables import Units, notes, objectives, rows, sentence, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["contact_sheet", "plot_comparison", "plot_results"]
+__all__ = ["contact_sheet", "html_of", "plot_comparison", "plot_results", "write_report"]
 
 
 def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -77,6 +87,205 @@ def _saved(figure: Figure, file: Path, dpi: int) -> Path:
     with replacing(file) as stream:
         figure.savefig(stream, dpi=dpi, format=kind)
     return file
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` from a comparison's folder; the file.
+
+    One file that opens anywhere, without a network: what was found and how sure that is, the plots,
+    every seed's numbers, all settings, and the commands that repeat it. Without the runs' metrics it
+    lacks the plots that are made of them.
+
+    Raises:
+        InputError: no ``results.json`` there, or one that is damaged or of another version.
+    """
+    results = read_results(folder)
+    records, missing = None, ""
+    try:
+        records = records_of(folder, results)
+    except InputError as error:
+        missing = f"Without the runs' metrics there are no curves: {error}."
+    text = html_of(results, records, earlier_looks(folder, results), folder, missing)
+    with replacing(folder / "report.html") as stream:
+        stream.write(text.encode())
+    return folder / "report.html"
+
+
+def html_of(
+    results: dict[str, Any],
+    records: Records | None,
+    looks: Sequence[int],
+    folder: Path,
+    missing: str = "",
+) -> str:
+    """The content of ``report.html``.
+
+    Args:
+        results: the content of ``results.json``.
+        records: the runs' metrics, if they are there; ``missing`` says why not.
+        looks: as in `gametalearn.cautions.cautions`.
+        folder: how the comparison's folder is called in commands.
+        missing: what is said in place of the pictures that metrics are needed for.
+    """
+    import jinja2
+
+    template = importlib.resources.files("gametalearn").joinpath("report.html.jinja").read_text()
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    units, pairs, seeds = Units.of(results), results["paired"], _seeds(results)
+    columns = ["rule", *(f"seed {one['seed']}" for one in seeds)]
+
+    def by_seed(show: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+        return _sheet(
+            columns, [[rule, *map(show, e["seeds"])] for rule, e in results["rules"].items()]
+        )
+
+    baseline = pairs[0]["baseline"] if pairs else ""
+    compared = [rule for rule in results["rules"] if rule != baseline]
+    return environment.from_string(template).render(
+        title=title(results),
+        heading=", ".join(compared) + (f" beside {baseline}" if pairs else ""),
+        findings=[sentence(results, pair) for pair in pairs] or ["One rule, and none beside it."],
+        metric=units.heading,
+        baseline=baseline,
+        unit=", in points" if units.percent else "",
+        rules=_sheet(*rows(results)),
+        objectives=[_sheet(*table) for table in objectives(results)],
+        notes=notes(results),
+        cautions=cautions(results, records, looks),
+        pictures=_pictures(results, records),
+        no_records=missing,
+        seeds=by_seed(lambda one: units.show(one[units.name])),
+        pairs=_sheet(
+            columns, [[p["rule"], *(units.show(d, "+") for d in p["by_seed"])] for p in pairs]
+        ),
+        times=by_seed(lambda one: f"{one['seconds']:.0f} s, {one.get('best_iteration') or '-'}"),
+        settings=_settings(results["config"]),
+        environment=_sheet([], _environment(results["environment"]))["rows"],
+        commands=_commands(results, folder),
+    )
+
+
+def _sheet(header: Sequence[str], lines: Sequence[Sequence[str]]) -> dict[str, Any]:
+    return {"header": header, "rows": [{"cells": line, "changed": False} for line in lines]}
+
+
+def _seeds(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return next(iter(results["rules"].values()))["seeds"]  # type: ignore[no-any-return]
+
+
+def _pictures(results: dict[str, Any], records: Records | None) -> list[dict[str, Any]]:
+    """The plots, narrow enough for a phone, each with a caption, and in words what it shows."""
+    units, width = Units.of(results), 5.0
+    with drawing():
+        told = "; ".join(
+            f"{rule} {units.show(entry[units.name])}"
+            + ("" if entry["ci95"] is None else f" plus or minus {units.show(entry['ci95'])}")
+            for rule, entry in results["rules"].items()
+        )
+        caption = f"Test {units.heading} of each rule, on every seed."
+        found = [("accuracy", accuracy(results, width), caption, f"{told}.")]
+        if pairs := results["paired"]:
+            caption = f"Each rule minus {pairs[0]['baseline']}, on the same test episodes."
+            told = " ".join(sentence(results, pair) for pair in pairs)
+            found.append(("differences", differences(results, width), caption, told))
+        if records:
+            told = "; ".join(
+                f"{rule} {units.show(sum(values) / len(values))}"
+                for rule, runs in records.items()
+                if (values := [v[-1] for run in runs if (v := _validated(run))])
+            )
+            caption = "Validation over the iterations."
+            told = f"At the end, in the mean over seeds: {told}."
+            found.append(("curves", learning_curves(results, records, width), caption, told))
+            for number, (rule, runs) in enumerate(records.items()):
+                if vary(runs):
+                    caption = f"The weights that {rule} gave the tasks of a meta-batch."
+                    last = runs[0][-1].effective
+                    told = f"At the end they are between {last.min():.3f} and {last.max():.3f}."
+                    drawn = weights(rule, runs, width, most=80)
+                    found.append((f"weights{number}", drawn, caption, told))
+        return [
+            {"svg": _svg(drawn, name, f"{caption} {told}"), "caption": caption}
+            for name, drawn, caption, told in found
+        ]
+
+
+def _validated(run: Sequence[Record]) -> list[float]:
+    return [r.validation for r in run if r.validation is not None and r.validation == r.validation]
+
+
+def _svg(figure: Figure, name: str, text: str) -> Any:
+    """A figure as an ``<svg>`` element of its own ids, that scales, and that is told in words."""
+    from markupsafe import Markup, escape
+
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    drawn = stream.getvalue()
+    drawn = re.sub(
+        r"<metadata>.*?</metadata>\s*", "", drawn[drawn.index("<svg") :], flags=re.DOTALL
+    )
+    head, rest = drawn.split(">", 1)
+    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    rest = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", rest)
+    title = f'<title id="{name}-title">{escape(text)}</title>'
+    return Markup(f'{head} role="img" aria-labelledby="{name}-title">{title}{rest}')
+
+
+def _settings(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each setting with its default, those that differ first."""
+    try:
+        usual = TrainConfig.of(config["dataset"]).as_dict() | {"dataset": TrainConfig.dataset}
+    except (InputError, LookupError, TypeError, ValueError):
+        usual = {}
+    lines = []
+    for name, value in config.items():
+        default = usual.get(name, "")
+        cells = [name.replace("_", "-"), _plain(value), _plain(default)]
+        lines.append({"cells": cells, "changed": bool(usual) and value != default})
+    return sorted(lines, key=lambda line: not line["changed"])
+
+
+def _environment(found: dict[str, Any]) -> list[list[str]]:
+    versions = found.get("versions", {})
+    told = {k: v for k, v in found.items() if k not in ("versions", "command")}
+    return [[name, _plain(value)] for name, value in {**told, **versions}.items()]
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _commands(results: dict[str, Any], folder: Path) -> list[dict[str, str]]:
+    """What was typed; what gives every setting; and the runs by themselves."""
+    found = []
+    if given := results["environment"].get("command"):
+        found.append({"what": "The command that was given:", "text": str(given)})
+    try:
+        config = TrainConfig.from_dict(results["config"], "results.json")
+    except InputError:  # of another version
+        return found
+    rules, seeds = list(results["rules"]), [one["seed"] for one in _seeds(results)]
+    numbers = ",".join(map(str, seeds)) + "," * (len(seeds) == 1)
+    words = ["gametalearn", "compare", *flags_of(config, ("rule", "seed"))]
+    words += ["--rules", ",".join(rules)]
+    words += ["--seeds", str(len(seeds)) if seeds == list(range(len(seeds))) else numbers]
+    words += ["--episodes", str(results["episodes"])]
+    if primary := results.get("primary"):
+        words += ["--primary", ",".join(primary)]
+    what = "The same from its settings, with every one that is not a default:"
+    if results["metric"]["name"] != config.metric:
+        what = "A loss or a score was handed in, in Python; all else is given by:"
+    found.append({"what": what, "text": shlex.join([*words, "--out", str(folder)])})
+    runs = [
+        Planned(config.of_rule(rule, seed), place_of(folder, rule, seed))
+        for seed in seeds
+        for rule in rules
+    ]
+    what = "Run by run, for the queue of a cluster; the command above then collects them:"
+    found.append({"what": what, "text": "\n".join(commands_of(runs))})
+    return found
 
 
 @drawing()
