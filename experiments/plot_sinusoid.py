@@ -19,7 +19,7 @@ import torch
 
 from gametalearn import InputError, Sinusoid, adapt, evaluate, load_run
 from gametalearn.build import stream_seed
-from gametalearn.report import COLOURS
+from gametalearn.figures import COLOURS
 from gametalearn.run import Run
 
 

@@ -4,12 +4,12 @@ One `gametalearn compare` for each cell of the grid optimiser x meta-batch x kin
 folder below --out; what is finished there is not run again, so the script can be interrupted, and
 called again with more cells, or more rules in a cell. It writes, over all calls with the same settings,
 
-- ``table.md``: test accuracy of every rule in every cell, its paired difference from uniform, and
-  what the rule did: mean weight (times T, so that uniform has 1) and share of negative weights of
+- ``table.md``: test accuracy of every rule in every cell, its paired difference from uniform with a
+  95% interval and p-value over seeds (from three seeds on), and what the rule did: mean weight (times T, so that uniform has 1) and share of negative weights of
   clean and of spoiled tasks; and how the tasks' gradients differ: their mean lengths, and mean
   cosines between clean tasks, between clean and spoiled ones, between spoiled ones;
-- ``summary.md``: a line a cell: the baseline's accuracy, each other rule's paired difference from it
-  with its 95% interval, and on how many of the seeds the rule is ahead;
+- ``summary.md``: a line for each cell: the baseline's accuracy, each other rule's paired difference
+  from it with its 95% interval over seeds, and on how many of the seeds the rule is ahead;
 - ``disagreement.json``: the same as data;
 - ``disagreement.png``: accuracy over the share, a panel for each kind, optimiser and meta-batch;
 - ``weights.png``: the mean weights of clean and spoiled tasks over the share.
@@ -30,10 +30,9 @@ from typing import Any
 import numpy as np
 
 from gametalearn import InputError, TrainConfig, compare, keep_memory
-from gametalearn.comparison import paired_difference
-from gametalearn.evaluation import ci95
+from gametalearn.figures import COLOURS
 from gametalearn.files import replacing
-from gametalearn.report import COLOURS
+from gametalearn.jobs import place_of
 from gametalearn.settings import read_toml
 
 HERE = Path(__file__).parent
@@ -41,6 +40,9 @@ RULES = "uniform,agreement,agreement-update,agreement-cosine,norm-control"
 KINDS = "shuffled,permuted,contradictory"
 
 Cell = dict[str, Any]
+
+SCHEMA = "gametalearn.disagreement/2"
+"""Since 2 a paired difference has its interval over seeds; before, it was over test episodes."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -107,7 +109,7 @@ def earlier(out: Path, common: dict[str, Any]) -> dict[tuple[str, int, str, floa
     """The cells of earlier calls, if those had the same settings in common."""
     file = out / "disagreement.json"
     content = json.loads(file.read_text()) if file.exists() else {}
-    if content and content.get("common") != common:
+    if content and (content.get("common"), content.get("schema")) != (common, SCHEMA):
         print(f"{file}: of other settings; a new one takes its place", file=sys.stderr)
         return {}
     return {key(cell): cell for cell in content.get("cells", [])}
@@ -132,18 +134,16 @@ def measure(
     place: Path, config: TrainConfig, rules: list[str], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Run what is missing of one cell; its results by rule."""
-    done = compare(config, rules, args.seeds, args.episodes, place, jobs=args.jobs)
+    done = compare(config, rules, args.seeds, args.episodes, place, jobs=args.jobs).as_dict()
+    pairs = {pair["rule"]: pair for pair in done["paired"]}
     found = {}
-    for rule in rules:
-        runs = [place / rule.replace(":", "-") / f"seed{seed}" for seed in range(args.seeds)]
-        values, baseline = done.pooled(rule), done.pooled(done.baseline)
+    for rule, entry in done["rules"].items():
+        keys = ("difference", "ci95", "p_value")
         found[rule] = {
-            "accuracy": done.mean(rule),
-            "ci95": ci95(values),
-            "ci95_over_seeds": done.over_seeds(rule),
-            "by_seed": [r.evaluation.mean for r in done.results[rule]],
-            "paired": None if rule == done.baseline else paired_difference(values, baseline),
-            "tasks": tasks_of(runs),
+            **{key: entry[key] for key in ("accuracy", "ci95", "ci95_episodes")},
+            "by_seed": [one["accuracy"] for one in entry["seeds"]],
+            "paired": {key: pairs[rule][key] for key in keys} if rule in pairs else None,
+            "tasks": tasks_of([place_of(place, rule, one["seed"]) for one in entry["seeds"]]),
         }
     return found
 
@@ -172,16 +172,24 @@ def tasks_of(runs: list[Path]) -> dict[str, float | None]:
 
 
 HEADER = (
-    "optimiser", "tasks", "kind", "share", "rule", "accuracy (%)", "± over seeds",
-    "minus uniform [95%]", "p", "weight x T, clean / spoiled", "negative (%), clean / spoiled",
+    "optimiser", "tasks", "kind", "share", "rule", "accuracy (%), ± over episodes", "± over seeds",
+    "minus uniform [95% over seeds]", "p", "weight x T, clean / spoiled", "negative (%), clean / spoiled",
     "length, clean / spoiled", "cosine, clean / between / spoiled",
 )  # fmt: skip
 
 
 def percent(paired: dict[str, Any]) -> str:
-    """A paired difference and its interval, in points of accuracy."""
-    low, high = (100 * v for v in paired["ci95"])
-    return f"{100 * paired['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    """A paired difference and its interval, if it has one, in points of accuracy."""
+    interval = ""
+    if paired["ci95"] is not None:
+        low, high = (100 * v for v in paired["ci95"])
+        interval = f" [{low:+.2f}, {high:+.2f}]"
+    return f"{100 * paired['difference']:+.2f}{interval}"
+
+
+def over_seeds(entry: dict[str, Any]) -> str:
+    """Half width of a mean's interval over seeds, in points, if it has one."""
+    return "" if entry["ci95"] is None else f" ± {100 * entry['ci95']:.2f}"
 
 
 def summary(cells: list[Cell], rules: Sequence[str]) -> str:
@@ -196,7 +204,7 @@ def summary(cells: list[Cell], rules: Sequence[str]) -> str:
             str(cell["meta_batch"]),
             cell["kind"],
             f"{cell['share']:g}",
-            f"{100 * base['accuracy']:.2f} ± {100 * base['ci95']:.2f}",
+            f"{100 * base['accuracy']:.2f}{over_seeds(base)}",
         ]
         for rule in others:
             r = cell["rules"].get(rule)
@@ -220,17 +228,17 @@ def table(cells: list[Cell]) -> str:
                 values = [of[name] for name in names]
                 return " / ".join("-" if v is None else f"{scale * v:.{digits}f}" for v in values)
 
-            seeds, paired = r["ci95_over_seeds"], r["paired"]
+            paired = r["paired"]
             lines.append([
                 cell["optimizer"],
                 str(cell["meta_batch"]),
                 cell["kind"],
                 f"{cell['share']:g}",
                 rule,
-                f"{100 * r['accuracy']:.2f} ± {100 * r['ci95']:.2f}",
-                "" if seeds is None else f"{100 * seeds:.2f}",
+                f"{100 * r['accuracy']:.2f} ± {100 * r['ci95_episodes']:.2f}",
+                over_seeds(r).removeprefix(" ± "),
                 percent(paired) if paired else "",
-                "" if paired is None else f"{paired['p_value']:.2g}",
+                f"{paired['p_value']:.2g}" if paired and paired["p_value"] is not None else "",
                 show("weight_clean", "weight_spoiled"),
                 show("negative_clean", "negative_spoiled", scale=100, digits=1),
                 show("norm_clean", "norm_spoiled", digits=3),
@@ -278,7 +286,7 @@ def plot(cells: list[Cell], rules: list[str], out: Path) -> None:
                 results = [c["rules"][rule] for c in with_rule]
                 if name == "disagreement":
                     y = [100 * r["accuracy"] for r in results]
-                    error = [100 * r["ci95"] for r in results]
+                    error = [100 * (r["ci95"] or 0) for r in results]
                     x = [s + 0.5 * (i - len(rules) / 2) for s in shares]
                     axes.errorbar(x, y, error, color=colour, label=rule, capsize=2, marker="o",
                                   markersize=3, linewidth=1.2)  # fmt: skip
@@ -300,7 +308,13 @@ def plot(cells: list[Cell], rules: list[str], out: Path) -> None:
         for line in grid:
             line[0].set_ylabel(label, fontsize=8)
         handles, labels = next(a for a in grid.flat if a.get_visible()).get_legend_handles_labels()
-        note = "" if name == "disagreement" else "; solid: clean tasks, dashed: spoiled ones"
+        note = "; solid: clean tasks, dashed: spoiled ones"
+        if name == "disagreement":
+            note = (
+                "; intervals of 95% over seeds"
+                if len(cells[0]["rules"][rules[0]]["by_seed"]) >= 3
+                else ""
+            )
         figure.suptitle(f"{label}{note}", fontsize=10)
         ncols = min(len(labels), 2 * len(columns))
         figure.legend(handles, labels, loc="lower center", ncols=ncols, frameon=False, fontsize=8)
@@ -330,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             done = dict(sorted(done.items(), key=lambda item: order(item[1])))
             with replacing(args.out / "disagreement.json") as stream:
                 content = {
-                    "schema": "gametalearn.disagreement/1",
+                    "schema": SCHEMA,
                     "common": common,
                     "cells": list(done.values()),
                 }

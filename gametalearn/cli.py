@@ -1,4 +1,4 @@
-"""The command line: ``gametalearn data | episodes | train | evaluate | compare | bench``."""
+"""The command line: ``gametalearn data | episodes | train | evaluate | compare | report | bench``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ended_by_ctrl_c():
             from gametalearn import commands  # imports torch
         keep_memory()
+        args.command_line = shlex.join(["gametalearn", *words])
         with _warnings_in_one_line():
             getattr(commands, args.command)(args)
     except InputError as error:
@@ -278,8 +280,12 @@ def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     add("--rules", default=rules, metavar="A,B,...",
         help=f"Weighting rules: {', '.join(registry.names('rule'))}, torchjd:NAME, "
         f"module:attribute. Default: {rules}.")  # fmt: skip
-    add("--seeds", default="2", metavar="N|A,B,...",
-        help="N: the seeds 0 to N-1; or a list. Default: 2.")  # fmt: skip
+    add("--seeds", default="5", metavar="N|A,B,...",
+        help="N: the seeds 0 to N-1; or a list, one seed as 7,. Seeds that are added later are "
+        "trained alone; below 3 there is no interval. Default: 5.")  # fmt: skip
+    add("--primary", default="", metavar="A,B,...",
+        help="Rules whose difference from uniform is what the comparison is for: their p-values are "
+        "adjusted among themselves alone.")  # fmt: skip
     add("--episodes", type=int, default=600, metavar="N",
         help="Test episodes per seed. Default: 600.")  # fmt: skip
     add("--out", type=Path, required=True, metavar="DIR",
@@ -288,6 +294,12 @@ def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         help="Runs trained at once, each with --threads threads. Default: 1.")  # fmt: skip
     add("--quiet", action="store_true", help="Show no progress on stderr.")
     add("--overwrite", action="store_true", help="Train everything anew.")
+    add("--plan", action="store_true",
+        help="Train nothing: print a `gametalearn train` for each run, for xargs, GNU parallel or a "
+        "cluster; the same compare without --plan collects them.")  # fmt: skip
+
+    add = command("report", "write report.html of a finished comparison", "report runs/cmp")
+    add("folder", type=Path, metavar="DIR", help="What compare --out wrote.")
 
     command("bench", "time a meta-gradient beside learn2learn's, and compare both with float64",
             "bench --config omniglot-5w1s --threads 2 --json bench.json")  # fmt: skip

@@ -19,7 +19,7 @@ from gametalearn.distributed import Team, joined
 from gametalearn.errors import InputError
 from gametalearn.settings import parse_rule_options, read_toml, settings_of
 
-__all__ = ["bench", "compare", "data", "episodes", "evaluate", "train"]
+__all__ = ["bench", "compare", "data", "episodes", "evaluate", "report", "train"]
 
 
 def config_of(args: argparse.Namespace, **more: Any) -> TrainConfig:
@@ -238,33 +238,61 @@ def _lake(
 def compare(args: argparse.Namespace) -> None:
     """Train several rules, and compare them."""
     from gametalearn.comparison import compare
-    from gametalearn.report import plot_comparison
+    from gametalearn.jobs import commands_of, runs_of
+    from gametalearn.report import plot_comparison, write_report
 
     with joined() as team:
         config = team.on_first(lambda: config_of(args))
         team.everywhere(lambda: _use_machine(config, team))
-        rules = [name.strip() for name in args.rules.split(",") if name.strip()]
+        rules, primary = (
+            [name.strip() for name in names.split(",") if name.strip()]
+            for names in (args.rules, args.primary)
+        )
         try:
-            seeds = [int(s) for s in args.seeds.split(",")]
+            seeds = [int(s) for s in args.seeds.rstrip(",").split(",")]
         except ValueError:
             raise InputError(
                 f"--seeds takes a number or a list such as 0,1,2; got '{args.seeds}'"
             ) from None
+        numbers = seeds if "," in args.seeds else range(seeds[0])
+        if args.plan:
+            if team.first:
+                runs = runs_of(config, {rule: rule for rule in rules}, numbers, args.out)
+                _print_plan(commands_of(runs, args.overwrite))
+            return
         comparison = compare(
             config,
             rules,
-            seeds if "," in args.seeds else seeds[0],
+            numbers,
             args.episodes,
             args.out,
+            primary=primary,
             overwrite=args.overwrite,
             progress=not args.quiet,
             jobs=args.jobs,
             team=team,
+            command=args.command_line,
         )
         if team.first:
             print(comparison.table(), flush=True)
-            plots = plot_comparison(comparison, args.out)
-            print(f"\nwrote {', '.join(str(p) for p in [args.out / 'results.json', *plots])}")
+            files = [args.out / "results.json", *plot_comparison(comparison, args.out)]
+            print(f"\nwrote {', '.join(map(str, [*files, write_report(args.out)]))}")
+
+
+def _print_plan(lines: list[str]) -> None:
+    print("\n".join(lines))
+    if any(set(line) & set("'\"\\") for line in lines):
+        print(
+            "gametalearn: xargs takes quotes away; write | tr '\\n' '\\0' | xargs -0 -n 1 sh -c",
+            file=sys.stderr,
+        )
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write the report of a finished comparison."""
+    from gametalearn.report import write_report
+
+    print(f"wrote {write_report(args.folder)}")
 
 
 def bench(args: argparse.Namespace) -> None:

@@ -36,20 +36,23 @@ from gametalearn.normalisation import Protocol, check_statistics, protocol_of
 from gametalearn.peek import score_for
 from gametalearn.predictor import bake
 from gametalearn.scores import SCORES, Format, ScoreLike, default_score
+from gametalearn.statistics import LARGEST, half_width
 
 B = TypeVar("B", TaskBatch, Tensor)
 
 __all__ = ["Evaluation", "Protocol", "adapt", "ci95", "evaluate", "protocol_of"]
 
 
-def ci95(values: np.ndarray[Any, Any]) -> float:
-    """Half width of the 95% interval of a mean: 1.96 standard errors; 0 for fewer than 2 values.
+def ci95(values: np.ndarray[Any, Any], group: np.ndarray[Any, Any] | None = None) -> float:
+    """Half width of the 95% interval of a mean over episodes: 1.96 standard errors.
 
-    NaN where a value is not finite.
+    With several objectives (``group``) it is that of the mean over objectives, with a stratified
+    standard error (`gametalearn.statistics.stratified_error`): the spread between objectives is no
+    part of it. 0 where no objective has 2 values, NaN where a value is not finite.
     """
-    if not np.isfinite(values).all():
+    if not (np.abs(values) <= LARGEST).all():
         return math.nan
-    return 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return half_width(values, group) or 0.0
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class Evaluation:
 
     @property
     def ci95(self) -> float:
-        """Half width of the 95% confidence interval over episodes."""
-        return ci95(self.values)
+        """Half width of the 95% interval of `mean` over episodes; see `gametalearn.evaluation.ci95`."""
+        return ci95(self.values, self.group)
 
     def by_group(self) -> dict[int, np.ndarray[Any, np.dtype[np.float64]]]:
         """The values of each objective."""

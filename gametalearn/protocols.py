@@ -11,7 +11,6 @@ import numpy as np
 from torch import nn
 
 from gametalearn.adaptation import Learner, Params
-from gametalearn.comparison import evaluation_record, require_finite
 from gametalearn.config import TrainConfig
 from gametalearn.data.lake import WAYS, FixedTasks
 from gametalearn.distributed import ALONE, Team
@@ -21,6 +20,7 @@ from gametalearn.evaluation import Evaluation, ci95, evaluate
 from gametalearn.files import write_json
 from gametalearn.losses import Loss, default_loss
 from gametalearn.normalisation import Protocol, protocol_of, switchable
+from gametalearn.results import evaluation_record, require_finite
 from gametalearn.scores import ScoreLike, default_score
 
 __all__ = ["check_lake", "evaluate_all", "evaluate_lake", "write_evaluations", "write_lake"]

@@ -1,7 +1,7 @@
 """The names that ``gametalearn`` exports; importing them imports torch."""
 
 from gametalearn.adaptation import ANIL, LSLR, MAML, MetaSGD, Reptile
-from gametalearn.comparison import Comparison, compare
+from gametalearn.comparison import compare
 from gametalearn.config import TrainConfig
 from gametalearn.data import load_dataset
 from gametalearn.data.sinusoid import Sinusoid
@@ -16,6 +16,7 @@ from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.images import ClassImages
 from gametalearn.mixture import MixedSource
 from gametalearn.models import MLP, Conv4, ResNet12
+from gametalearn.results import Comparison
 from gametalearn.run import Run
 from gametalearn.runfolder import load_run
 from gametalearn.scores import SCORES, Score

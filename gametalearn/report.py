@@ -1,39 +1,79 @@
-"""Pictures: a comparison's learning curves, accuracies and weights, and sheets of episodes."""
+"""What a person looks at: a comparison's plots and its ``report.html``, and sheets of episodes."""
 
 from __future__ import annotations
 
+import importlib.resources
+import io
 import json
-import math
 import re
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from gametalearn.comparison import Comparison
+from gametalearn.cautions import cautions
+from gametalearn.config import TrainConfig
 from gametalearn.episodes import TaskBatch
-from gametalearn.errors import InputError, summary
-from gametalearn.evaluation import ci95
+from gametalearn.errors import InputError
+from gametalearn.figures import (
+    Record,
+    Records,
+    accuracy,
+    differences,
+    drawing,
+    figure,
+    learning_curves,
+    records_of,
+    vary,
+    weights,
+)
 from gametalearn.files import replacing
-from gametalearn.scores import Score
+from gametalearn.jobs import Planned, commands_of, flags_of, place_of
+from gametalearn.registry import is_handed_in
+from gametalearn.results import Comparison, earlier_looks, read_results
+from gametalearn.tables import Units, notes, objectives, rows, sentence, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["contact_sheet", "plot_comparison"]
-
-COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB", "#000000")
-"""Paul Tol's bright scheme, distinct for colour-blind readers."""
+__all__ = ["contact_sheet", "html_of", "plot_comparison", "plot_results", "write_report"]
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """`plot_results` of a comparison whose runs lie below ``folder``."""
+    results = comparison.as_dict()
+    return plot_results(results, records_of(folder, results), folder)
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+
+def plot_results(results: dict[str, Any], records: Records, folder: Path) -> list[Path]:
+    """Draw a comparison; the files written.
+
+    ``learning_curves.png`` (validation, the mean over seeds and their range), ``accuracy.png`` (or
+    ``mse.png``, by the score's name: test, intervals over seeds, and every seed), ``differences.png``
+    from the baseline, and for each rule whose weights vary over tasks ``weights-RULE.png``.
+
+    Args:
+        results: the content of ``results.json``.
+        records: what the runs logged, by `gametalearn.figures.records_of`.
+        folder: where they are to lie.
+    """
+    with drawing():
+        drawn = {
+            "learning_curves": learning_curves(results, records),
+            _file_name(results["metric"]["name"]): accuracy(results),
+        }
+        if results["paired"]:
+            drawn["differences"] = differences(results)
+        for rule, runs in records.items():
+            if vary(runs):
+                drawn[f"weights-{rule.replace(':', '-')}"] = weights(rule, runs)
+        return [_saved(one, folder / f"{name}.png", 140) for name, one in drawn.items()]
+
+
+def _file_name(name: str) -> str:
+    """A score's name without what a file system may object to, and other than other plots'."""
+    plain = re.sub(r"[^\w.+-]+", "-", name).strip(".-") or "score"
+    return f"test-{plain}" if plain in ("learning_curves", "differences") else plain
 
 
 def _saved(figure: Figure, file: Path, dpi: int) -> Path:
@@ -50,179 +90,218 @@ def _saved(figure: Figure, file: Path, dpi: int) -> Path:
     return file
 
 
-def _tidy(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` from a comparison's folder; the file.
 
+    One file that opens anywhere, without a network: what was found and how sure that is, the plots,
+    every seed's numbers, all settings, and the commands that repeat it. Without the runs' metrics it
+    lacks the plots that are made of them.
 
-def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Draw a comparison from its runs' ``metrics.jsonl`` below ``folder``; the files written.
-
-    ``learning_curves.png`` (validation, the mean over seeds and their range),
-    ``accuracy.png`` (or ``mse.png``, by the score's name: test, 95% intervals), and for each rule
-    whose weights vary over tasks ``weights-RULE.png``.
+    Raises:
+        InputError: no ``results.json`` there, or one that is damaged or of another version.
     """
-    score = comparison.score
-    records = {
-        rule: [
-            _records(folder / rule.replace(":", "-") / f"seed{seed}", score.name)
-            for seed in comparison.seeds
-        ]
-        for rule in comparison.results
-    }
-    written = [
-        _learning_curves(records, score, folder / "learning_curves.png"),
-        _bars(comparison, folder / f"{_file_name(score.name)}.png"),
-    ]
-    for rule, runs in records.items():
-        if any(np.ptp(r.effective) > 1e-9 for r in runs[0]):
-            written.append(_weights(rule, runs, folder / f"weights-{rule.replace(':', '-')}.png"))
-    return written
-
-
-def _file_name(name: str) -> str:
-    """A score's name without what a file system may object to."""
-    return re.sub(r"[^\w.+-]+", "-", name).strip(".-") or "score"
-
-
-def _label(which: str, score: Score) -> str:
-    """What an axis shows."""
-    unit = " (%)" if score.format == "percent" else ""
-    return f"{which} {'MSE' if score.name == 'mse' else score.name}{unit}"
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What is drawn of a line of ``metrics.jsonl``; ``validation`` is NaN where it diverged."""
-
-    iteration: int
-    effective: np.ndarray[Any, np.dtype[np.float64]]
-    validation: float | None
-
-
-def _records(place: Path, metric: str) -> list[_Record]:
-    file = place / "metrics.jsonl"
+    results = read_results(folder)
+    records, missing = None, ""
     try:
-        records = []
-        for line in file.read_text().splitlines():
-            r = json.loads(line)
-            value = r["validation"][metric] if "validation" in r else None
-            value = math.nan if "validation" in r and value is None else value
-            effective = np.array(r["effective"], dtype=np.float64).reshape(-1)
-            records.append(_Record(int(r["iteration"]), effective, value and float(value)))
-        if not records or not len(records[0].effective):
-            raise ValueError("no lines")
-    except (OSError, LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise InputError(
-            f"{file}: cannot be read ({summary(error)}); the results stand, only the plots need it"
-        ) from error
-    return records
+        records = records_of(folder, results)
+    except InputError as error:
+        missing = f"Without the runs' metrics there are no curves: {error}."
+    text = html_of(results, records, earlier_looks(folder, results), folder, missing)
+    with replacing(folder / "report.html") as stream:
+        stream.write(text.encode())
+    return folder / "report.html"
 
 
-def _learning_curves(records: dict[str, list[list[_Record]]], score: Score, file: Path) -> Path:
-    figure = _figure(7, 4.2)
-    axes = figure.subplots()
-    scale = 100 if score.format == "percent" else 1
-    for (rule, runs), colour in zip(records.items(), _colours(len(records)), strict=True):
-        curves = [
-            {r.iteration: r.validation * scale for r in run if r.validation is not None}
-            for run in runs
-        ]
-        iterations = sorted(set.intersection(*(set(c) for c in curves)))
-        values = np.array([[c[i] for i in iterations] for c in curves])
-        axes.plot(iterations, values.mean(0), color=colour, label=rule, marker="o", markersize=3)
-        if len(values) > 1:
-            axes.fill_between(
-                iterations, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0
-            )
-    axes.set_xlabel("meta-iteration")
-    axes.set_ylabel(_label("validation", score))
-    axes.set_title("Mean over seeds; the band is their range", fontsize=10)
-    axes.legend(frameon=False)
-    _tidy(axes)
-    return _saved(figure, file, 140)
+def html_of(
+    results: dict[str, Any],
+    records: Records | None,
+    looks: Sequence[int],
+    folder: Path,
+    missing: str = "",
+) -> str:
+    """The content of ``report.html``.
 
+    Args:
+        results: the content of ``results.json``.
+        records: the runs' metrics, if they are there; ``missing`` says why not.
+        looks: as in `gametalearn.cautions.cautions`.
+        folder: how the comparison's folder is called in commands.
+        missing: what is said in place of the pictures that metrics are needed for.
+    """
+    import jinja2
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
-
-
-def _bars(comparison: Comparison, file: Path) -> Path:
-    figure = _figure(2.2 + 1.1 * len(comparison.results), 4.2)
-    axes = figure.subplots()
-    percent = comparison.score.format == "percent"
-    scale = 100 if percent else 1
-    rules = list(comparison.results)
-    means = [comparison.mean(r) * scale for r in rules]
-    halves = [ci95(comparison.pooled(r)) * scale for r in rules]
-    for i, (rule, colour) in enumerate(zip(rules, _colours(len(rules)), strict=True)):
-        axes.errorbar(i, means[i], yerr=halves[i], color=colour, fmt="s", capsize=5, markersize=7)
-        seeds = [r.evaluation.mean * scale for r in comparison.results[rule]]
-        axes.plot([i + 0.12] * len(seeds), seeds, ".", color=colour, alpha=0.6)
-        axes.annotate(
-            f"{means[i]:.{2 if percent else 3}f}", (i, means[i]), (-10, 0),
-            textcoords="offset points", ha="right", va="center", fontsize=9,
-        )  # fmt: skip
-    axes.set_xticks(range(len(rules)), rules, rotation=20 if len(rules) > 4 else 0)
-    axes.set_xlim(-0.7, len(rules) - 0.5)
-    axes.set_ylabel(_label("test", comparison.score))
-    axes.set_title("95% interval over episodes; dots: seeds", fontsize=10)
-    _tidy(axes)
-    return _saved(figure, file, 140)
-
-
-def _weights(rule: str, runs: list[list[_Record]], file: Path) -> Path:
-    """Effective weights of the first seed; below them, if there are any, the negative ones' share."""
-    negative = any((r.effective < 0).any() for run in runs for r in run)
-    figure = _figure(8, 5.4 if negative else 3.8)
-    panels = figure.subplots(
-        1 + negative, 1, sharex=True, squeeze=False, height_ratios=[2.2, 1][: 1 + negative]
-    )[:, 0]
-    upper, last = panels[0], panels[-1]
-    for record in runs[0]:
-        weights = record.effective
-        upper.scatter(
-            np.full(len(weights), record.iteration), weights,
-            s=5, c=np.where(weights < 0, COLOURS[1], COLOURS[0]), alpha=0.5, linewidths=0,
-        )  # fmt: skip
-    tasks = len(runs[0][0].effective)
-    upper.axhline(
-        1 / tasks, color="black", linewidth=0.8, linestyle="--", label=f"uniform, 1/{tasks}"
+    template = importlib.resources.files("gametalearn").joinpath("report.html.jinja").read_text()
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    upper.axhline(0, color="black", linewidth=0.8)
-    upper.set_ylabel("weight of each task")
-    legend = "; red: negative" if negative else ", none of them negative"
-    upper.set_title(f"{rule}: effective weights of the first seed{legend}", fontsize=10)
-    upper.legend(frameon=False)
-    if negative:
-        for run in runs:
-            share = [100 * float(np.mean(r.effective < 0)) for r in run]
-            last.plot([r.iteration for r in run], _smooth(share), color=COLOURS[1], alpha=0.8)
-        last.set_ylabel("negative weights (%)")
-        last.set_ylim(0, max(5.0, last.get_ylim()[1]))
-    last.set_xlabel("meta-iteration")
-    last.set_xlim(0, runs[0][-1].iteration)
-    for axes in panels:
-        _tidy(axes)
-    return _saved(figure, file, 140)
+    units, pairs, seeds = Units.of(results), results["paired"], _seeds(results)
+    columns = ["rule", *(f"seed {one['seed']}" for one in seeds)]
+
+    def by_seed(show: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+        return _sheet(
+            columns, [[rule, *map(show, e["seeds"])] for rule, e in results["rules"].items()]
+        )
+
+    baseline = pairs[0]["baseline"] if pairs else ""
+    compared = [rule for rule in results["rules"] if rule != baseline]
+    return environment.from_string(template).render(
+        title=title(results),
+        heading=", ".join(compared) + (f" beside {baseline}" if pairs else ""),
+        findings=[sentence(results, pair) for pair in pairs] or ["One rule, and none beside it."],
+        metric=units.heading,
+        baseline=baseline,
+        unit=", in points" if units.percent else "",
+        rules=_sheet(*rows(results)),
+        objectives=[_sheet(*table) for table in objectives(results)],
+        notes=notes(results),
+        cautions=cautions(results, records, looks),
+        pictures=_pictures(results, records),
+        no_records=missing,
+        seeds=by_seed(lambda one: units.show(one[units.name])),
+        pairs=_sheet(
+            columns, [[p["rule"], *(units.show(d, "+") for d in p["by_seed"])] for p in pairs]
+        ),
+        times=by_seed(lambda one: f"{one['seconds']:.0f} s, {one.get('best_iteration') or '-'}"),
+        settings=_settings(results["config"]),
+        environment=_sheet([], _environment(results["environment"]))["rows"],
+        commands=_commands(results, folder),
+    )
 
 
-def _smooth(values: list[float]) -> np.ndarray[Any, Any]:
-    """A running mean over a twentieth of the run."""
-    window = max(1, len(values) // 20)
-    padded = np.pad(np.array(values), (window // 2, window - 1 - window // 2), mode="edge")
-    return np.convolve(padded, np.ones(window) / window, mode="valid")
+def _sheet(header: Sequence[str], lines: Sequence[Sequence[str]]) -> dict[str, Any]:
+    return {"header": header, "rows": [{"cells": line, "changed": False} for line in lines]}
 
 
+def _seeds(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return next(iter(results["rules"].values()))["seeds"]  # type: ignore[no-any-return]
+
+
+def _pictures(results: dict[str, Any], records: Records | None) -> list[dict[str, Any]]:
+    """The plots, narrow enough for a phone, each with a caption, and in words what it shows."""
+    units, width = Units.of(results), 5.0
+    with drawing():
+        told = "; ".join(
+            f"{rule} {units.show(entry[units.name])}"
+            + ("" if entry["ci95"] is None else f" plus or minus {units.show(entry['ci95'])}")
+            for rule, entry in results["rules"].items()
+        )
+        caption = f"Test {units.heading} of each rule, on every seed."
+        found = [("accuracy", accuracy(results, width), caption, f"{told}.")]
+        if pairs := results["paired"]:
+            caption = f"Each rule minus {pairs[0]['baseline']}, on the same test episodes."
+            told = " ".join(sentence(results, pair) for pair in pairs)
+            found.append(("differences", differences(results, width), caption, told))
+        if records:
+            told = "; ".join(
+                f"{rule} {units.show(sum(values) / len(values))}"
+                for rule, runs in records.items()
+                if (values := [v[-1] for run in runs if (v := _validated(run))])
+            )
+            caption = "Validation over the iterations."
+            told = f"At the end, in the mean over seeds: {told}."
+            found.append(("curves", learning_curves(results, records, width), caption, told))
+            for number, (rule, runs) in enumerate(records.items()):
+                if vary(runs):
+                    caption = f"The weights that {rule} gave the tasks of a meta-batch."
+                    last = runs[0][-1].effective
+                    told = f"At the end they are between {last.min():.3f} and {last.max():.3f}."
+                    drawn = weights(rule, runs, width, most=80)
+                    found.append((f"weights{number}", drawn, caption, told))
+        return [
+            {"svg": _svg(drawn, name, f"{caption} {told}"), "caption": caption}
+            for name, drawn, caption, told in found
+        ]
+
+
+def _validated(run: Sequence[Record]) -> list[float]:
+    return [r.validation for r in run if r.validation is not None and r.validation == r.validation]
+
+
+def _svg(figure: Figure, name: str, text: str) -> Any:
+    """A figure as an ``<svg>`` element of its own ids, that scales, and that is told in words."""
+    from markupsafe import Markup, escape
+
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    drawn = stream.getvalue()
+    drawn = re.sub(
+        r"<metadata>.*?</metadata>\s*", "", drawn[drawn.index("<svg") :], flags=re.DOTALL
+    )
+    head, rest = drawn.split(">", 1)
+    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    rest = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", rest)
+    title = f'<title id="{name}-title">{escape(text)}</title>'
+    return Markup(f'{head} role="img" aria-labelledby="{name}-title">{title}{rest}')
+
+
+def _settings(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each setting with its default, those that differ first."""
+    try:
+        usual = TrainConfig.of(config["dataset"]).as_dict() | {"dataset": TrainConfig.dataset}
+    except (InputError, LookupError, TypeError, ValueError):
+        usual = {}
+    lines = []
+    for name, value in config.items():
+        default = usual.get(name, "")
+        cells = [name.replace("_", "-"), _plain(value), _plain(default)]
+        lines.append({"cells": cells, "changed": bool(usual) and value != default})
+    return sorted(lines, key=lambda line: not line["changed"])
+
+
+def _environment(found: dict[str, Any]) -> list[list[str]]:
+    versions = found.get("versions", {})
+    told = {k: v for k, v in found.items() if k not in ("versions", "command")}
+    return [[name, _plain(value)] for name, value in {**told, **versions}.items()]
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _commands(results: dict[str, Any], folder: Path) -> list[dict[str, str]]:
+    """What was typed; what gives every setting; and the runs by themselves."""
+    found = []
+    if given := results["environment"].get("command"):
+        found.append({"what": "The command that was given:", "text": str(given)})
+    try:
+        config = TrainConfig.from_dict(results["config"], "results.json")
+    except InputError:  # of another version
+        return found
+    rules, seeds = list(results["rules"]), [one["seed"] for one in _seeds(results)]
+    numbers = ",".join(map(str, seeds)) + "," * (len(seeds) == 1)
+    words = ["gametalearn", "compare", *flags_of(config, ("rule", "seed"))]
+    words += ["--rules", ",".join(rules)]
+    words += ["--seeds", str(len(seeds)) if seeds == list(range(len(seeds))) else numbers]
+    words += ["--episodes", str(results["episodes"])]
+    if primary := results.get("primary"):
+        words += ["--primary", ",".join(primary)]
+    what = "The same from its settings, with every one that is not a default:"
+    handed = [k for k, v in results["config"].items() if is_handed_in(str(v))]
+    if handed:
+        what = f"Handed in, in Python: {', '.join(handed)}; all else is given by:"
+    found.append({"what": what, "text": shlex.join([*words, "--out", str(folder)])})
+    if handed:
+        return found
+    runs = [
+        Planned(rule, config.of_rule(rule, seed), place_of(folder, rule, seed))
+        for seed in seeds
+        for rule in rules
+    ]
+    what = "Run by run, for the queue of a cluster; the command above then collects them:"
+    found.append({"what": what, "text": "\n".join(commands_of(runs))})
+    return found
+
+
+@drawing()
 def contact_sheet(
     batch: TaskBatch, file: Path, ways: int, names: list[list[str]] | None = None, most: int = 8
 ) -> Path:
-    """Draw episodes as a PNG: a block each, a row a class, support left and queries right.
+    """Draw episodes as a PNG: a block for each, a row per class, support left and queries right.
 
     Args:
         batch: image episodes, support and queries ordered by label.
         file: the PNG to write.
-        ways: classes an episode.
+        ways: classes in each episode.
         names: the classes' names, by episode and label.
         most: query columns at the most.
     """
@@ -231,8 +310,8 @@ def contact_sheet(
     tasks = len(batch)
     across = min(tasks, 2)
     down = -(-tasks // across)
-    figure = _figure(across * (1.5 + 0.55 * (shots + shown)), down * (0.6 + 0.55 * ways))
-    for task, place in enumerate(figure.subfigures(down, across, squeeze=False).flat):
+    sheet = figure(across * (1.5 + 0.55 * (shots + shown)), down * (0.6 + 0.55 * ways))
+    for task, place in enumerate(sheet.subfigures(down, across, squeeze=False).flat):
         if task >= tasks:
             break
         place.suptitle(f"episode {task + 1}: support | queries", fontsize=9)
@@ -253,4 +332,4 @@ def contact_sheet(
                     -0.1, 0.5, names[task][label], fontsize=6, ha="right", va="center",
                     transform=grid[label][0].transAxes,
                 )  # fmt: skip
-    return _saved(figure, file, 130)
+    return _saved(sheet, file, 130)

@@ -194,7 +194,7 @@ class Outer:
 
 
 RESERVED = {
-    *("best_iteration", "ci95", "ci95_over_seeds", "diagnostics", "effective", "episodes", "group"),
+    *("best_iteration", "ci95", "ci95_episodes", "diagnostics", "effective", "episodes", "group"),
     *("inner_steps", "iteration", "loss", "losses", "metric", "objectives", "protocol"),
     *("protocols", "raw", "schema", "scores", "seconds", "seed", "seeds", "skipped", "spoiled"),
     *("validation", "values"),

@@ -35,13 +35,35 @@ def test_train_evaluate_and_resume(capsys, tmp_path):
 
 
 def test_compare_prints_a_table_and_writes_results(capsys, tmp_path):
-    code, out, _ = run(capsys, f"compare {TINY} --seeds 2 --episodes 5 --out", tmp_path)
+    command = f"compare {TINY} --seeds 2 --episodes 5 --primary agreement --out"
+    code, out, _ = run(capsys, command, tmp_path)
     assert code == 0
     assert "minus uniform" in out
     assert "norm-control" in out
     found = json.loads((tmp_path / "results.json").read_text())
     assert list(found["rules"]) == ["uniform", "agreement", "norm-control"]
+    assert found["primary"] == ["agreement"]
+    assert found["environment"]["command"] == f"gametalearn {command} {tmp_path}"
     assert (tmp_path / "learning_curves.png").exists()
+    report = (tmp_path / "report.html").read_text()
+    assert f"gametalearn {command} {tmp_path}" in report
+    (tmp_path / "report.html").unlink()
+    assert run(capsys, "report", tmp_path)[:2] == (0, f"wrote {tmp_path}/report.html\n")
+    assert (tmp_path / "report.html").read_text() == report
+    (tmp_path / "agreement" / "seed1" / "metrics.jsonl").unlink()
+    assert run(capsys, "report", tmp_path)[0] == 0
+    assert "there are no curves" in (tmp_path / "report.html").read_text()
+
+
+def test_five_seeds_are_the_default_and_one_may_be_named(capsys, tmp_path):
+    command = f"compare {TINY} --rules uniform --plan --out"
+    _, out, _ = run(capsys, command, tmp_path / "a")
+    assert [line.rpartition("/")[2] for line in out.splitlines()] == [
+        f"seed{seed}" for seed in range(5)
+    ]
+    _, out, _ = run(capsys, command, tmp_path / "a", "--seeds", "7,")
+    assert "--seed 7 " in out
+    assert len(out.splitlines()) == 1
 
 
 def test_options_come_from_a_file_and_flags_win(capsys, tmp_path):
@@ -157,6 +179,9 @@ def test_options_of_rules_come_from_flags_and_files(capsys, tmp_path):
         ("train --dataset sinusoid --out {t}/file", "file"),
         ("evaluate {t}/none", "no run there"),
         ("compare --seeds one --out {t}/a", "got 'one'"),
+        ("compare --dataset sinusoid --primary uniform --out {t}/a", "--primary: 'uniform'"),
+        ("compare --dataset sinusoid --rules agreemnt --plan --out {t}/a", "agreement"),
+        ("report {t}", "results.json: cannot be read"),
         ("compare --rules uniform,unifrom --dataset sinusoid --out {t}/a", "unifrom"),
         ("data prepare", "name a data set"),
         ("data prepare imagenet", "'imagenet' is unknown"),
@@ -183,7 +208,7 @@ def test_debug_shows_the_traceback(capsys, tmp_path):
 
 
 def test_help_teaches(capsys):
-    for command in ("", "train", "compare", "evaluate", "episodes", "data"):
+    for command in ("", "train", "compare", "evaluate", "report", "episodes", "data"):
         code, out, _ = run(capsys, f"{command} --help")
         assert code == 0
         assert "example" in out

@@ -10,7 +10,7 @@ from gametalearn.config import TrainConfig
 from gametalearn.data.sinusoid import Sinusoid
 from gametalearn.episodes import EpisodeSampler
 from gametalearn.errors import InputError
-from gametalearn.evaluation import adapt, ci95, evaluate, protocol_of
+from gametalearn.evaluation import Evaluation, adapt, ci95, evaluate, protocol_of
 from gametalearn.images import ClassImages
 from gametalearn.models import MLP, Conv4
 from gametalearn.runfolder import load_run
@@ -85,6 +85,18 @@ def test_regression_reports_the_squared_error():
 
 def test_an_interval_of_one_value_is_zero():
     assert ci95(np.array([0.5])) == 0.0
+
+
+def test_with_several_objectives_the_interval_is_stratified():
+    generator = np.random.default_rng(0)
+    easy, hard = generator.normal(0.8, 0.05, 40), generator.normal(0.3, 0.1, 10)
+    values, group = np.concatenate([easy, hard]), np.repeat([0, 1], [40, 10])
+    found = Evaluation(values, group, "accuracy", "transductive", 0)
+    error = np.sqrt(easy.var(ddof=1) / 40 + hard.var(ddof=1) / 10) / 2
+    assert found.mean == pytest.approx((easy.mean() + hard.mean()) / 2)
+    assert found.ci95 == pytest.approx(1.96 * error)
+    assert found.of_group(1).ci95 == pytest.approx(1.96 * hard.std(ddof=1) / 10**0.5)
+    assert f"+/- {100 * found.ci95:.2g}% (50 episodes" in str(found)
 
 
 class PlainConv(torch.nn.Module):

@@ -388,6 +388,7 @@ def results(folder):
     for rule in found["rules"].values():
         for seed in rule["seeds"]:
             del seed["seconds"]
+    del found["environment"]["command"]
     return found
 
 

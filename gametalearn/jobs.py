@@ -1,0 +1,346 @@
+"""The runs of a comparison: which there are, one of them, several at a time, or as commands."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gametalearn.adaptation import Learner
+from gametalearn.build import build_source, stream_seed
+from gametalearn.config import TrainConfig
+from gametalearn.distributed import ALONE, Team
+from gametalearn.engine.allocator import keep_memory
+from gametalearn.episodes import Source
+from gametalearn.errors import InputError, summary
+from gametalearn.evaluation import Evaluation, evaluate, protocol_of
+from gametalearn.live import Standing
+from gametalearn.losses import Loss, default_loss
+from gametalearn.progress import interruptible
+from gametalearn.registry import handed_in, is_handed_in
+from gametalearn.results import Result, read_evaluation, require_finite, write_evaluation
+from gametalearn.run import Parts, Run, outer_of, start
+from gametalearn.scores import ScoreLike, default_score
+from gametalearn.settings import parse_rule_options
+from gametalearn.training import train_parts
+
+__all__ = [
+    "Planned",
+    "Terms",
+    "begun",
+    "check_sendable",
+    "commands_of",
+    "flags_of",
+    "in_processes",
+    "place_of",
+    "run_test",
+    "runs_of",
+    "train_and_test",
+]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a comparison: what its rule goes by, its settings, and its folder, if it has one."""
+
+    rule: str
+    config: TrainConfig
+    place: Path | None
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.rule}, seed {self.config.seed}"
+
+    @property
+    def tested(self) -> Path | None:
+        """Where its test is kept."""
+        return None if self.place is None else self.place / "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all runs of a comparison have in common beside their settings; as in `compare`."""
+
+    rules: Mapping[str, Any]
+    model: Callable[[int], nn.Module] | None = None
+    source: Callable[[int], Source] | None = None
+    validation: Callable[[int], Source] | None = None
+    test: Callable[[int], Source] | None = None
+    learner: Learner | None = None
+    loss: Loss = default_loss
+    score: ScoreLike = default_score
+    optimizer: Callable[..., Any] | None = None
+    episodes: int = 600
+    overwrite: bool = False
+    progress: bool = True
+
+    def parts(self, rule: str, seed: int) -> Parts:
+        """What is handed in to one run."""
+        model = None
+        if self.model is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = self.model(seed)
+        source, validation = (
+            None if factory is None else factory(seed) for factory in (self.source, self.validation)
+        )
+        given = self.rules[rule]
+        return Parts(
+            model, source, validation, self.learner, None, self.loss, self.score, self.optimizer,
+            None if isinstance(given, str) else given,
+        )  # fmt: skip
+
+    def tests(self, config: TrainConfig) -> Source:
+        """The test episodes of a run."""
+        return build_source(config, "test") if self.test is None else self.test(config.seed)
+
+
+def place_of(folder: Path, rule: str, seed: int) -> Path:
+    """Where a run lies below a comparison's folder."""
+    return folder / rule.replace(":", "-") / f"seed{seed}"
+
+
+def runs_of(
+    config: TrainConfig, rules: Mapping[str, Any], seeds: Sequence[int], folder: Path | None
+) -> list[Planned]:
+    """Every run of a comparison, seed by seed: what is done at any time is balanced.
+
+    Raises:
+        InputError: seeds that are none or repeated, or options of a rule that is not there.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"`seeds`: one or more different seeds are needed, got {list(seeds)}")
+    if others := config.rule_options.keys() - {r for r in rules.values() if isinstance(r, str)}:
+        raise InputError(
+            f"`rule_options`: given for '{min(others)}', which is not among the rules "
+            f"{', '.join(rules)}"
+        )
+    return [
+        Planned(
+            rule,
+            config.of_rule(given if isinstance(given, str) else handed_in(given), seed),
+            None if folder is None else place_of(folder, rule, seed),
+        )
+        for seed in seeds
+        for rule, given in rules.items()
+    ]
+
+
+def begun(runs: Sequence[Planned], terms: Terms) -> Run:
+    """The first run before its first iteration, after every rule has been built once for it.
+
+    Raises:
+        InputError: settings, parts, data or rules do not fit: before anything is trained.
+    """
+    first = None
+    for planned in runs[: len(terms.rules)]:
+        parts = terms.parts(planned.rule, planned.config.seed)
+        config = parts.named(planned.config)
+        first = start(config, parts) if first is None else dataclasses.replace(first, config=config)
+        outer_of(first, parts)
+    assert first is not None
+    return first
+
+
+def commands_of(runs: Sequence[Planned], overwrite: bool = False) -> list[str]:
+    """``gametalearn train ...`` for each run, quoted for a shell.
+
+    A run that such a command trained is one of the comparison: `compare` does not train it again.
+    """
+    anew = ["--overwrite"] if overwrite else []
+    return [
+        shlex.join([
+            "gametalearn", "train", *flags_of(run.config), "--out", str(run.place), *anew
+        ])
+        for run in runs
+    ]  # fmt: skip
+
+
+def flags_of(config: TrainConfig, leave_out: Collection[str] = ()) -> list[str]:
+    """The flags that give these settings: those that are not the data set's defaults.
+
+    Rule, seed, iterations and threads always stand there, unless they are left out.
+    """
+    usual = TrainConfig.of(config.dataset, iterations=config.iterations)
+    words = ["--dataset", config.dataset]
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        always = name in ("rule", "seed", "iterations", "threads")
+        if (
+            is_handed_in(str(value))
+            or name in ("dataset", *leave_out)
+            or (value == getattr(usual, name) and not always)
+        ):
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, dict):
+            words += [flag, *_rule_options(value)]
+        elif str(value).startswith("-"):
+            words.append(f"{flag}={value}")
+        else:
+            words += [flag, str(value)]
+    return words
+
+
+def _rule_options(options: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """RULE.OPTION=VALUE each, in the plainest form that is read as the same value."""
+    for rule, own in options.items():
+        for option, value in own.items():
+            quoted = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+            plain = f"{rule}.{option}={value}"
+            same = parse_rule_options([plain]) == {rule: {option: value}}
+            yield plain if same and isinstance(value, str) else f"{rule}.{option}={quoted}"
+
+
+def train_and_test(run: Planned, terms: Terms, team: Team = ALONE) -> Result:
+    """Train one rule on one seed, and test it unless this very test was done."""
+    trained = train_parts(
+        run.config, terms.parts(run.rule, run.config.seed), run.place,
+        overwrite=terms.overwrite, progress=terms.progress, label=run.label, team=team,
+    )  # fmt: skip
+    file, iteration = run.tested, int(trained.best["iteration"])
+    kept = team.on_first(lambda: None if file is None else _kept(file, trained, terms.episodes))
+    if kept is not None:
+        return Result(kept, trained.seconds, iteration)
+    found = run_test(trained, terms.episodes, terms.tests(run.config))
+    if file is not None and team.first:
+        write_evaluation(file, found, iteration, run.config.test_steps)
+    return Result(found, trained.seconds, iteration)
+
+
+def run_test(run: Run, episodes: int, source: Source) -> Evaluation:
+    """Test a finished run's best validated weights on the test episodes of its seed."""
+    run.load_best()
+    protocol = run.config.protocol
+    evaluation = evaluate(
+        run.model,
+        source,
+        run.test_learner,
+        episodes,
+        stream_seed(run.config.seed, "test"),
+        meta=run.meta,
+        loss=run.loss,
+        score=run.score,
+        protocol=None if protocol == "auto" else protocol,  # type: ignore[arg-type]
+        team=run.team,
+    )
+    require_finite(evaluation)
+    return evaluation
+
+
+def _kept(file: Path, run: Run, episodes: int) -> Evaluation | None:
+    """This run's test, if it was done before; None if there is none, or a different one."""
+    config = run.config
+    wanted = {
+        "schema": "gametalearn.evaluation/1",
+        "metric": run.score.name,
+        "protocol": protocol_of(run.model) if config.protocol == "auto" else config.protocol,
+        "episodes": episodes,
+        "seed": stream_seed(config.seed, "test"),
+        "iteration": run.best["iteration"],
+        "inner_steps": config.test_steps,
+    }
+    found = read_evaluation(file, wanted)
+    return None if found is None else dataclasses.replace(found, format=run.score.format)
+
+
+def check_sendable(jobs: int, terms: Terms) -> None:
+    """Refuse parts that other processes cannot be given."""
+    for name in (field.name for field in dataclasses.fields(terms)):
+        try:
+            pickle.dumps(getattr(terms, name))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"jobs={jobs}: the {name} cannot be sent to other processes ({summary(error)}); "
+                "define it at the top level of a module, or take jobs=1"
+            ) from error
+
+
+def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int, standing: Standing) -> None:
+    """`train_and_test` for each run, ``jobs`` at a time, each in a process of its own.
+
+    On Ctrl-C and SIGTERM all stop after a checkpoint; then this raises KeyboardInterrupt.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting, running = list(runs), list[tuple[Any, Planned]]()
+    try:
+        with interruptible() as interrupted:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    run = waiting.pop(0)
+                    process = context.Process(target=_run_quietly, args=(run, terms))
+                    with _deaf_to_ctrl_c():
+                        process.start()
+                    standing.begin(run.rule, run.config.seed)
+                    running.append((process, run))
+                multiprocessing.connection.wait([p.sentinel for p, _ in running], timeout=0.2)
+                if interrupted():
+                    raise KeyboardInterrupt
+                for process, run in [one for one in running if not one[0].is_alive()]:
+                    running.remove((process, run))
+                    if process.exitcode:
+                        raise InputError(
+                            "a run failed; its message stands above. What was done is kept"
+                        )
+                    found = None if run.tested is None else read_evaluation(run.tested, {})
+                    if found is not None:
+                        standing.end(run.rule, run.config.seed, found)
+    finally:
+        for process, _ in running:
+            process.terminate()
+        for process, _ in running:
+            process.join()
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started meanwhile do not see a terminal's Ctrl-C; their parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run_quietly(run: Planned, terms: Terms) -> None:
+    """`train_and_test` in a process of its own: one line for an error, the threads that it may use."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_memory()
+    if run.config.threads:
+        torch.set_num_threads(run.config.threads)
+    try:
+        train_and_test(run, terms)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except InputError as error:
+        print(f"gametalearn: {run.label}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _end_with_parent() -> None:
+    """Where the parent is killed, its child must not train on beside the parent's successor."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

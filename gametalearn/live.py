@@ -1,0 +1,149 @@
+"""What a comparison shows while it trains: the runs that are done, the differences so far, the time."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Collection, Sequence
+from typing import TextIO
+
+import numpy as np
+
+from gametalearn.evaluation import Evaluation
+from gametalearn.scores import SCORES
+from gametalearn.tables import Units, aligned
+
+__all__ = ["Standing", "duration"]
+
+Key = tuple[str, int]
+"""A rule and a seed."""
+
+
+class Standing:
+    """How far a comparison is: on a terminal a table that is drawn anew, elsewhere lines.
+
+    Args:
+        rules: all of them, the baseline too.
+        seeds: all of them.
+        baseline: the rule that the others are paired with.
+        there: runs that an earlier call trained and tested; they take no time.
+        jobs: runs at once. With several, lines of the runs' own stand between: no table is redrawn.
+        show: False says nothing.
+        stream: stderr by default.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[str],
+        seeds: Sequence[int],
+        baseline: str,
+        *,
+        there: Collection[Key] = (),
+        jobs: int = 1,
+        show: bool = True,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.rules, self.seeds, self.baseline, self.jobs = rules, seeds, baseline, jobs
+        self.there, self.show = set(there), show
+        self.stream = sys.stderr if stream is None else stream
+        self.done: dict[Key, Evaluation] = {}
+        self.begun: dict[Key, float] = {}
+        self.took: list[float] = []
+        self.drawn = 0
+        high = len(rules) + 5 < shutil.get_terminal_size().lines
+        self.redraws = show and jobs == 1 and high and self.stream.isatty()
+        if self.redraws:
+            self._draw()
+
+    def begin(self, rule: str, seed: int) -> None:
+        """A run starts now."""
+        self.begun[rule, seed] = time.monotonic()
+
+    def end(self, rule: str, seed: int, found: Evaluation) -> None:
+        """A run has been trained and tested; the second time it is told, nothing happens."""
+        key = rule, seed
+        if key in self.done:
+            return
+        self.done[key] = found
+        if key not in self.there and key in self.begun:
+            self.took.append(time.monotonic() - self.begun[key])
+        if self.redraws:
+            self._draw()
+        elif self.show and key not in self.there:
+            print(self.line(rule, seed), file=self.stream, flush=True)
+
+    def line(self, rule: str, seed: int) -> str:
+        """What is said of a run that has just ended."""
+        units = self._units()
+        text = f"{rule}, seed {seed}: test {units.heading} {units.show(self.done[rule, seed].mean)}"
+        if rule != self.baseline and (so_far := self._difference(rule)):
+            text += f"; minus {self.baseline} so far {so_far}"
+        return f"{text}; {self._progress()}"
+
+    def table(self) -> list[str]:
+        """A line for each rule, and how far all of it is."""
+        units = self._units()
+        header = ["rule", "seeds done", f"test {units.heading}", f"minus {self.baseline} so far"]
+        lines = []
+        for rule in self.rules:
+            means = [self.done[rule, s].mean for s in self.seeds if (rule, s) in self.done]
+            lines.append([
+                rule,
+                f"{len(means)} of {len(self.seeds)}",
+                units.show(float(np.mean(means))) if means else "",
+                "" if rule == self.baseline else self._difference(rule),
+            ])  # fmt: skip
+        return [*aligned(header, lines), self._progress()]
+
+    def _difference(self, rule: str) -> str:
+        """The mean over the seeds on which the rule and the baseline are both done."""
+        both = [s for s in self.seeds if {(rule, s), (self.baseline, s)} <= self.done.keys()]
+        if not both:
+            return ""
+        mean = np.mean([self.done[rule, s].mean - self.done[self.baseline, s].mean for s in both])
+        return f"{self._units().show(float(mean), '+')} ({len(both)} seed{'s' * (len(both) > 1)})"
+
+    def _progress(self) -> str:
+        runs = len(self.rules) * len(self.seeds)
+        left = runs - len(self.done)
+        text = f"{len(self.done)} of {runs} runs done"
+        new = left - len(self.there - self.done.keys())
+        if new and self.took:
+            # the runs that are left in rounds of `jobs`, each as long as those that were timed
+            seconds = float(np.mean(self.took)) * -(-new // self.jobs)
+            text += f", about {duration(seconds)} left"
+        elif new:
+            text += "; how long it will take is known after the first"
+        return text
+
+    def _units(self) -> Units:
+        """Of the score that the runs report, which the first of them tells."""
+        if not self.done:
+            return Units("score", False, 2)
+        found = next(iter(self.done.values()))
+        known = SCORES[found.metric].format if found.metric in SCORES else "number"
+        shown = {
+            "metric": {"name": found.metric, "format": found.format or known},
+            "rules": {str(key): {found.metric: e.mean} for key, e in self.done.items()},
+        }
+        return Units.of(shown)
+
+    def _draw(self) -> None:
+        up = f"\x1b[{self.drawn}F\x1b[J" if self.drawn else ""
+        lines = self.table()
+        self.drawn = len(lines)
+        print(up + "\n".join(lines), file=self.stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """As one would say it.
+
+    >>> duration(12), duration(80), duration(3000), duration(9000)
+    ('12 s', '80 s', '50 minutes', '2.5 hours')
+    """
+    if seconds < 120:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours"

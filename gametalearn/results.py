@@ -1,0 +1,478 @@
+"""What was found, and the files that keep it: ``results.json`` and ``evaluation.json``.
+
+A `Comparison` holds what `gametalearn.comparison.compare` found, down to each test episode; its
+`as_dict` is the content of ``results.json``. Tables, plots and reports are made of that content, so
+that `read_results` is all they need of a comparison that has ended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gametalearn.config import TrainConfig
+from gametalearn.environment import environment
+from gametalearn.errors import InputError, summary
+from gametalearn.evaluation import Evaluation
+from gametalearn.files import replacing, write_json
+from gametalearn.scores import SCORES, Score
+from gametalearn.statistics import (
+    Estimate,
+    ahead,
+    half_width,
+    holm,
+    over_episodes,
+    over_seeds,
+    stratified_mean,
+)
+from gametalearn.tables import table
+
+__all__ = [
+    "Comparison",
+    "Result",
+    "earlier_looks",
+    "evaluation_record",
+    "read_evaluation",
+    "read_results",
+    "require_finite",
+    "write_evaluation",
+    "write_results",
+]
+
+SCHEMA = "gametalearn.compare/2"
+BEFORE = "gametalearn.compare/1"
+
+DAMAGE = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
+"""What comes of reading a file that holds something else."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One rule on one seed: its test, the seconds that its training took, its best iteration."""
+
+    evaluation: Evaluation
+    seconds: float
+    iteration: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        config: the settings that all runs share; ``rule`` and ``seed`` are not looked at.
+        seeds: their numbers.
+        episodes: test episodes for each seed.
+        objectives: what the numbers in ``group`` stand for.
+        results: for each rule one `Result` for each seed, in the order of ``seeds``.
+        given: the score that was compared; by default the one that goes with the data set.
+        primary: rules whose differences were announced as the ones that count: their p-values are
+            adjusted among themselves.
+        command: the command line, if there was one.
+    """
+
+    config: TrainConfig
+    seeds: tuple[int, ...]
+    episodes: int
+    objectives: tuple[str, ...]
+    results: dict[str, list[Result]]
+    given: Score | None = None
+    primary: tuple[str, ...] = ()
+    command: str | None = None
+
+    @property
+    def score(self) -> Score:
+        """What the values are."""
+        if self.given is not None:
+            return self.given
+        return SCORES["mse" if self.config.regression else "accuracy"]
+
+    @property
+    def baseline(self) -> str:
+        """The rule that the others are paired with: ``uniform``, or the first."""
+        return "uniform" if "uniform" in self.results else next(iter(self.results))
+
+    def mean(self, rule: str) -> float:
+        """The mean over seeds of a rule's mean over episodes."""
+        return self.over_seeds(rule).mean
+
+    def over_seeds(self, rule: str) -> Estimate:
+        """A rule's mean over seeds with its t interval (`gametalearn.statistics.over_seeds`)."""
+        return over_seeds([r.evaluation.mean for r in self.results[rule]])
+
+    def over_episodes(self, rule: str, baseline: str | None = None) -> Estimate:
+        """How well these trained models, or their differences from a baseline's, were measured."""
+        return over_episodes(*self._episodes(rule, baseline))
+
+    def by_seed(self, rule: str, baseline: str | None = None) -> list[float]:
+        """d_s, the rule's mean difference from the baseline on each seed."""
+        values = self._values(rule, baseline or self.baseline)
+        groups = (r.evaluation.group for r in self.results[rule])
+        return [stratified_mean(v, g) for v, g in zip(values, groups, strict=True)]
+
+    def paired(self) -> list[dict[str, Any]]:
+        """Each rule beside the baseline, as ``results.json`` tells it."""
+        return _adjusted(
+            [
+                _paired(
+                    rule, self.baseline, self.by_seed(rule), self.score.higher_is_better,
+                    _precision(self.over_episodes(rule, self.baseline)),
+                )
+                for rule in self.results
+                if rule != self.baseline
+            ],
+            self.primary,
+        )  # fmt: skip
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``results.json``, schema ``gametalearn.compare/2``; plain, never NaN."""
+        config, score = self.config, self.score
+        return {
+            "schema": SCHEMA,
+            "dataset": config.dataset,
+            "ways": None if config.regression else config.ways,
+            "shots": config.shots,
+            "queries": config.queries,
+            "learner": config.learner,
+            "iterations": config.iterations,
+            "meta_batch": config.meta_batch,
+            "episodes": self.episodes,
+            "protocol": self.results[self.baseline][0].evaluation.protocol,
+            "metric": {k: getattr(score, k) for k in ("name", "higher_is_better", "format")},
+            "environment": environment(config, self.command),
+            "rules": {rule: self._entry(rule) for rule in self.results},
+            **({"primary": list(self.primary)} if self.primary else {}),
+            "paired": self.paired(),
+            "config": {k: v for k, v in config.as_dict().items() if k not in ("rule", "seed")},
+        }
+
+    def table(self) -> str:
+        """The final table: a line for each rule, and what the numbers mean."""
+        return table(self.as_dict())
+
+    def _entry(self, rule: str) -> dict[str, Any]:
+        metric, over = self.score.name, self.over_seeds(rule)
+        entry: dict[str, Any] = {
+            metric: over.mean,
+            "ci95": over.half,
+            "ci95_episodes": half_width(*self._episodes(rule)),
+            "seeds": [
+                {
+                    "seed": seed,
+                    metric: r.evaluation.mean,
+                    "ci95_episodes": r.evaluation.ci95,
+                    "seconds": round(r.seconds, 3),
+                    "best_iteration": r.iteration,
+                }
+                for seed, r in zip(self.seeds, self.results[rule], strict=True)
+            ],
+        }
+        if len(self.objectives) > 1:
+            entry["objectives"] = {
+                name: found
+                for number, name in enumerate(self.objectives)
+                if (found := self._objective(rule, number))
+            }
+        return entry
+
+    def _objective(self, rule: str, number: int) -> dict[str, Any]:
+        """One objective's own mean; nothing if it had no test episode."""
+        parts = [r.evaluation.of_group(number).values for r in self.results[rule]]
+        parts = [part for part in parts if len(part)]
+        if not parts:
+            return {}
+        over = over_seeds([part.mean() for part in parts])
+        strata = np.repeat(range(len(parts)), [len(part) for part in parts])
+        half = half_width(np.concatenate(parts), strata)
+        return {self.score.name: over.mean, "ci95": over.half, "ci95_episodes": half}
+
+    def _episodes(
+        self, rule: str, baseline: str | None = None
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """All values, or differences from a baseline's, and their strata: seed and objective."""
+        strata = [
+            seed * len(self.objectives) + r.evaluation.group
+            for seed, r in enumerate(self.results[rule])
+        ]
+        return np.concatenate(self._values(rule, baseline)), np.concatenate(strata)
+
+    def _values(self, rule: str, baseline: str | None) -> list[np.ndarray[Any, Any]]:
+        """Of each seed the episodes' values, or their differences from the same ones of a baseline.
+
+        Raises:
+            InputError: the two were not tested on the same episodes.
+        """
+        mine = [r.evaluation for r in self.results[rule]]
+        if baseline is None:
+            return [one.values for one in mine]
+        theirs = [r.evaluation for r in self.results[baseline]]
+        for one, other in zip(mine, theirs, strict=True):
+            if one.seed != other.seed or not np.array_equal(one.group, other.group):
+                raise InputError(
+                    f"'{rule}' and '{baseline}' were tested on different episodes; they cannot be "
+                    "paired"
+                )
+        return [one.values - other.values for one, other in zip(mine, theirs, strict=True)]
+
+
+def _precision(found: Estimate) -> dict[str, Any]:
+    return {"ci95": _plain(found.ci95), "p_value": found.p_value}
+
+
+def _plain(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def _paired(
+    rule: str, baseline: str, by_seed: list[float], higher: bool, episodes: dict[str, Any]
+) -> dict[str, Any]:
+    """A rule beside the baseline; ``p_holm`` is still to come."""
+    over = over_seeds(by_seed)
+    return {
+        "rule": rule,
+        "baseline": baseline,
+        "difference": over.mean,
+        "ci95": _plain(over.ci95),
+        "p_value": over.p_value,
+        "p_holm": None,
+        "seeds": len(by_seed),
+        "seeds_ahead": sum(ahead(d, higher) for d in by_seed),
+        "by_seed": by_seed,
+        "episodes": episodes,
+    }
+
+
+def _adjusted(pairs: list[dict[str, Any]], primary: Sequence[str]) -> list[dict[str, Any]]:
+    """With their p-values adjusted over the primary rules, and over all others."""
+    p_holm = holm([p["p_value"] for p in pairs], [p["rule"] in primary for p in pairs])
+    return [{**pair, "p_holm": p} for pair, p in zip(pairs, p_holm, strict=True)]
+
+
+def write_results(folder: Path, comparison: Comparison, anew: bool = False) -> None:
+    """Write ``results.json``, and note in ``looks.jsonl`` that these seeds have been looked at.
+
+    Where everything was trained ``anew``, earlier looks were at other runs, and are forgotten.
+    """
+    write_json(folder / "results.json", comparison.as_dict(), indent=2)
+    looks = [] if anew else _looks(folder)
+    look = {"rules": list(comparison.results), "seeds": list(comparison.seeds)}
+    if look not in looks:
+        with replacing(folder / LOOKS) as stream:
+            stream.writelines(json.dumps(one).encode() + b"\n" for one in [*looks, look])
+
+
+LOOKS = "looks.jsonl"
+"""A line for each set of rules and seeds whose results were written: who adds seeds after a look
+draws more false conclusions than the p-values say."""
+
+
+def _looks(folder: Path) -> list[dict[str, Any]]:
+    try:
+        found = [json.loads(line) for line in (folder / LOOKS).read_text().splitlines()]
+        return [{key: list(look[key]) for key in ("rules", "seeds")} for look in found]
+    except (OSError, *DAMAGE):
+        return []
+
+
+def earlier_looks(folder: Path, results: dict[str, Any]) -> list[int]:
+    """How many seeds had been looked at before those of ``results`` were complete, each time."""
+    counts = set()
+    for rule, entry in results["rules"].items():
+        now = {one["seed"] for one in entry["seeds"]}
+        for look in _looks(folder):
+            before = set(look["seeds"]) if rule in look["rules"] else set()
+            if len(before) > 1 and before < now:
+                counts.add(len(before))
+    return sorted(counts)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of a comparison's ``results.json``, older ones in the form of today's.
+
+    Schema 1 kept no differences over seeds; they follow from each seed's means. What it did not keep
+    is None, and so is an interval over episodes that pooled several objectives.
+
+    Raises:
+        InputError: no such file, damaged, or of another version.
+    """
+    file = folder / "results.json"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be read ({error.strerror}); give the folder that compare --out wrote"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{file}: damaged ({summary(error)})") from error
+    try:
+        found = json.loads(text, parse_constant=_refused)
+        schema = found["schema"]
+        if schema == BEFORE:
+            found = _upgraded(found)
+        elif schema == SCHEMA:
+            _check(found)
+    except (*DAMAGE, RecursionError) as error:
+        raise InputError(f"{file}: damaged ({summary(error)})") from error
+    if schema not in (BEFORE, SCHEMA):
+        raise InputError(f"{file}: schema {schema!r}, this version reads '{BEFORE}' and '{SCHEMA}'")
+    return found  # type: ignore[no-any-return]
+
+
+def _refused(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _check(found: dict[str, Any]) -> None:
+    """Is what tables, plots and reports use there, and of its kind?"""
+    metric = found["metric"]["name"]
+    seeds = [one["seed"] for one in next(iter(found["rules"].values()))["seeds"]]
+    for entry in found["rules"].values():
+        numbers = [entry[metric], *(one[metric] for one in entry["seeds"])]
+        numbers += [one["seconds"] for one in entry["seeds"]]
+        numbers += [entry[key] for key in ("ci95", "ci95_episodes") if entry[key] is not None]
+        if [one["seed"] for one in entry["seeds"]] != seeds or not seeds:
+            raise ValueError("rules of different seeds")
+        for part in entry.get("objectives", {}).values():
+            numbers += [part[metric], *([] if part["ci95"] is None else [part["ci95"]])]
+        for number in numbers:
+            _number(number)
+    for pair in found["paired"]:
+        if not {pair["rule"], pair["baseline"]} <= found["rules"].keys():
+            raise ValueError("a pair of rules that are not there")
+        if not len(pair["by_seed"]) == pair["seeds"] == len(seeds):
+            raise ValueError("differences of other seeds")
+        optional = [pair["p_value"], pair["p_holm"], *(pair["ci95"] or [])]
+        optional += [*(pair["episodes"]["ci95"] or []), pair["episodes"]["p_value"]]
+        for number in [pair["difference"], *pair["by_seed"], *filter(None, optional)]:
+            _number(number)
+    for name in ("dataset", "learner", "protocol"):
+        if not isinstance(found[name], str):
+            raise ValueError(f"{name} is no text")
+    for name in ("environment", "config"):
+        found[name].items()
+    if not (metric and isinstance(metric, str) and isinstance(found["metric"]["format"], str)):
+        raise ValueError("a metric without a name")
+    bool(found["metric"]["higher_is_better"])
+    for name in ("ways", "shots", "queries", "iterations", "meta_batch", "episodes"):
+        if found[name] is not None:
+            _number(found[name])
+
+
+def _number(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is no number")
+
+
+def _upgraded(old: dict[str, Any]) -> dict[str, Any]:
+    """What schema 1 said, in schema 2."""
+    usual = "accuracy" if old["ways"] is not None else "mse"
+    usual_metric = {k: getattr(SCORES[usual], k) for k in ("name", "higher_is_better", "format")}
+    metric = old.get("metric", usual_metric)
+    name, pairs = metric["name"], []
+    rules: dict[str, dict[str, Any]] = {}
+    for rule, entry in old["rules"].items():
+        over = over_seeds([one[name] for one in entry["seeds"]])
+        several = "objectives" in entry
+        rules[rule] = {
+            name: over.mean,
+            "ci95": over.half,
+            "ci95_episodes": None if several else entry["ci95"],
+            "seeds": [
+                {
+                    "seed": one["seed"],
+                    name: one[name],
+                    "ci95_episodes": None if several else one["ci95"],
+                    "seconds": one["seconds"],
+                    "best_iteration": one.get("best_iteration"),
+                }
+                for one in entry["seeds"]
+            ],
+        }
+        if several:
+            rules[rule]["objectives"] = {
+                objective: {name: part[name], "ci95": None, "ci95_episodes": part["ci95"]}
+                for objective, part in entry["objectives"].items()
+            }
+    for pair in old["paired"]:
+        mine, theirs = (
+            [one[name] for one in rules[pair[key]]["seeds"]] for key in ("rule", "baseline")
+        )
+        by_seed = [a - b for a, b in zip(mine, theirs, strict=True)]
+        several = "objectives" in rules[pair["rule"]]
+        episodes = {"ci95": None, "p_value": None}
+        if not several:
+            episodes = {key: pair[key] for key in episodes}
+        pairs.append(
+            _paired(
+                pair["rule"], pair["baseline"], by_seed, metric["higher_is_better"], episodes
+            )
+        )  # fmt: skip
+    kept = ("dataset", "ways", "shots", "queries", "learner", "iterations", "meta_batch")
+    found = {
+        "schema": SCHEMA,
+        **{key: old[key] for key in (*kept, "episodes", "protocol")},
+        "metric": metric,
+        "environment": {},
+        "rules": rules,
+        "paired": _adjusted(pairs, ()),
+        "config": old["config"],
+    }
+    _check(found)
+    return found
+
+
+def require_finite(evaluation: Evaluation) -> None:
+    """Raise an `InputError` if an episode's value is NaN or infinite: there is no mean to report."""
+    bad = int((~np.isfinite(evaluation.values)).sum())
+    if bad:
+        raise InputError(
+            f"{bad} of {len(evaluation.values)} test episodes diverge ({evaluation.metric} is not "
+            "finite); lower `inner_lr` or `test_steps`"
+        )
+
+
+def evaluation_record(evaluation: Evaluation, iteration: int, steps: int) -> dict[str, Any]:
+    """The content of ``evaluation.json``, schema ``gametalearn.evaluation/1``."""
+    return {
+        "schema": "gametalearn.evaluation/1",
+        "metric": evaluation.metric,
+        evaluation.metric: evaluation.mean,
+        "ci95": evaluation.ci95,
+        "protocol": evaluation.protocol,
+        "episodes": len(evaluation.values),
+        "seed": evaluation.seed,
+        "iteration": iteration,
+        "inner_steps": steps,
+        "values": evaluation.values.tolist(),
+        "group": evaluation.group.tolist(),
+    }
+
+
+def write_evaluation(file: Path, evaluation: Evaluation, iteration: int, steps: int) -> None:
+    """Write `evaluation_record` to a file."""
+    content = evaluation_record(evaluation, iteration, steps)
+    with replacing(file) as stream:
+        stream.write(json.dumps(content, allow_nan=False).encode() + b"\n")
+
+
+def read_evaluation(file: Path, wanted: dict[str, Any]) -> Evaluation | None:
+    """The test that a file keeps; None if there is none, or its record differs from ``wanted``."""
+    try:
+        stored = json.loads(file.read_text())
+        values = np.array(stored["values"], dtype=np.float64)
+        group = np.array(stored["group"], dtype=np.int64)
+        found = {name: stored[name] for name in wanted}
+        episodes = (stored["episodes"],)
+        kept = Evaluation(
+            values, group, str(stored["metric"]), stored["protocol"], int(stored["seed"])
+        )
+    except (OSError, *DAMAGE):
+        return None
+    if found != wanted or values.shape != episodes or group.shape != episodes:
+        return None
+    return kept if np.isfinite(values).all() else None

@@ -1,0 +1,304 @@
+"""A comparison in words: the table of the terminal, its notes, and a sentence for each rule.
+
+All of it comes from the content of ``results.json`` (schema ``gametalearn.compare/2``), so that a
+finished comparison reads the same when its files are all that is left.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gametalearn.statistics import FEWEST, LEVEL, seeds_needed, verdict
+
+__all__ = [
+    "Units",
+    "aligned",
+    "needed",
+    "notes",
+    "objectives",
+    "rows",
+    "sentence",
+    "table",
+    "title",
+    "verdict_of",
+]
+
+WIDTH = 100
+"""Columns of a terminal that a table fits into."""
+
+HALF_A_POINT = 0.005
+TWENTIETH = 0.05
+"""The difference that `needed` asks about: of shares half a point, else a part of the baseline."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """How values of a score are written.
+
+    Attributes:
+        name: the score's.
+        percent: values in [0, 1] are written in percent, and their differences in points.
+        digits: after the decimal point.
+    """
+
+    name: str
+    percent: bool
+    digits: int
+
+    @classmethod
+    def of(cls, results: dict[str, Any]) -> Units:
+        """Those of a comparison: four significant digits of the largest mean, or hundredths of 1%."""
+        name, percent = results["metric"]["name"], results["metric"]["format"] == "percent"
+        largest = max(abs(float(entry[name])) for entry in results["rules"].values())
+        digits = 3 - math.floor(math.log10(largest)) if largest > 0 else 3
+        return cls(name, percent, 2 if percent else min(max(digits, 0), 9))
+
+    def show(self, value: float, sign: str = "") -> str:
+        """A value, without its unit; ``sign`` ``"+"`` writes it always."""
+        return f"{value * (100 if self.percent else 1):{sign}z.{self.digits}f}"  # z: no -0.00
+
+    def size(self, value: float, sign: str = "") -> str:
+        """A difference with its unit."""
+        return f"{self.show(value, sign)} {'points' if self.percent else self.name}"
+
+    @property
+    def heading(self) -> str:
+        """The score with its unit."""
+        return f"{self.name} %" if self.percent else self.name
+
+
+def title(results: dict[str, Any]) -> str:
+    """What was compared, in a line."""
+    what = "regression" if results["ways"] is None else f"{results['ways']}-way"
+    seeds = _seeds(results)
+    return (
+        f"{results['dataset']}, {what} {results['shots']}-shot, {results['learner']}, "
+        f"{results['iterations']} iterations, {seeds} seed{'s' * (seeds != 1)} x "
+        f"{results['episodes']} test episodes, {results['protocol']}"
+    )
+
+
+def table(results: dict[str, Any]) -> str:
+    """The final table: a line for each rule, and below it what the numbers mean."""
+    units = Units.of(results)
+    blocks = [*textwrap.wrap(title(results), WIDTH), "", *aligned(*rows(results))]
+    for header, lines in objectives(results, WIDTH):
+        blocks += ["", f"test {units.heading}, each objective", *aligned(header, lines)]
+    said = [*notes(results), *_more_seeds(results)]
+    return "\n".join([*blocks, "", *(s for n in said for s in textwrap.wrap(n, WIDTH))])
+
+
+def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The header and the cells of the final table."""
+    units, metric = Units.of(results), results["metric"]["name"]
+    pairs = {pair["rule"]: pair for pair in results["paired"]}
+    several = _seeds(results) >= FEWEST
+    header = ["rule", f"test {units.heading}"]
+    if pairs:
+        baseline = results["paired"][0]["baseline"]
+        header += [f"minus {baseline} [95%]", "p_holm"] if several else [f"minus {baseline}"]
+        header += ["ahead", "verdict"]
+    lines = []
+    for rule, entry in results["rules"].items():
+        line = [rule, _with_half(units, entry[metric], entry["ci95"])]
+        if pair := pairs.get(rule):
+            line.append(_difference(units, pair))
+            line += [_p_value(pair["p_holm"])] if several else []
+            line += [f"{pair['seeds_ahead']} of {pair['seeds']}", verdict_of(results, pair)]
+        lines.append(line + [""] * (len(header) - len(line)))
+    return header, lines
+
+
+def aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of text with columns of equal width; closer to each other where they get too wide."""
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+    gap = " " * (2 if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else 1)
+    text = [
+        gap.join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in [header, *lines]
+    ]
+    return [text[0], "-" * max(map(len, text)), *text[1:]]
+
+
+def verdict_of(results: dict[str, Any], pair: dict[str, Any]) -> str:
+    """``ahead``, ``behind`` or ``no difference shown``."""
+    return verdict(pair["difference"], pair["p_holm"], results["metric"]["higher_is_better"])
+
+
+def needed(results: dict[str, Any], pair: dict[str, Any]) -> str:
+    """How many seeds would do to show half a point; "" where that cannot be said.
+
+    Where values are no shares, a twentieth of the baseline's mean takes the place of half a point.
+    """
+    units = Units.of(results)
+    mean = abs(float(results["rules"][pair["baseline"]][units.name]))
+    smallest = HALF_A_POINT if units.percent else TWENTIETH * mean
+    family = [p for p in results["paired"] if _primary(results, p) == _primary(results, pair)]
+    if not smallest > 0:
+        return ""
+    found = seeds_needed(pair["by_seed"], smallest, len(family))
+    if found is None:
+        return ""
+    least, most = (None if n is None else _rounded(n) for n in found)
+    if most is None:
+        count = f"{least} seeds or many more"
+    else:
+        count = f"{least} seeds" if most == least else f"{least} to {most} seeds"
+    what = "half a point" if units.percent else f"a difference of {units.size(smallest)}"
+    return f"to show {what}, {count} would do"
+
+
+def sentence(results: dict[str, Any], pair: dict[str, Any]) -> str:
+    """What a reader wants to know of a rule, in a sentence or two."""
+    units, rule, baseline = Units.of(results), pair["rule"], pair["baseline"]
+    seeds, by_seed = pair["seeds"], [units.show(d, "+") for d in pair["by_seed"]]
+    unit = "points" if units.percent else units.name
+    if seeds < FEWEST:
+        return (
+            f"{rule} minus {baseline}: {' and '.join(by_seed)} {unit} on {seeds} "
+            f"seed{'s' * (seeds > 1)}, too few for an interval or a test."
+        )
+    if pair["p_holm"] is None:
+        return (
+            f"No difference shown between {rule} and {baseline}: {by_seed[0]} {unit} on each of "
+            f"{seeds} seeds; of equal differences no test knows how they would vary."
+        )
+    low, high = pair["ci95"]
+    word = verdict_of(results, pair)
+    if word in ("ahead", "behind"):
+        ends = sorted((abs(low), abs(high)))
+        on = pair["seeds_ahead"] if word == "ahead" else _behind(results, pair)
+        return (
+            f"{rule} is {word} {'of ' * (word == 'ahead')}{baseline} by "
+            f"{units.size(abs(pair['difference']))} (95% interval over {seeds} seeds: "
+            f"{units.show(ends[0])} to {units.show(ends[1])}; p_holm {_p_value(pair['p_holm'])}), "
+            f"{word} on {on} of {seeds} seeds."
+        )
+    more = needed(results, pair)
+    return (
+        f"No difference shown between {rule} and {baseline}: {units.size(pair['difference'], '+')} "
+        f"(95% interval over {seeds} seeds: {units.show(low, '+')} to {units.show(high, '+')}; "
+        f"p_holm {_p_value(pair['p_holm'])}), ahead on {pair['seeds_ahead']} of {seeds} seeds"
+        f"{'; ' * bool(more)}{more}."
+    )
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """What the numbers of the table mean, and how far they reach."""
+    units, seeds, pairs = Units.of(results), _seeds(results), results["paired"]
+    if seeds < FEWEST:
+        found = [
+            f"{seeds} seed{'s are' if seeds > 1 else ' is'} too few for an interval or a test over "
+            "seeds, and so for a verdict; with --seeds 5 only those that are missing are trained."
+        ]
+        if seeds > 1 and pairs:
+            found[0] += " In brackets: the difference on each seed."
+    else:
+        found = [
+            f"± and [ ] are 95% intervals over the {seeds} seeds: how the mean would come out with "
+            "other seeds, on the same classes and settings; each holds for its own line alone."
+        ]
+        if pairs:
+            found[0] += (
+                f" p_holm is a paired t test over seeds, {_families(results)}; a verdict needs "
+                f"p_holm < {LEVEL}."
+            )
+    if halves := [
+        (p["episodes"]["ci95"][1] - p["episodes"]["ci95"][0]) / 2
+        for p in pairs
+        if p["episodes"]["ci95"]
+    ]:
+        found.append(
+            f"Test episodes leave ± {units.size(max(halves))} on the differences of these very "
+            "models, which says nothing about other seeds."
+        )
+    return found
+
+
+def _more_seeds(results: dict[str, Any]) -> list[str]:
+    """For each rule of which no difference is shown, how many seeds would do."""
+    return [
+        f"{pair['rule']}: {more}."
+        for pair in results["paired"]
+        if verdict_of(results, pair) == "no difference shown" and (more := needed(results, pair))
+    ]
+
+
+def _families(results: dict[str, Any]) -> str:
+    """How the p-values were adjusted."""
+    primary = [p["rule"] for p in results["paired"] if _primary(results, p)]
+    rest = len(results["paired"]) - len(primary)
+    if not primary or not rest:
+        count = len(results["paired"])
+        return f"adjusted for {count} rules (Holm)" if count > 1 else "of one rule, not adjusted"
+    return (
+        f"adjusted (Holm) within each of two families, {', '.join(primary)} (primary) and the other "
+        f"{rest}"
+    )
+
+
+def objectives(
+    results: dict[str, Any], width: float = math.inf
+) -> list[tuple[list[str], list[list[str]]]]:
+    """Tables of the objectives' own means, as many columns in each as fit; none for one objective."""
+    units, rules = Units.of(results), results["rules"]
+    names = list(next(iter(rules.values())).get("objectives", {}))
+    if results["config"].get("objectives") == "group":  # dozens of alphabets
+        return []
+    first = max(map(len, ["rule", *rules]))
+    columns: list[list[str]] = []
+    for name in names:
+        entries = [entry["objectives"][name] for entry in rules.values()]
+        columns.append([name, *(_with_half(units, e[units.name], e["ci95"]) for e in entries)])
+    blocks: list[list[list[str]]] = []
+    used = 0
+    for column in columns:
+        more = 2 + max(map(len, column))
+        if not blocks or used + more > width:
+            blocks.append([["rule", *rules]])
+            used = first
+        blocks[-1].append(column)
+        used += more
+    return [
+        (rows[0], rows[1:]) for rows in ([list(r) for r in zip(*b, strict=True)] for b in blocks)
+    ]
+
+
+def _rounded(seeds: int) -> int:
+    """To two digits: what comes of an estimated spread is no exact number."""
+    return int(float(f"{seeds:.2g}"))
+
+
+def _seeds(results: dict[str, Any]) -> int:
+    return len(next(iter(results["rules"].values()))["seeds"])
+
+
+def _primary(results: dict[str, Any], pair: dict[str, Any]) -> bool:
+    return pair["rule"] in results.get("primary", ())
+
+
+def _behind(results: dict[str, Any], pair: dict[str, Any]) -> int:
+    higher = results["metric"]["higher_is_better"]
+    return sum((d < 0) if higher else (d > 0) for d in pair["by_seed"])
+
+
+def _with_half(units: Units, value: float, half: float | None) -> str:
+    return units.show(value) + ("" if half is None else f" ± {units.show(half)}")
+
+
+def _difference(units: Units, pair: dict[str, Any]) -> str:
+    """With its interval, or with the seeds' own differences."""
+    mean = units.show(pair["difference"], "+")
+    if pair["ci95"] is not None:
+        return f"{mean} [{', '.join(units.show(v, '+') for v in pair['ci95'])}]"
+    if pair["seeds"] > 1:
+        return f"{mean} ({', '.join(units.show(d, '+') for d in pair['by_seed'])})"
+    return mean
+
+
+def _p_value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}"
