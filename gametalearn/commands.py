@@ -238,7 +238,7 @@ def _lake(
 def compare(args: argparse.Namespace) -> None:
     """Train several rules, and compare them."""
     from gametalearn.comparison import compare
-    from gametalearn.jobs import commands_of, runs_of
+    from gametalearn.jobs import Terms, begun, commands_of, runs_of
     from gametalearn.report import plot_comparison, write_report
 
     with joined() as team:
@@ -257,7 +257,9 @@ def compare(args: argparse.Namespace) -> None:
         numbers = seeds if "," in args.seeds else range(seeds[0])
         if args.plan:
             if team.first:
-                runs = runs_of(config, {rule: rule for rule in rules}, numbers, args.out)
+                terms = Terms({rule: rule for rule in rules})
+                runs = runs_of(config, terms.rules, numbers, args.out)
+                begun(runs, terms)  # what does not fit is found here, not in a cluster's queue
                 _print_plan(commands_of(runs, args.overwrite))
             return
         comparison = compare(
