@@ -33,10 +33,11 @@ from gametalearn.live import Standing
 from gametalearn.losses import Loss, default_loss
 from gametalearn.progress import interruptible
 from gametalearn.registry import handed_in, is_handed_in
-from gametalearn.results import Result, read_evaluation, require_finite, write_evaluation
+from gametalearn.results import Result, require_finite, write_evaluation
 from gametalearn.run import Parts, Run, outer_of, start
 from gametalearn.scores import ScoreLike, default_score
 from gametalearn.settings import parse_rule_options
+from gametalearn.stored import read_evaluation
 from gametalearn.training import train_parts
 
 __all__ = [

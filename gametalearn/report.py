@@ -30,7 +30,8 @@ from gametalearn.figures import (
 from gametalearn.files import replacing
 from gametalearn.jobs import Planned, commands_of, flags_of, place_of
 from gametalearn.registry import is_handed_in
-from gametalearn.results import Comparison, earlier_looks, read_results
+from gametalearn.results import Comparison
+from gametalearn.stored import earlier_looks, read_results
 from gametalearn.tables import Units, notes, objectives, rows, sentence, title
 
 if TYPE_CHECKING:

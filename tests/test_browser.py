@@ -15,7 +15,7 @@ import pytest
 
 from gametalearn.cli import main
 from gametalearn.report import html_of
-from gametalearn.results import read_results
+from gametalearn.stored import read_results
 
 pytestmark = pytest.mark.browser
 

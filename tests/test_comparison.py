@@ -8,8 +8,8 @@ from gametalearn.config import TrainConfig
 from gametalearn.errors import InputError
 from gametalearn.gradients import meta_gradients
 from gametalearn.report import plot_comparison
-from gametalearn.results import earlier_looks, read_results
 from gametalearn.runfolder import load_run
+from gametalearn.stored import earlier_looks, read_results
 
 
 def tiny(**given):

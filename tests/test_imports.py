@@ -23,7 +23,7 @@ ORDER = [
     "bridges build diagnostics distributed predictor",
     "evaluation run",
     "live progress results runfolder",
-    "protocols training",
+    "protocols stored training",
     "jobs",
     "comparison figures",
     "cautions public",

@@ -15,14 +15,9 @@ from scipy import stats
 from gametalearn.config import TrainConfig
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation
-from gametalearn.results import (
-    Comparison,
-    Result,
-    earlier_looks,
-    read_results,
-    write_results,
-)
+from gametalearn.results import Comparison, Result, write_results
 from gametalearn.scores import SCORES
+from gametalearn.stored import earlier_looks, read_results
 from gametalearn.tables import needed, sentence, title
 
 Values = Any

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from gametalearn import MAML, TaskBatch, TrainConfig, keep_memory, meta_gradients
+from gametalearn import MAML, TaskBatch, TrainConfig, jobs, keep_memory, meta_gradients
 from gametalearn.cli import main
 from gametalearn.engine.allocator import SETTINGS
 from gametalearn.gradients import adapt_and_score
