@@ -208,7 +208,7 @@ def run_cases(team, dtype):
     [
         (2, torch.float64, 1e-9),
         (2, torch.float32, 1e-4),
-        (4, torch.float64, 1e-9),
+        pytest.param(4, torch.float64, 1e-9, marks=pytest.mark.slow),
         pytest.param(4, torch.float32, 1e-4, marks=pytest.mark.slow),
     ],
 )

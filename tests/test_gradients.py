@@ -165,7 +165,7 @@ def test_rows_equal_plain_autograd(
 
 
 @pytest.mark.parametrize("pool", ["stride", "max"])
-@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("norm", ["batch", pytest.param("group", marks=pytest.mark.slow)])
 def test_conv4_equals_plain_autograd(pool: Any, norm: Any) -> None:
     torch.manual_seed(1)
     model = Conv4(3, image_size=16, hidden=5, pool=pool, norm=norm).double()

@@ -65,7 +65,7 @@ def test_every_setting_is_fit_to_be_shown() -> None:
 
 
 def test_the_table_of_settings_is_current() -> None:
-    """Made by ``python -m gametalearn.settings > docs/settings.md``."""
+    """Made of `gametalearn.settings.table`."""
     texts = {name: default_text(field) for name, field in settings_of(TrainConfig).items()}
     assert table(TrainConfig, texts) in (ROOT / "docs" / "settings.md").read_text()
 

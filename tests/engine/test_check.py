@@ -161,7 +161,11 @@ class Deep(Net):
 
 
 @pytest.mark.parametrize("make", [Net, Casting, Strict, Deep])
-@pytest.mark.parametrize("learner", [MAML(0.3, 2), MAML(30.0, 6), MAML(1e6, 10)], ids=str)
+@pytest.mark.parametrize(
+    "learner",
+    [MAML(0.3, 2), pytest.param(MAML(30.0, 6), marks=pytest.mark.slow), MAML(1e6, 10)],
+    ids=str,
+)
 def test_a_right_program_is_not_suspected(make: type[Net], learner: MAML) -> None:
     """Not where the forward casts, nor where the inner loop magnifies rounding, or diverges."""
     model, batch = make(), episodes(torch.float32)

@@ -102,7 +102,7 @@ def program_of(
 
 @pytest.mark.parametrize("quantities", [GRADIENTS, SCORES], ids=["gradients", "scores"])
 @pytest.mark.parametrize("pool", ["stride", "max"])
-@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("norm", ["batch", pytest.param("group", marks=pytest.mark.slow)])
 def test_scripts_of_networks_on_threads(quantities: Quantities, pool: Any, norm: Any) -> None:
     torch.manual_seed(0)
     model = Conv4(3, image_size=16, hidden=4, pool=pool, norm=norm)

@@ -132,6 +132,7 @@ def test_adaptation_curves_are_drawn(tmp_path: Path, capsys: Any) -> None:
     assert capsys.readouterr().out.count("mean squared error") == 2
 
 
+@pytest.mark.slow
 def test_processes_are_timed_beside_threads(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "c.toml").write_text('dataset = "sinusoid"\nhidden = 4\nmeta-batch = 4\n')
     command = f"--config {tmp_path}/c.toml --out {tmp_path} --iterations 20 --repeats 1"
