@@ -15,10 +15,15 @@ REAL_DATA = "GAMETALEARN_REAL_DATA"
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Where real data is promised, a skipped test is a failed one; xfail is no skip."""
+    """Where real data is promised, a skipped test is a failed one, but for what the system refuses.
+
+    An xfail is no skip.
+    """
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get(REAL_DATA):
         # A skip's longrepr is (file, line, reason).
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        if "this system mounts no disk" in str(reason):
+            return
         report.outcome = "failed"
         report.longrepr = f"{reason}: no test may be skipped while {REAL_DATA} is set"
 

@@ -190,44 +190,48 @@ def may_mount():
     return shutil.which("unshare") and subprocess.run(command, capture_output=True).returncode == 0
 
 
-if may_mount():  # not a skip: elsewhere the tests above stand in
+MOUNTS = pytest.mark.skipif(not may_mount(), reason="this system mounts no disk for a test")
 
-    @pytest.mark.parametrize("room", [12, 30, 60, 90])
-    def test_a_small_disk(tmp_path, capsys, whole, room):
-        with mounted(tmp_path / "disk", "1M") as disk:
-            (disk / "filler").write_bytes(bytes(2**20 - 1024 * room))
-            err = refused(capsys, *TRAIN, disk / "a")
-            assert "No space left on device" in err
-            if (disk / "a" / "checkpoint.pt").exists():
-                assert load_checkpoint(disk / "a" / "checkpoint.pt")["iteration"] >= 4
-                assert load_run(disk / "a", "latest").iteration >= 4
-            assert not list((disk / "a").glob(".*"))
-            (disk / "filler").unlink()
-            assert main([*TRAIN, str(disk / "a")]) == 0
-            assert_same_run(disk / "a", whole)
 
-    def test_a_disk_that_becomes_read_only(tmp_path, capsys, monkeypatch, whole):
-        with mounted(tmp_path / "disk", "4M") as disk:
-            steps = []
+@MOUNTS
+@pytest.mark.parametrize("room", [12, 30, 60, 90])
+def test_a_small_disk(tmp_path, capsys, whole, room):
+    with mounted(tmp_path / "disk", "1M") as disk:
+        (disk / "filler").write_bytes(bytes(2**20 - 1024 * room))
+        err = refused(capsys, *TRAIN, disk / "a")
+        assert "No space left on device" in err
+        if (disk / "a" / "checkpoint.pt").exists():
+            assert load_checkpoint(disk / "a" / "checkpoint.pt")["iteration"] >= 4
+            assert load_run(disk / "a", "latest").iteration >= 4
+        assert not list((disk / "a").glob(".*"))
+        (disk / "filler").unlink()
+        assert main([*TRAIN, str(disk / "a")]) == 0
+        assert_same_run(disk / "a", whole)
 
-            def remounting(*args, **more):
-                steps.append(1)
-                if len(steps) == 10:
-                    remount(disk, "ro,size=4M")
-                return meta_gradients(*args, **more)
 
-            # a file open for writing keeps the system from it: as after an error of the disk
-            monkeypatch.setattr(training, "meta_gradients", remounting)
-            monkeypatch.setattr(training, "Metrics", reopened(runfolder.Metrics))
-            assert "Read-only file system" in refused(capsys, *TRAIN, disk / "a")
-            monkeypatch.undo()
-            assert load_checkpoint(disk / "a" / "checkpoint.pt")["iteration"] == 8
-            before = {p.name: p.read_bytes() for p in (disk / "a").iterdir()}
-            assert "Read-only file system" in refused(capsys, "train", "--resume", disk / "a")
-            assert {p.name: p.read_bytes() for p in (disk / "a").iterdir()} == before
-            remount(disk, "rw,size=4M")
-            assert main(["train", "--quiet", "--resume", str(disk / "a")]) == 0
-            assert_same_run(disk / "a", whole)
+@MOUNTS
+def test_a_disk_that_becomes_read_only(tmp_path, capsys, monkeypatch, whole):
+    with mounted(tmp_path / "disk", "4M") as disk:
+        steps = []
+
+        def remounting(*args, **more):
+            steps.append(1)
+            if len(steps) == 10:
+                remount(disk, "ro,size=4M")
+            return meta_gradients(*args, **more)
+
+        # a file open for writing keeps the system from it: as after an error of the disk
+        monkeypatch.setattr(training, "meta_gradients", remounting)
+        monkeypatch.setattr(training, "Metrics", reopened(runfolder.Metrics))
+        assert "Read-only file system" in refused(capsys, *TRAIN, disk / "a")
+        monkeypatch.undo()
+        assert load_checkpoint(disk / "a" / "checkpoint.pt")["iteration"] == 8
+        before = {p.name: p.read_bytes() for p in (disk / "a").iterdir()}
+        assert "Read-only file system" in refused(capsys, "train", "--resume", disk / "a")
+        assert {p.name: p.read_bytes() for p in (disk / "a").iterdir()} == before
+        remount(disk, "rw,size=4M")
+        assert main(["train", "--quiet", "--resume", str(disk / "a")]) == 0
+        assert_same_run(disk / "a", whole)
 
 
 def remount(disk, options):
