@@ -281,34 +281,42 @@ def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int, standing: Sta
     On Ctrl-C and SIGTERM all stop after a checkpoint; then this raises KeyboardInterrupt.
     """
     context = multiprocessing.get_context("spawn")
-    waiting, running = list(runs), list[tuple[Any, Planned]]()
+    waiting, running = list(runs), list[tuple[Any, Any, Planned]]()
     try:
         with interruptible() as interrupted:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)
-                    process = context.Process(target=_run_quietly, args=(run, terms))
+                    heard, told = context.Pipe(duplex=False)
+                    process = context.Process(target=_run_quietly, args=(run, terms, told))
                     with _deaf_to_ctrl_c():
                         process.start()
+                    told.close()
                     standing.begin(run.rule, run.config.seed)
-                    running.append((process, run))
-                multiprocessing.connection.wait([p.sentinel for p, _ in running], timeout=0.2)
+                    running.append((process, heard, run))
+                multiprocessing.connection.wait([p.sentinel for p, *_ in running], timeout=0.2)
                 if interrupted():
                     raise KeyboardInterrupt
-                for process, run in [one for one in running if not one[0].is_alive()]:
-                    running.remove((process, run))
+                for process, heard, run in [one for one in running if not one[0].is_alive()]:
+                    running.remove((process, heard, run))
                     if process.exitcode:
-                        raise InputError(
-                            "a run failed; its message stands above. What was done is kept"
-                        )
+                        raise InputError(f"{run.label}: {_said(heard)}; what was done is kept")
                     found = None if run.tested is None else read_evaluation(run.tested, {})
                     if found is not None:
                         standing.end(run.rule, run.config.seed, found)
     finally:
-        for process, _ in running:
+        for process, *_ in running:
             process.terminate()
-        for process, _ in running:
+        for process, *_ in running:
             process.join()
+
+
+def _said(heard: Any) -> str:
+    """What a process that failed had to say."""
+    try:
+        return str(heard.recv())
+    except EOFError:
+        return "its process ended without a word, perhaps for lack of memory"
 
 
 @contextlib.contextmanager
@@ -324,8 +332,8 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run_quietly(run: Planned, terms: Terms) -> None:
-    """`train_and_test` in a process of its own: one line for an error, the threads that it may use."""
+def _run_quietly(run: Planned, terms: Terms, told: Any = None) -> None:
+    """`train_and_test` in a process of its own, with its own threads; ``told`` takes its error."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_memory()
     if run.config.threads:
@@ -335,7 +343,7 @@ def _run_quietly(run: Planned, terms: Terms) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except InputError as error:
-        print(f"gametalearn: {run.label}: {error}", file=sys.stderr)
+        told.send(str(error))
         sys.exit(2)
 
 

@@ -170,3 +170,15 @@ def test_the_script_for_a_slurm_array(shell: Path, capsys: Any) -> None:
     assert done.stdout.endswith("<--out><a/agreement/seed0>")
     assert "has no line 3" in run(SLURM_ARRAY_TASK_ID="3").stderr
     assert "sbatch --array" in run().stderr
+
+
+def test_what_fails_in_a_process_is_said_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In terms of flags on the command line."""
+    flags = "--dataset sinusoid --iterations 2 --meta-batch 2 --hidden 4 --validation-episodes 2 "
+    flags += "--inner-lr 1e9 --inner-steps 9 --quiet --seeds 1 --jobs 2 --rules uniform,agreement"
+    assert main(["compare", *flags.split(), "--out", str(tmp_path / "a")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gametalearn: uniform, seed 0: iteration 1: loss or gradient of task 0")
+    assert "lower --inner-lr or --meta-lr" in line
