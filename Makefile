@@ -12,7 +12,8 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts
 
 DEMO_FLAGS := --dataset glyphs --rules uniform,agreement,norm-control --ways 5 --shots 1 \
-  --seeds 2 --iterations 150 --threads 1 --jobs 2
+  --seeds 5 --iterations 60 --validate-every 30 --validation-episodes 50 --episodes 300 \
+  --threads 1 --jobs 2
 BENCH_FLAGS := --config omniglot-5w1s --threads 2
 PYTEST_FLAGS :=
 

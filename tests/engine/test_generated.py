@@ -212,8 +212,8 @@ health = list(HealthCheck)
 
 @pytest.mark.filterwarnings("error", looped, slowly)
 @cases
-@settings(max_examples=24, deadline=None, suppress_health_check=health, derandomize=True)
-def test_some_forwards(
+@settings(max_examples=60, deadline=None, suppress_health_check=health, derandomize=True)
+def test_sixty_forwards(
     chosen: list[tuple[str, int, int]], shared: bool, first_order: bool, chunk: int
 ) -> None:
     check(chosen, shared, first_order, chunk)
