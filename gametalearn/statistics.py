@@ -207,10 +207,11 @@ def seeds_needed(
 ) -> tuple[int, int | None] | None:
     """How many seeds would do to show a true difference of ``smallest``, as a range.
 
-    The least S >= 3 with ``smallest`` sqrt(S) / sigma >= t_{S-1}(1 - level / 2) + t_{S-1}(0.8), which is
-    a chance of about 80% that the paired t test rejects; level = 0.05 / ``tests``, the first step of
-    Holm. The spread sigma is itself estimated from few seeds: the range comes from the two ends of its
-    80% interval (by chi-squared), within which it may well be.
+    The least S >= 3 at which the paired t test at ``level`` = 0.05 / ``tests``, the first step of Holm,
+    rejects in the right direction with a chance of 80%: t is then noncentral, with S - 1 degrees of
+    freedom and noncentrality ``smallest`` sqrt(S) / sigma. The spread sigma is itself estimated from
+    few seeds: the range comes from the two ends of its 80% interval (by chi-squared), within which it
+    may well be.
 
     Args:
         differences: ``(S,)`` d_s, S >= 3.
@@ -244,9 +245,11 @@ def _fewest_seeds(smallest: float, sigma: float, tests: int) -> int | None:
     from scipy import special
 
     def do(seeds: int) -> bool:
-        free = seeds - 1
-        wanted = special.stdtrit(free, 1 - LEVEL / tests / 2) + special.stdtrit(free, POWER)
-        return bool(smallest * math.sqrt(seeds) >= sigma * wanted)
+        free, expected = seeds - 1, smallest * math.sqrt(seeds)
+        critical = float(special.stdtrit(free, 1 - LEVEL / tests / 2))
+        if expected > sigma * (5 * critical + 10):  # out of the distribution function's range
+            return True
+        return bool(special.nctdtr(free, expected / sigma, critical) <= 1 - POWER)
 
     if not do(MOST_SEEDS):
         return None

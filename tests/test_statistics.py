@@ -161,7 +161,7 @@ def test_verdicts_follow_the_direction_and_the_adjusted_p() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0.05, 3), st.integers(1, 15))
 def test_the_seeds_that_would_do_have_the_power(sigma: float, tests: int) -> None:
-    """Beside the noncentral t distribution, of which the formula is an approximation."""
+    """Beside scipy.stats."""
     differences = sigma * np.array([-1.0, 0.0, 1.0])  # standard deviation sigma
     found = seeds_needed(differences, 1.0, tests)
     assert found is not None
@@ -173,8 +173,8 @@ def test_the_seeds_that_would_do_have_the_power(sigma: float, tests: int) -> Non
             critical = stats.t.ppf(1 - 0.05 / tests / 2, n - 1)
             return float(stats.nct.sf(critical, n - 1, math.sqrt(n) / true))
 
-        assert power(seeds) > 0.76
-        assert seeds == 3 or power(seeds - 1) < 0.84
+        assert power(seeds) > 0.8 - 1e-6
+        assert seeds == 3 or power(seeds - 1) < 0.8 + 1e-6
 
 
 def test_more_spread_needs_more_seeds_and_at_some_point_too_many() -> None:
