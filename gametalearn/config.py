@@ -207,9 +207,16 @@ class TrainConfig:
 
     @classmethod
     def of(cls, dataset: str = "glyphs", **given: Any) -> Self:
-        """A configuration with the data set's defaults (`DEFAULTS`) where ``given`` has no value."""
+        """A configuration with the data set's defaults (`DEFAULTS`) where ``given`` has no value.
+
+        Raises:
+            InputError: as the class; or a part by a name that nothing stands behind.
+        """
         if unknown := given.keys() - settings_of(cls).keys():
             raise InputError(f"TrainConfig: unknown settings {', '.join(sorted(unknown))}")
+        for kind in registry.KINDS:
+            if kind in given and given[kind] is not None:
+                registry.require_known(kind, str(given[kind]))
         defaults = DEFAULTS.get(dataset.split("+")[0].split(":")[0], DEFAULTS["folder"])
         values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
         values.setdefault("validate_every", max(1, min(500, values["iterations"] // 10)))
