@@ -259,7 +259,7 @@ def load_run(
     parts = Parts(**objects)
 
     def read() -> tuple[TrainConfig, dict[str, Any]]:
-        built = tuple(k for k in EVALUATED if k not in objects or objects[k] in DEFAULTS)
+        built = tuple(k for k in EVALUATED if k not in objects or _is_default(objects[k]))
         config = config_in(folder, given, trust=trust, kinds=built)
         _check_parts(folder, config, parts, given)
         here = config.dataset
@@ -290,7 +290,9 @@ def load_run(
     return run
 
 
-DEFAULTS = (default_loss, default_score)
+def _is_default(part: object) -> bool:
+    """Whether a part was left to the settings."""
+    return part is None or part is default_loss or part is default_score
 
 
 def _check_parts(folder: Path, config: TrainConfig, parts: Parts, given: Mapping[str, str]) -> None:
@@ -303,9 +305,8 @@ def _check_parts(folder: Path, config: TrainConfig, parts: Parts, given: Mapping
         )
         absent = (
             registry.is_handed_in(there)
-            and here == there
             and kind not in given
-            and (getattr(parts, kind) is None or getattr(parts, kind) in DEFAULTS)
+            and (_is_default(getattr(parts, kind)))
         )
         if absent or not (there == here or outside):
             name = there.removeprefix(registry.HANDED_IN)

@@ -68,50 +68,33 @@ def load_dataset(
     return data
 
 
-def load_part(
-    name: str,
-    split: str,
-    *,
-    root: Path | None = None,
-    class_split: str | None = None,
-    rotations: bool = False,
-    image_size: int | None = None,
-    channels: int | None = None,
-    **offered: Any,
-) -> Any:
+def load_part(name: str, split: str, *, rotations: bool = False, **given: Any) -> Any:
     """What a data set's name stands for: a `ClassImages`, or a source of episodes.
 
     Args:
-        name, split, root, class_split, rotations, image_size, channels: as in `load_dataset`; a
-            registered name or ``module:attribute`` too.
-        offered: what else a data set may name, see `gametalearn.registry.OFFERED`.
+        name, split, rotations: as in `load_dataset`.
+        given: its other options, and what else a data set may name (`gametalearn.registry.OFFERED`);
+            None is not given.
     """
+    offered = {"root": data_root(), **{k: v for k, v in given.items() if v is not None}}
     if split not in SPLITS:
         raise InputError(
             f"load_dataset: split {split!r} is unknown; use one of {', '.join(SPLITS)}"
         )
-    root = data_root() if root is None else root
     folder = folder_of(name)
     part, fixed = (load_folder, {}) if folder is not None else registry.resolve("dataset", name)
-    if class_split is not None and not registry.takes(part, "class_split"):
+    if "class_split" in offered and not registry.takes(part, "class_split"):
         raise InputError(
             f"load_dataset: data set '{name}' has one way to split its classes, "
-            f"got the class split {class_split!r}; leave it out"
+            f"got the class split {offered['class_split']!r}; leave it out"
         )
     if folder is not None:  # packed at the size asked for, not resized twice
-        data: Any = load_folder(
-            Path(folder), split, root, image_size=image_size or 84, channels=channels or 3
-        )
-    else:
-        given = {"class_split": class_split, "image_size": image_size, "channels": channels}
-        offered |= {k: v for k, v in given.items() if v is not None}
-        data = registry.call(
-            "dataset", name, part, {"split": split, "root": root, **offered}, fixed
-        )
+        fixed = {"folder": Path(folder)}
+    data = registry.call("dataset", name, part, {"split": split, **offered}, fixed)
     if hasattr(data, "sample"):
         return data
     if not isinstance(data, ClassImages):
         data = ClassImages.from_pairs(data, name)
     if rotations:
         data = data.rotated()
-    return data.converted(image_size, channels)
+    return data.converted(offered.get("image_size"), offered.get("channels"))
