@@ -43,6 +43,7 @@ def stream_seed(seed: int, split: str) -> int:
 
 def build_source(config: TrainConfig, split: str) -> Source:
     """The episodes of ``train``, ``val`` or ``test``, seeded by the run's seed and the split."""
+    _refuse_handed_in(config, "dataset")
     seed = stream_seed(config.seed, split)
     names = config.datasets
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:

@@ -17,6 +17,7 @@ from gametalearn import MAML, ClassImages, Conv4, EpisodeSampler, InputError, ev
 from gametalearn.evaluation import protocol_of
 from gametalearn.models import TaskNorm
 from gametalearn.protocols import evaluate_all
+from tests.support.modules import Function
 
 LEARNER = MAML(0.3, 2)
 
@@ -41,16 +42,6 @@ class Own(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.head(torch.tanh(self.between(self.features(x))))
-
-
-class Function(nn.Module):
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.function(x)
-        return output
 
 
 class Attention(nn.Module):

@@ -91,6 +91,8 @@ def test_a_run_of_own_parts_is_interrupted_goes_on_and_is_tested(tmp_path: Path)
         run.model, own.Tables(2, "test"), run.test_learner, 8, loss=run.loss, score=run.score
     )
     assert found.metric == "within"
+    with pytest.raises(InputError, match=r"the source of this run was handed in \(Tables\)"):
+        run.source  # noqa: B018
 
 
 @pytest.mark.parametrize("absent", ["model", "learner", "loss", "score"])

@@ -35,6 +35,7 @@ from gametalearn import (
 )
 from gametalearn.evaluation import protocol_of
 from gametalearn.models import TaskNorm
+from tests.support.modules import Function
 
 LEARNER = MAML(0.3, 2)
 WAYS = 3
@@ -505,16 +506,6 @@ def test_no_random_number_is_drawn_for_it() -> None:
         states.append((torch.get_rng_state(), adapted.get_parameter("0.weight")))
     assert torch.equal(states[0][0], states[1][0])
     assert torch.equal(states[0][1], states[1][1])
-
-
-class Function(nn.Module):
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.function(x)
-        return output
 
 
 def centred(x: Tensor) -> Tensor:
