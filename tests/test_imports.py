@@ -13,10 +13,10 @@ ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
     "copies errors frozen pixels trees update",
-    "files images models registry statistics",
+    "files images models registry statistics terminal",
     "checkpoint episodes losses normalisation places settings tables",
     "config data disagreement mixture scores",
-    "adaptation environment provenance",
+    "adaptation environment flags provenance",
     "engine schedules",
     "gradients peek",
     "benchmark dependence weighting",

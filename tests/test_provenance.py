@@ -24,6 +24,7 @@ from gametalearn.checkpoint import load_checkpoint, save_checkpoint
 from gametalearn.cli import main
 from gametalearn.data import folder as folder_module
 from gametalearn.data.identity import FolderIdentity, differences
+from gametalearn.flags import in_flags
 from gametalearn.gradients import meta_gradients
 
 SPLITS = ("train", "val", "test")
@@ -103,11 +104,11 @@ def refusals(run: Path, capsys: pytest.CaptureFixture[str], *more: str) -> set[s
     dataset = more[1] if more else None
     with pytest.raises(InputError) as loading:
         load_run(run, dataset=dataset)
-    said = [cli._with_flags(cli._parser(), str(loading.value))]
+    said = [in_flags(cli.parser_of(), str(loading.value))]
     if dataset is None:
         with pytest.raises(InputError) as going_on:
             train(TrainConfig.from_dict(settings(run), "x"), run, progress=False)
-        said.append(cli._with_flags(cli._parser(), str(going_on.value)))
+        said.append(in_flags(cli.parser_of(), str(going_on.value)))
     for command in (["evaluate", str(run), "--episodes", "2"], ["train", "--resume", str(run)]):
         assert main([*command, "--quiet", *more]) == 2
         printed = capsys.readouterr()

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from gametalearn import InputError, TrainConfig, cli
+from gametalearn import InputError, TrainConfig
 from gametalearn.config import OUTER, default_text
+from gametalearn.flags import add_settings
 from gametalearn.settings import check, setting, settings_of, table, text_of
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,7 @@ class Longer(TrainConfig):
 
 def test_a_new_setting_touches_one_place(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser(prog="x")
-    cli.add_settings(parser, (OUTER,), config=Longer)
+    add_settings(parser, (OUTER,), config=Longer)
     assert parser.parse_args(["--warmup", "7"]).warmup == 7
     assert parser.parse_args([]).warmup is None
     shown = " ".join(parser.format_help().split())

@@ -142,7 +142,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``arguments(WORDS)``: those of ``gametalearn bench WORDS``, parsed."""
     from gametalearn import cli
 
-    parser = cli._parser(["bench"])
+    parser = cli.parser_of(["bench"])
     return lambda *words: parser.parse_args(["bench", *words])
 
 

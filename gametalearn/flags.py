@@ -1,0 +1,119 @@
+"""Flags made of the settings' descriptions, and their defaults out of a TOML file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gametalearn.config import TrainConfig, default_text
+from gametalearn.errors import InputError
+from gametalearn.settings import read_toml, settings_of, text_of
+
+__all__ = ["add_settings", "in_flags", "read_config", "subcommands"]
+
+
+def add_settings(
+    parser: argparse.ArgumentParser,
+    groups: Sequence[str],
+    *,
+    also: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    default: str = "",
+    config: type[TrainConfig] = TrainConfig,
+) -> None:
+    """A flag for each setting of some groups, and for those in ``also``, from its description."""
+    into = {group: parser.add_argument_group(group) for group in groups}
+    for field in settings_of(config).values():
+        where: Any = into.get(field.metadata["group"], parser if field.name in also else None)
+        if where is not None and field.name not in skip:
+            _add_setting(where, field, default)
+
+
+def _add_setting(
+    group: argparse._ActionsContainer, field: dataclasses.Field[Any], default: str
+) -> None:
+    text = text_of(field)
+    more: dict[str, Any] = {
+        "help": f"{text[0].upper()}{text[1:]}. Default: {default or default_text(field)}.".replace(
+            "%", "%%"
+        )
+    }
+    if field.type == "bool":
+        more["action"] = argparse.BooleanOptionalAction
+    elif field.name == "rule_options":
+        more |= {"nargs": "+", "action": "extend", "metavar": "RULE.OPTION=VALUE"}
+    elif field.metadata["choices"]:
+        more["choices"] = field.metadata["choices"]
+    else:
+        kind: Any = {"int": int, "float": float}.get(str(field.type), str)
+        more |= {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "NAME")}
+    group.add_argument(f"--{field.name.replace('_', '-')}", **more)
+
+
+def in_flags(parser: argparse.ArgumentParser, message: str) -> str:
+    """A message of the library, which speaks of arguments in backquotes, in terms of flags."""
+    flags = {
+        action.dest: max(action.option_strings, key=len)
+        for command in subcommands(parser).values()
+        for action in command._actions
+        if action.option_strings
+    }
+    return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), message)
+
+
+def read_config(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
+    """Make the values of a ``--config`` file the command's defaults; flags win over them."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    file = finder.parse_known_args(words)[0].config
+    command = subcommands(parser).get(words[0]) if words else None
+    if file is None or command is None or words[0] == "bench":  # bench's --config is a name
+        return words
+    options = {a.dest: a for a in command._actions if a.option_strings}
+    for name in ("help", "config", "debug"):
+        options.pop(name, None)
+    for key, value in read_toml(file).items():
+        action = options.get(key.replace("-", "_"))
+        if action is None:
+            known = ", ".join(sorted(name.replace("_", "-") for name in options))
+            raise InputError(f"{file}: '{key[:60]}' is no option of {words[0]}; options: {known}")
+        if action.dest == "rule_options":
+            before = command.get_default("rule_options_of_file") or {}
+            joined = {**before, **value} if isinstance(value, dict) else value
+            command.set_defaults(rule_options_of_file=joined)
+        else:
+            command.set_defaults(**{action.dest: _value(file, key, value, action)})
+            action.required = False
+    return words
+
+
+def _value(file: Path, key: str, value: Any, action: argparse.Action) -> Any:
+    """A value of a TOML file as the option has it; settings check theirs themselves."""
+    if isinstance(value, list) and action.type in (None, str):
+        value = ("+" if key == "dataset" else ",").join(map(str, value))
+    if action.dest in settings_of(TrainConfig):
+        return value
+    kind: Any = bool if action.nargs == 0 else action.type or str
+    try:
+        fits = isinstance(value, str) if kind is Path else kind(str(value)) == value
+    except ValueError:
+        fits = False
+    if kind is bool or isinstance(value, bool):
+        fits = kind is bool and isinstance(value, bool)
+    if kind is str and isinstance(value, int):  # seeds = 3
+        value, fits = str(value), True
+    if not fits or (action.choices is not None and value not in action.choices):
+        wanted = f"one of {', '.join(action.choices)}" if action.choices else kind.__name__
+        raise InputError(f"{file}: {key} must be {wanted}, got {str(value)[:60]!r}")
+    return kind(value)
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
