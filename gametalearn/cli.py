@@ -26,6 +26,10 @@ from gametalearn.terminal import (
 __all__ = ["main", "parser_of"]
 
 SPLITS = ("train", "val", "test")
+TENSORBOARD = (
+    "Also write what is logged to RUN/tensorboard; needs `pip install tensorboard`. Look at it with "
+    "`tensorboard --logdir RUN`."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,10 +118,12 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     add("--trust", action="store_true",
         help="With --resume: import the parts that the run's files name as module:attribute.")  # fmt: skip
     add("--overwrite", action="store_true", help="Start anew if RUN exists.")
+    add("--tensorboard", action="store_true", help=TENSORBOARD)
 
     add = command("evaluate", "test a trained run on unseen classes",
-                  "evaluate runs/a --episodes 1000 --protocol both")  # fmt: skip
-    add("folder", type=Path, metavar="RUN", help="What train --out wrote.")
+                  "evaluate runs/a runs/b --episodes 1000 --protocol both")  # fmt: skip
+    add("folders", type=Path, nargs="+", metavar="RUN",
+        help="What train --out wrote; of several, a table sets each beside the first.")  # fmt: skip
     add("--episodes", type=int, metavar="N", help="Test episodes. Default: 1000.")
     add("--protocol", choices=("auto", "transductive", "inductive", "both", "lake"),
         help="How queries are normalised; lake: the 20 runs of Lake's one-shot task, both ways. "
@@ -131,7 +137,12 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
         help="The weights that were best on validation, or the latest. Default: best.")  # fmt: skip
     add("--on", choices=SPLITS, help="Classes to test on. Default: test.")
     add("--inner-steps", type=int, metavar="N", help="Inner steps. Default: the run's.")
-    add("--seed", type=int, metavar="N", help="Seed of the episodes. Default: the run's.")
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="Seed of the episodes. Default: the run's, or that of the first one.",
+    )
     add("--dataset", metavar="NAME", help="Where the run's folder of images lies now, as "
         "folder:PATH, if it has moved.")  # fmt: skip
     for name in ("model", "learner", "loss", "score"):
@@ -166,6 +177,7 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
         help="Runs trained at once, each with --threads threads. Default: 1.")  # fmt: skip
     add("--quiet", action="store_true", help="Show no progress on stderr.")
     add("--overwrite", action="store_true", help="Train everything anew.")
+    add("--tensorboard", action="store_true", help=TENSORBOARD)
     add("--plan", action="store_true",
         help="Train nothing: print a `gametalearn train` for each run, for xargs, GNU parallel or a "
         "cluster; the same compare without --plan collects them.")  # fmt: skip

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -19,7 +19,15 @@ from gametalearn.distributed import Team, joined
 from gametalearn.errors import InputError
 from gametalearn.settings import parse_rule_options, read_toml, settings_of
 
+if TYPE_CHECKING:
+    from gametalearn.protocols import Tested
+    from gametalearn.run import Watch
+
 __all__ = ["bench", "compare", "data", "episodes", "evaluate", "report", "train"]
+
+
+OF_EPISODES = ("seed", "dataset", "split", "objectives", "ways", "shots", "queries")
+"""The settings that decide which episodes a test has."""
 
 
 def config_of(args: argparse.Namespace, **more: Any) -> TrainConfig:
@@ -117,8 +125,9 @@ def train(args: argparse.Namespace) -> None:
         team.everywhere(lambda: _use_machine(config, team))
         moved = args.resume is not None and args.dataset is not None
         run = train(
-            config, out, overwrite=args.overwrite, progress=not args.quiet, team=team, moved=moved
-        )
+            config, out, overwrite=args.overwrite, progress=not args.quiet, team=team, moved=moved,
+            watch=_watch(args),
+        )  # fmt: skip
         value = run.best["value"] * (1 if run.score.higher_is_better else -1)
         shown = f"{100 * value:.2f}%" if run.score.format == "percent" else f"{value:.4g}"
         shown = shown if math.isfinite(value) else "not finite"
@@ -128,6 +137,15 @@ def train(args: argparse.Namespace) -> None:
                 f"{run.score.name} {shown} at iteration {run.best['iteration']}; next: "
                 f"gametalearn evaluate {out}"
             )
+
+
+def _watch(args: argparse.Namespace) -> Watch | None:
+    """What logs for ``--tensorboard``."""
+    if not args.tensorboard:
+        return None
+    from gametalearn.tensorboard import TensorBoard
+
+    return TensorBoard()
 
 
 def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
@@ -155,10 +173,28 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Test a trained run."""
+    """Test trained runs, each beside the first."""
+    from gametalearn.protocols import compared
+
+    if len(set(args.folders)) < len(args.folders):
+        raise InputError("evaluate: a RUN is given twice; name different ones")
+    if args.dataset is not None and len(args.folders) > 1:
+        raise InputError(f"--dataset {args.dataset} says where one run's images are; give one RUN")
+    with joined() as team:
+        found = {}
+        for folder in args.folders:
+            found[str(folder)] = tested = _evaluated(args, folder, team)
+            if args.seed is None and tested.episodes:  # all are tested on the same episodes
+                args.seed = tested.episodes[0]
+        if team.first and len(found) > 1:
+            print(f"\n{compared(found)}")
+
+
+def _evaluated(args: argparse.Namespace, folder: Path, team: Team) -> Tested:
+    """Test one run under each protocol that is asked for; say it, and write it to its folder."""
     from gametalearn.build import build_source, objective_names, stream_seed
     from gametalearn.evaluation import protocol_of
-    from gametalearn.protocols import evaluate_all, write_evaluations
+    from gametalearn.protocols import Tested, evaluate_all, write_evaluations
     from gametalearn.runfolder import load_run
 
     if (args.protocol == "lake") != (args.source is not None):
@@ -172,67 +208,74 @@ def evaluate(args: argparse.Namespace) -> None:
             f"--query-at-a-time is a protocol of its own, not {args.protocol}; give it alone, or "
             "with --protocol both or lake"
         )
-    with joined() as team:
-        given = {k: v for k in ("model", "learner", "loss", "score") if (v := getattr(args, k))}
-        run = load_run(
-            args.folder, args.checkpoint, args.device, dataset=args.dataset, trust=args.trust,
-            team=team, **given,
+    given = {k: v for k in ("model", "learner", "loss", "score") if (v := getattr(args, k))}
+    run = load_run(
+        folder, args.checkpoint, args.device, dataset=args.dataset, trust=args.trust,
+        team=team, **given,
+    )  # fmt: skip
+    changes = {k: getattr(args, k) for k in ("threads", "seed") if getattr(args, k) is not None}
+    config = dataclasses.replace(run.config, **changes)
+    team.everywhere(lambda: _use_machine(config, team))
+    learner = run.test_learner
+    if args.inner_steps is not None:
+        learner = run.learner.for_test(args.inner_steps)
+    own: Any = protocol_of(run.model) if config.protocol == "auto" else config.protocol
+    wanted = own if args.protocol in (None, "auto") else args.protocol
+    protocols: Any = ["transductive", "inductive"] if wanted in ("both", "lake") else [wanted]
+    if args.query_at_a_time:
+        protocols = [*(protocols if len(protocols) > 1 else []), "query-at-a-time"]
+    title = f"{folder} ({args.checkpoint}, iteration {run.iteration})"
+    if wanted == "lake":
+        if team.first:  # 20 tasks need no sharing
+            return _lake(args, run, learner, protocols, own, title, folder)
+        return Tested({}, ())
+    if not args.trust:
+        repeated = {} if args.dataset is None else {"dataset": args.dataset}
+        registry.refuse_untrusted(config.as_dict(), ("dataset",), repeated, folder)
+    source = team.everywhere(lambda: build_source(config, on))
+    silent = args.quiet or not sys.stderr.isatty() or not team.first
+    with tqdm(total=episodes * len(protocols), desc=f"evaluate {folder}",
+              leave=False, disable=silent) as bar:  # fmt: skip
+        found = evaluate_all(
+            run.model, source, learner, episodes, stream_seed(config.seed, on),
+            protocols, meta=run.meta, loss=run.loss, score=run.score,
+            progress=bar.update, team=team,
         )  # fmt: skip
-        changes = {k: getattr(args, k) for k in ("threads", "seed") if getattr(args, k) is not None}
-        config = dataclasses.replace(run.config, **changes)
-        team.everywhere(lambda: _use_machine(config, team))
-        learner = run.test_learner
-        if args.inner_steps is not None:
-            learner = run.learner.for_test(args.inner_steps)
-        own: Any = protocol_of(run.model) if config.protocol == "auto" else config.protocol
-        wanted = own if args.protocol in (None, "auto") else args.protocol
-        protocols: Any = ["transductive", "inductive"] if wanted in ("both", "lake") else [wanted]
-        if args.query_at_a_time:
-            protocols = [*(protocols if len(protocols) > 1 else []), "query-at-a-time"]
-        title = f"{args.folder} ({args.checkpoint}, iteration {run.iteration})"
-        if wanted == "lake":
-            if team.first:  # 20 tasks need no sharing
-                _lake(args, run, learner, protocols, own, title)
-            return
-        if not args.trust:
-            repeated = {} if args.dataset is None else {"dataset": args.dataset}
-            registry.refuse_untrusted(config.as_dict(), ("dataset",), repeated, args.folder)
-        source = team.everywhere(lambda: build_source(config, on))
-        silent = args.quiet or not sys.stderr.isatty() or not team.first
-        with tqdm(total=episodes * len(protocols), desc=f"evaluate {args.folder}",
-                  leave=False, disable=silent) as bar:  # fmt: skip
-            found = evaluate_all(
-                run.model, source, learner, episodes, stream_seed(config.seed, on),
-                protocols, meta=run.meta, loss=run.loss, score=run.score,
-                progress=bar.update, team=team,
-            )  # fmt: skip
-        if team.first:
-            names = objective_names(config, source)
-            for result in found.values():
-                print(f"{title}: {result}")
-                if len(names) > 1:
-                    for group in result.by_group():
-                        print(f"  {names[group]}: {result.of_group(group)}")
-            file = args.folder / "evaluation.json"
-            write_evaluations(file, found, own, run.iteration, learner.steps)
+    if team.first:
+        names = objective_names(config, source)
+        for result in found.values():
+            print(f"{title}: {result}")
+            if len(names) > 1:
+                for group in result.by_group():
+                    print(f"  {names[group]}: {result.of_group(group)}")
+        file = folder / "evaluation.json"
+        write_evaluations(file, found, own, run.iteration, learner.steps)
+    return Tested(found, (*(getattr(config, k) for k in OF_EPISODES), on, episodes))
 
 
 def _lake(
-    args: argparse.Namespace, run: Any, learner: Any, protocols: Any, own: Any, title: str
-) -> None:
+    args: argparse.Namespace,
+    run: Any,
+    learner: Any,
+    protocols: Any,
+    own: Any,
+    title: str,
+    folder: Path,
+) -> Tested:
     from gametalearn.data.lake import load_lake
-    from gametalearn.protocols import check_lake, evaluate_lake, write_lake
+    from gametalearn.protocols import Tested, check_lake, evaluate_lake, write_lake
 
     check_lake(run.config)
     tasks = load_lake(args.source)
     found = evaluate_lake(run.model, tasks, learner, protocols, meta=run.meta, loss=run.loss)
-    records = write_lake(args.folder / "lake.json", found, own, run.iteration, learner.steps)
+    records = write_lake(folder / "lake.json", found, own, run.iteration, learner.steps)
     for protocol, record in records.items():
         print(
             f"{title}: Lake's one-shot task, error rate {100 * record['error_rate']:.2f}% +/- "
             f"{100 * record['ci95']:.2f}% (mean of {len(record['runs'])} runs, standard deviation "
             f"{100 * record['std']:.2f}%, {protocol})"
         )
+    return Tested(found, ())
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -274,6 +317,7 @@ def compare(args: argparse.Namespace) -> None:
             jobs=args.jobs,
             team=team,
             command=args.command_line,
+            watch=_watch(args),
         )
         if team.first:
             print(comparison.table(), flush=True)

@@ -19,6 +19,7 @@ from gametalearn.jobs import Terms, begun, check_sendable, in_processes, runs_of
 from gametalearn.live import Standing
 from gametalearn.losses import Loss, default_loss
 from gametalearn.results import Comparison, Result, write_results
+from gametalearn.run import Watch
 from gametalearn.scores import ScoreLike, default_score
 
 __all__ = ["Comparison", "compare"]
@@ -45,6 +46,7 @@ def compare(
     jobs: int = 1,
     team: Team = ALONE,
     command: str | None = None,
+    watch: Watch | None = None,
 ) -> Comparison:
     """Train every rule on every seed and test each run's best validated weights, once.
 
@@ -75,6 +77,7 @@ def compare(
             it.
         team: as in `train`; the first process alone writes files. Not together with ``jobs``.
         command: the command line, which ``results.json`` keeps.
+        watch: as in `gametalearn.train`, told of every run.
 
     Raises:
         InputError: unknown or repeated rules, settings or parts that do not fit, or a folder that
@@ -104,7 +107,7 @@ def compare(
             )
     terms = Terms(
         named, model, source, validation, test, learner, loss, score, optimizer, episodes,
-        overwrite, progress,
+        overwrite, progress, watch,
     )  # fmt: skip
     runs = runs_of(config, named, numbers, folder)
     first = team.everywhere(lambda: begun(runs, terms))

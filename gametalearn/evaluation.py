@@ -96,9 +96,14 @@ class Evaluation:
         own = self.group == group
         return replace(self, values=self.values[own], group=self.group[own])
 
-    def __str__(self) -> str:
+    @property
+    def percent(self) -> bool:
+        """Whether values are shown in percent."""
         known = SCORES[self.metric].format if self.metric in SCORES else "number"
-        scale, unit = (100, "%") if (self.format or known) == "percent" else (1, "")
+        return (self.format or known) == "percent"
+
+    def __str__(self) -> str:
+        scale, unit = (100, "%") if self.percent else (1, "")
         if bad := int((~np.isfinite(self.values)).sum()):
             return (
                 f"{self.metric} nan: {bad} of {len(self.values)} episodes diverged "

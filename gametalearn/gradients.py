@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -113,7 +116,8 @@ def meta_gradients(
 
     Raises:
         InputError: no parameter requires gradients; a loss or a score that does not fit the
-            predictions, a label without an output, or a protocol that the model does not know.
+            predictions, a label without an output, a protocol that the model does not know, or an
+            operation of which PyTorch has no second derivative.
     """
     check_protocol(model, protocol)
     meta, function, data = meta_of(model, learner, meta), score_function(score), data_of(batch)
@@ -126,10 +130,11 @@ def meta_gradients(
         none, size = _nothing(meta), sum(p.numel() for p in meta.values())
         return TaskGradients(none.view(0, size), none.view(0, size), none, none, batch.group)
     plan = choose(meta, data, method=method, chunk=chunk, threads=threads)
-    if plan.method == "loop" or constant_memory:
-        result = loop_gradients(recipe, meta, data, constant_memory)
-    else:
-        result = replay_gradients(recipe, meta, data, plan)
+    with _second_derivatives():
+        if plan.method == "loop" or constant_memory:
+            result = loop_gradients(recipe, meta, data, constant_memory)
+        else:
+            result = replay_gradients(recipe, meta, data, plan)
     rows, updates, value, points = result
     points = finite_scores(model, loss, function, value, points)
     return TaskGradients(rows, updates, value, points, group=batch.group)
@@ -197,6 +202,22 @@ def _nothing(meta: Params) -> Tensor:
     """``(0,)``, in the precision and on the device of the rows."""
     dtype = functools.reduce(torch.promote_types, [p.dtype for p in meta.values()])
     return next(iter(meta.values())).new_empty(0, dtype=dtype)
+
+
+@contextlib.contextmanager
+def _second_derivatives() -> Iterator[None]:
+    """Say what to do where PyTorch cannot differentiate an operation twice."""
+    try:
+        yield
+    except RuntimeError as error:
+        missing = re.search(r"derivative for '?(?:aten::)?_?(\w+)_backward'? is not", str(error))
+        if missing is None:
+            raise
+        raise InputError(
+            f"PyTorch has no second derivative of {missing[1]}, which the model or the loss uses; "
+            "take first order (`learner` fomaml, MAML(first_order=True)), or put another operation in "
+            "its place"
+        ) from error
 
 
 _told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()

@@ -34,7 +34,7 @@ from gametalearn.losses import Loss, default_loss
 from gametalearn.progress import interruptible
 from gametalearn.registry import handed_in, is_handed_in
 from gametalearn.results import Result, require_finite, write_evaluation
-from gametalearn.run import Parts, Run, outer_of, start
+from gametalearn.run import Parts, Run, Watch, outer_of, start
 from gametalearn.scores import ScoreLike, default_score
 from gametalearn.settings import parse_rule_options
 from gametalearn.stored import read_evaluation
@@ -90,6 +90,7 @@ class Terms:
     episodes: int = 600
     overwrite: bool = False
     progress: bool = True
+    watch: Watch | None = None
 
     def parts(self, rule: str, seed: int) -> Parts:
         """What is handed in to one run."""
@@ -216,6 +217,7 @@ def train_and_test(run: Planned, terms: Terms, team: Team = ALONE) -> Result:
     trained = train_parts(
         run.config, terms.parts(run.rule, run.config.seed), run.place,
         overwrite=terms.overwrite, progress=terms.progress, label=run.label, team=team,
+        watch=terms.watch,
     )  # fmt: skip
     file, iteration = run.tested, int(trained.best["iteration"])
     kept = team.on_first(lambda: None if file is None else _kept(file, trained, terms.episodes))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,27 @@ from gametalearn.losses import Loss, default_loss
 from gametalearn.normalisation import Protocol, protocol_of, switchable
 from gametalearn.results import evaluation_record, require_finite
 from gametalearn.scores import ScoreLike, default_score
+from gametalearn.statistics import over_episodes
+from gametalearn.tables import WIDTH, Units, aligned
 
-__all__ = ["check_lake", "evaluate_all", "evaluate_lake", "write_evaluations", "write_lake"]
+__all__ = [
+    "Evaluations",
+    "Tested",
+    "check_lake",
+    "compared",
+    "evaluate_all",
+    "evaluate_lake",
+    "write_evaluations",
+    "write_lake",
+]
 
 Evaluations = dict[Protocol, Evaluation]
+
+OVER_EPISODES = (
+    "± and [ ] are 95% intervals over test episodes, and p is of the paired test over them: they say "
+    "how these trained models differ on these classes. About rules or settings they say nothing; for "
+    "that, train several seeds with gametalearn compare."
+)
 
 
 def evaluate_all(
@@ -99,6 +117,46 @@ def write_evaluations(
             for protocol, result in found.items()
         }
     write_json(file, content)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A run's evaluations, and what decides which episodes they were of."""
+
+    evaluations: Evaluations
+    episodes: tuple[object, ...]
+
+
+def compared(runs: Mapping[str, Tested]) -> str:
+    """A table of several runs under each protocol, each beside the first on the same episodes.
+
+    A run that was tested on other episodes than the first, or by another score, has no difference.
+
+    Args:
+        runs: by what they shall be called, the one that the others are set beside first.
+    """
+    base, *_ = runs.values()
+    blocks: list[str] = []
+    for protocol in dict.fromkeys(p for run in runs.values() for p in run.evaluations):
+        tested = {n: r for n, r in runs.items() if protocol in r.evaluations}
+        largest = max(abs(run.evaluations[protocol].mean) for run in tested.values())
+        lines, beside = [], base.evaluations.get(protocol)
+        for name, run in tested.items():
+            result = run.evaluations[protocol]
+            units = Units.fitting(result.metric, result.percent, largest)
+            value = f"{units.show(result.mean)} ± {units.show(result.ci95)}"
+            line = [name, units.heading, value, "", ""]
+            paired = run is not base and run.episodes == base.episodes
+            if paired and beside is not None and result.metric == beside.metric:
+                over = over_episodes(result.values - beside.values, result.group)
+                ends = ", ".join(units.show(v, "+") for v in over.ci95 or ())
+                line[3] = f"{units.show(over.mean, '+')} [{ends}]"
+                line[4] = "-" if over.p_value is None else f"{over.p_value:.2g}"
+            lines.append(line)
+        header = ["run", "score", protocol, "minus the first [95%]", "p"]
+        shown = 5 if any(line[3] for line in lines) else 3
+        blocks += [*aligned(header[:shown], [line[:shown] for line in lines]), ""]
+    return "\n".join([*blocks, *textwrap.wrap(OVER_EPISODES, WIDTH)])
 
 
 def check_lake(config: TrainConfig) -> None:

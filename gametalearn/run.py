@@ -35,7 +35,7 @@ from gametalearn.scores import SCORES, Score, ScoreLike, as_score, default_score
 from gametalearn.update import meta_rate
 from gametalearn.weighting import Rule, shared_columns
 
-__all__ = ["Outer", "Parts", "Run", "outer_of", "start"]
+__all__ = ["Outer", "Parts", "Run", "Watch", "outer_of", "start"]
 
 Scheduler = Any
 """Anything with ``step()`` and ``state_dict()``; torch has no common class of all its schedulers."""
@@ -165,6 +165,10 @@ class Run:
         with torch.no_grad():
             for name, value in values.items():
                 self.meta[name].copy_(value)
+
+
+Watch = Callable[[Run, dict[str, Any]], None]
+"""Is told of each line of ``metrics.jsonl``, after it was written."""
 
 
 @dataclass

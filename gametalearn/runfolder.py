@@ -28,7 +28,7 @@ from gametalearn.provenance import (
     relocated,
     same_run,
 )
-from gametalearn.run import Outer, Parts, Run, start
+from gametalearn.run import Outer, Parts, Run, Watch, start
 from gametalearn.scores import SCORES, ScoreLike, default_score
 from gametalearn.settings import read_toml
 
@@ -323,9 +323,13 @@ def _misfit(file: Path, error: Exception) -> InputError:
 
 
 class Metrics:
-    """``metrics.jsonl``, a line per log step; nothing without an output folder."""
+    """``metrics.jsonl``, a line per log step; nothing without an output folder.
 
-    def __init__(self, run: Run) -> None:
+    What is to ``watch`` the run is told of each line, with a folder or without.
+    """
+
+    def __init__(self, run: Run, watch: Watch | None = None) -> None:
+        self._run, self._watch = run, watch
         self._file = None if run.out is None else run.out / "metrics.jsonl"
         self._stream: IO[bytes] | None = None
 
@@ -356,6 +360,8 @@ class Metrics:
             with self._explained():
                 self._stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
                 self._stream.flush()
+        if self._watch is not None and self._run.team.first:
+            self._watch(self._run, record)
 
     def sync(self) -> int:
         """Bring the lines to the disk; the file's length."""

@@ -15,6 +15,7 @@ from typing import Any
 from gametalearn.statistics import FEWEST, LEVEL, seeds_needed, verdict
 
 __all__ = [
+    "WIDTH",
     "Units",
     "aligned",
     "needed",
@@ -54,6 +55,11 @@ class Units:
         """Those of a comparison: four significant digits of the largest mean, or hundredths of 1%."""
         name, percent = results["metric"]["name"], results["metric"]["format"] == "percent"
         largest = max(abs(float(entry[name])) for entry in results["rules"].values())
+        return cls.fitting(name, percent, largest)
+
+    @classmethod
+    def fitting(cls, name: str, percent: bool, largest: float) -> Units:
+        """Those of values up to ``largest``."""
         digits = 3 - math.floor(math.log10(largest)) if largest > 0 else 3
         return cls(name, percent, 2 if percent else min(max(digits, 0), 9))
 

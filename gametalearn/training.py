@@ -24,7 +24,7 @@ from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.losses import Loss, default_loss
 from gametalearn.progress import interruptible, shown
 from gametalearn.provenance import verified
-from gametalearn.run import Outer, Parts, Run, outer_of, start
+from gametalearn.run import Outer, Parts, Run, Watch, outer_of, start
 from gametalearn.runfolder import Metrics, claim, restore, save, save_best
 from gametalearn.scores import ScoreLike, default_score
 from gametalearn.update import apply_update, clip
@@ -50,6 +50,7 @@ def train(
     label: str = "train",
     team: Team = ALONE,
     moved: bool = False,
+    watch: Watch | None = None,
 ) -> Run:
     """Meta-train a model; continue where an interrupted run of the same settings stopped.
 
@@ -81,6 +82,10 @@ def train(
             may go on with another number of them.
         moved: the folders of images of the run in ``out`` have moved to where ``config`` says. They
             must hold what they held; the run remembers their new place.
+        watch: ``watch(run, record)`` is called with each line of ``metrics.jsonl``, a dictionary of
+            plain values, as soon as it is written: for TensorBoard
+            (`gametalearn.tensorboard.TensorBoard`) or a tracker of your own. It must not change
+            either.
 
     Returns:
         The finished `Run`, its model with the latest weights; `Run.load_best` takes the weights
@@ -94,7 +99,7 @@ def train(
     parts = Parts(model, source, validation, learner, rule, loss, score, optimizer)
     return train_parts(
         config, parts, out, overwrite=overwrite, progress=progress, label=label, team=team,
-        moved=moved,
+        moved=moved, watch=watch,
     )  # fmt: skip
 
 
@@ -108,6 +113,7 @@ def train_parts(
     label: str = "train",
     team: Team = ALONE,
     moved: bool = False,
+    watch: Watch | None = None,
 ) -> Run:
     """`train`, with what is handed in as one object."""
     config = team.on_first(lambda: parts.named(config))
@@ -125,7 +131,7 @@ def train_parts(
         if saved:
             team.everywhere(lambda: restore(run, outer, saved))
         if run.iteration < config.iterations:
-            metrics = stack.enter_context(Metrics(run))
+            metrics = stack.enter_context(Metrics(run, watch))
             interrupted = stack.enter_context(interruptible())
             if progress and team.size > 1 and team.first:
                 print(

@@ -28,6 +28,7 @@ ORDER = [
     "comparison figures",
     "cautions public",
     "report",
+    "tensorboard",
     "commands",
     "cli",
     "__main__",

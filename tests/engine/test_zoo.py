@@ -50,8 +50,8 @@ def batch_of(shape: tuple[int, ...], whole: bool = False, each: int = 1) -> Task
     return TaskBatch(x, y, z, y, torch.zeros(2, dtype=torch.int64))
 
 
-def independent_rows(model: nn.Module, batch: TaskBatch) -> Tensor:
-    """MAML's rows of second order, without this package."""
+def independent_rows(model: nn.Module, batch: TaskBatch, first_order: bool = False) -> Tensor:
+    """MAML's rows, without this package."""
 
     own = [(m, dict(m._parameters)) for m in model.modules()]
 
@@ -81,7 +81,7 @@ def independent_rows(model: nn.Module, batch: TaskBatch) -> Tensor:
             for n, p in model.named_parameters()
             if p.requires_grad
         }
-        grads = derivative(loss(meta, x, y), meta, True)
+        grads = derivative(loss(meta, x, y), meta, not first_order)
         adapted = {n: p - RATE * g for (n, p), g in zip(meta.items(), grads, strict=True)}
         row = derivative(loss(adapted, query_x, query_y), meta, False)
         rows.append(torch.cat([r.flatten() for r in row]))
@@ -370,6 +370,7 @@ class Member:
             mode is left out.
         draws: whether it draws random numbers in train mode.
         each: examples of a class.
+        first_order: whether an operation of it has no second derivative.
     """
 
     make: Callable[[], nn.Module]
@@ -379,6 +380,7 @@ class Member:
     whole: bool = False
     draws: bool = False
     each: int = 1
+    first_order: bool = False
 
 
 IMAGE = (1, 6, 6)
@@ -445,7 +447,8 @@ TORCHVISION = {
     "resnet50": Member(lambda: models.resnet50(num_classes=WAYS), (3, 32, 32), None, ""),
     "densenet121": Member(lambda: models.densenet121(num_classes=WAYS), (3, 32, 32), None, ""),
     "mobilenet_v3_small": Member(
-        lambda: models.mobilenet_v3_small(num_classes=WAYS), (3, 32, 32), "random", "", draws=True
+        lambda: models.mobilenet_v3_small(num_classes=WAYS), (3, 32, 32), "random", "", draws=True,
+        first_order=True,  # torch has no second derivative of hardsigmoid
     ),
     "efficientnet_b0": Member(
         lambda: models.efficientnet_b0(num_classes=WAYS), (3, 32, 32), "random", "", draws=True
@@ -483,7 +486,7 @@ def compare(member: Member, mode: str, oracle: bool = True) -> None:
     model, batch = made(member, mode), batch_of(member.shape, member.whole, member.each)
     looped = cast(str, getattr(member, mode))
     draws = member.draws and mode == "train"
-    learner = MAML(RATE, 1)
+    learner = MAML(RATE, 1, member.first_order)
 
     def results(method: str) -> TaskGradients:
         torch.manual_seed(1)
@@ -504,7 +507,7 @@ def compare(member: Member, mode: str, oracle: bool = True) -> None:
     assert distance(first, loop) <= BOUND
     assert distance(again, loop) <= BOUND
     if oracle and not draws:
-        expected = independent_rows(model, batch)
+        expected = independent_rows(model, batch, member.first_order)
         assert (loop.rows - expected).abs().max() <= BOUND * expected.abs().max()
 
 
@@ -532,6 +535,16 @@ def test_models_that_take_long_to_trace(member: Member, mode: str) -> None:
 @pytest.mark.parametrize(("member", "mode"), modes_of(TORCHVISION))
 def test_models_of_torchvision(member: Member, mode: str) -> None:
     compare(member, mode)
+
+
+@pytest.mark.parametrize("method", ["auto", "loop", "replay"])
+def test_without_a_second_derivative_it_says_so(method: Any) -> None:
+    model, batch = images(nn.Hardsigmoid()).double(), batch_of(IMAGE)
+    with left_alone(model), pytest.raises(InputError, match="no second derivative of hardsigmoid"):
+        meta_gradients(model, batch, MAML(RATE, 1), method=method)
+    got = meta_gradients(model, batch, MAML(RATE, 1, first_order=True), method=method)
+    expected = independent_rows(model, batch, first_order=True)
+    assert (got.rows - expected).abs().max() <= BOUND * expected.abs().max()
 
 
 def test_a_norm_whose_weight_becomes_zero_before_a_pooling() -> None:

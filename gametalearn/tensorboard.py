@@ -1,0 +1,99 @@
+"""``--tensorboard``: what `gametalearn.train` logs, as TensorBoard shows it.
+
+Needs the extra ``tensorboard``. Nothing is imported before the first line is logged.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gametalearn.episodes import EpisodeSampler, draw
+from gametalearn.errors import InputError
+from gametalearn.report import contact_sheet
+from gametalearn.run import Run
+
+__all__ = ["TensorBoard"]
+
+SHEET = 4
+"""Tasks of the first meta-batch that are drawn."""
+
+
+class TensorBoard:
+    """Writes each line of ``metrics.jsonl`` to ``RUN/tensorboard``; hand it in as ``train(watch=)``.
+
+    Scalars of loss, score, validation, objectives and diagnostics; the tasks' raw and effective
+    weights as histograms; and, once, the first tasks of the first meta-batch as images. A run that
+    goes on replaces what it had logged since its checkpoint.
+
+    Raises:
+        InputError: TensorBoard is not installed, or the run has no folder.
+    """
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise InputError(
+                "`tensorboard`: TensorBoard is not installed; pip install tensorboard, or leave it out"
+            )
+        self._writers: dict[Path, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_writers": {}}  # each process of `compare --jobs` opens its own files
+
+    def __call__(self, run: Run, record: Mapping[str, Any]) -> None:
+        """Log one line of ``metrics.jsonl``."""
+        step = int(record["iteration"])
+        writer = self._writer(run, step)
+        for name, value in _scalars(record):
+            writer.add_scalar(name, value, step)
+        for kind in ("raw", "effective"):
+            if record[kind]:
+                writer.add_histogram(f"weights/{kind}", np.asarray(record[kind]), step)
+        writer.flush()
+
+    def _writer(self, run: Run, step: int) -> Any:
+        if run.out is None:
+            raise InputError("tensorboard: its files stand in the run's folder; give `out`")
+        folder = run.out / "tensorboard"
+        if folder not in self._writers:
+            from torch.utils.tensorboard import SummaryWriter
+
+            for writer in self._writers.values():  # a comparison trains one run after another
+                writer.close()
+            self._writers = {folder: SummaryWriter(folder, purge_step=step)}
+            if step == 1 and (sheet := _sheet(run)) is not None:
+                self._writers[folder].add_image("first meta-batch", sheet, 1, dataformats="HWC")
+        return self._writers[folder]
+
+
+def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The single finite numbers of a record by their path, such as ``validation/accuracy``."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and math.isfinite(value) and key != "iteration":
+            yield f"{prefix}{key}", float(value)
+
+
+def _sheet(run: Run) -> np.ndarray[Any, Any] | None:
+    """The first tasks of the first meta-batch, ``(H, W, C)``; None where they are no images."""
+    from gametalearn.build import stream_seed
+
+    source = run.source.with_seed(stream_seed(run.config.seed, "train"))
+    batch = draw(source, run.config.meta_batch, slice(0, SHEET))
+    if batch.support_x.dim() != 5 or batch.support_x.shape[2] not in (1, 3):
+        return None
+    names = None
+    if isinstance(source, EpisodeSampler) and batch.classes is not None:
+        names = [[source.dataset.classes[c] for c in task] for task in batch.classes.tolist()]
+    with tempfile.TemporaryDirectory() as folder:
+        file = contact_sheet(batch, Path(folder) / "sheet.png", run.config.ways, names)
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))
