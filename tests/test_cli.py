@@ -9,17 +9,11 @@ import pytest
 
 import gametalearn
 from gametalearn import DynamicWeightAverage, GradNorm
-from gametalearn.cli import main
 from gametalearn.run import Parts, outer_of
 from gametalearn.runfolder import load_run
+from tests.support.commands import run
 
 TINY = "--dataset sinusoid --iterations 4 --meta-batch 2 --hidden 8 --validation-episodes 3 --quiet"
-
-
-def run(capsys, command, *more):
-    code = main([*command.split(), *map(str, more)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_train_evaluate_and_resume(capsys, tmp_path):

@@ -2,28 +2,15 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from gametalearn.comparison import compare
 from gametalearn.config import TrainConfig
 from gametalearn.errors import InputError
 from gametalearn.gradients import meta_gradients
 from gametalearn.report import plot_comparison
-from gametalearn.runfolder import load_run
 from gametalearn.stored import earlier_looks, read_results
-
-
-def tiny(**given):
-    settings = {"iterations": 6, "meta_batch": 4, "hidden": 8, "validation_episodes": 4}
-    settings |= {"log_every": 1, "validate_every": 3}
-    return TrainConfig.of("sinusoid", **{**settings, **given})
-
-
-def untimed(folder):
-    results = json.loads((folder / "results.json").read_text())
-    for rule in results["rules"].values():
-        for seed in rule["seeds"]:
-            del seed["seconds"]
-    return results
+from tests.support.runs import tiny, untimed, weights
 
 
 def test_rules_differ_in_nothing_but_the_rule(tmp_path):
@@ -61,13 +48,16 @@ def test_two_processes_find_what_one_does(tmp_path, capsys):
 
 def test_what_is_finished_is_not_trained_again(tmp_path, monkeypatch):
     compare(tiny(), ["uniform"], 1, 5, tmp_path, progress=False)
-    before = load_run(tmp_path / "uniform" / "seed0", "latest").meta
+    before = weights(tmp_path / "uniform" / "seed0")
     monkeypatch.setattr("gametalearn.training.meta_gradients", None)  # training would fail
     again = compare(tiny(), ["uniform"], 1, 5, tmp_path, progress=False)
     assert again.as_dict()["rules"]["uniform"]["seeds"][0]["seed"] == 0
     monkeypatch.undo()
     compare(tiny(), ["uniform", "norm-control"], 2, 5, tmp_path, progress=False)
-    assert before.keys() == load_run(tmp_path / "norm-control" / "seed1").meta.keys()
+    after = weights(tmp_path / "uniform" / "seed0")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    other = weights(tmp_path / "norm-control" / "seed1")
+    assert not all(torch.equal(value, other[name]) for name, value in before.items())
     with pytest.raises(InputError, match="other settings"):
         compare(tiny(inner_lr=0.5), ["uniform"], 1, 5, tmp_path, progress=False)
 

@@ -10,19 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gametalearn import Diagnostics, InputError, TaskGradients, Weights, diagnose, make_rule
+from gametalearn import Diagnostics, InputError, Weights, diagnose, make_rule
 from gametalearn.diagnostics import cosine_matrix, effective_tasks, negative_share
-
-
-def record(rows: Tensor, group: list[int] | None = None) -> TaskGradients:
-    tasks = len(rows)
-    return TaskGradients(
-        rows,
-        rows,
-        torch.ones(tasks),
-        torch.full((tasks,), 0.5),
-        torch.tensor(group or [0] * tasks),
-    )
+from tests.support.records import record
 
 
 def weighted(effective: Tensor) -> Weights:
@@ -41,7 +31,7 @@ def test_equals_numpy(scale: float) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(6, 40, generator=generator)
     weights = torch.tensor([0.3, -0.1, 0.2, 0.1, -0.2, 0.1])
-    found = diagnose(record(rows * scale, GROUPS), weighted(weights))
+    found = diagnose(record(rows * scale, group=GROUPS), weighted(weights))
     g, e = rows.double().numpy(), weights.double().numpy()
     update, mean = e @ g, g.mean(0)
     expected = np.array([[cosine(a, b) for b in g] for a in g])
@@ -96,7 +86,7 @@ def test_records_are_json_without_nan(rule: str, kind: str) -> None:
         rows = torch.cat([rows, -rows])
     elif kind == "one zero row":
         rows[2] = 0
-    gradients = record(rows, [i % 2 for i in range(len(rows))])
+    gradients = record(rows, group=[i % 2 for i in range(len(rows))])
     found = diagnose(gradients, make_rule(rule, objectives=2)(gradients))
     line = json.dumps(found.as_record(), allow_nan=False)
     again = json.loads(line)

@@ -13,6 +13,7 @@ from gametalearn.data import Sinusoid
 from gametalearn.disagreement import Disagreement, Kind
 from gametalearn.episodes import Source
 from gametalearn.training import train
+from tests.support import runs
 
 KINDS: list[Kind] = ["shuffled", "permuted", "contradictory"]
 
@@ -124,9 +125,7 @@ def test_bad_settings_are_named() -> None:
 
 
 def tiny(**given: Any) -> TrainConfig:
-    settings: dict[str, Any] = {"iterations": 6, "meta_batch": 5, "hidden": 6, "log_every": 1}
-    settings |= {"validation_episodes": 2, "validate_every": 6, "checkpoint_every": 2}
-    return TrainConfig.of("sinusoid", **{**settings, **given})
+    return runs.tiny(**{"meta_batch": 5, "hidden": 6, "validate_every": 6, **given})
 
 
 def test_only_training_tasks_are_spoiled() -> None:

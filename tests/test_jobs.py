@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -18,6 +17,7 @@ import gametalearn
 from gametalearn.cli import main
 from gametalearn.config import TrainConfig
 from gametalearn.jobs import commands_of, place_of, runs_of
+from tests.support.runs import untimed
 
 ROOT = Path(gametalearn.__file__).parents[1]
 
@@ -116,15 +116,6 @@ def plan_of(capsys: Any, out: str) -> str:
     return text
 
 
-def untimed(folder: str) -> Any:
-    found = json.loads((Path(folder) / "results.json").read_text())
-    for rule in found["rules"].values():
-        for seed in rule["seeds"]:
-            del seed["seconds"]
-    del found["environment"]["command"]
-    return found
-
-
 def test_planned_runs_are_collected_and_equal_a_comparison(shell: Path, capsys: Any) -> None:
     program(REAL)
     plan = plan_of(capsys, "a")
@@ -135,7 +126,7 @@ def test_planned_runs_are_collected_and_equal_a_comparison(shell: Path, capsys: 
     assert main([*TINY.split(), "--out", "a"]) == 0
     assert all(p.stat().st_mtime_ns == t for p, t in trained.items())
     assert main([*TINY.split(), "--out", "b"]) == 0
-    assert untimed("a") == untimed("b")
+    assert untimed(Path("a")) == untimed(Path("b"))
     capsys.readouterr()
     assert main([*TINY.split(), "--inner-lr", "0.5", "--out", "a"]) == 2  # what does not fit
     assert "other settings (inner_lr)" in capsys.readouterr().err

@@ -11,20 +11,14 @@ import torch
 from PIL import Image
 
 from gametalearn import GradNorm
-from gametalearn.cli import main
 from gametalearn.data import load_dataset
 from gametalearn.run import Parts, outer_of
 from gametalearn.runfolder import load_run
+from tests.support.commands import run
 
 TINY = "--hidden 4 --queries 2 --inner-steps 1 --test-steps 1 --meta-batch 4 --log-every 1"
 TINY += " --validation-episodes 4 --threads 1 --quiet"
 SEVEN = ("uniform", "gradnorm", "uncertainty", "uncertainty-positive", "dwa", "dtp", "agreement")
-
-
-def run(capsys, command, *more):
-    code = main([*command.split(), *map(str, more)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def metrics(place):

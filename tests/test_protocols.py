@@ -21,6 +21,7 @@ from gametalearn.protocols import (
     write_evaluations,
     write_lake,
 )
+from tests.support.commands import run
 
 NAMES: list[Any] = ["transductive", "inductive", "query-at-a-time"]
 
@@ -129,12 +130,6 @@ def test_lake_refuses_runs_that_do_not_fit(given: dict[str, Any], message: str) 
     check_lake(TrainConfig.of("omniglot", ways=20, split="lake"))
     with pytest.raises(InputError, match=message):
         check_lake(TrainConfig.of(**{"dataset": "omniglot", "ways": 20, **given}))
-
-
-def run(capsys: Any, command: str, *more: Any) -> tuple[int, str, str]:
-    code = main([*command.split(), *map(str, more)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 TINY = "--iterations 2 --meta-batch 2 --hidden 8 --validation-episodes 2 --quiet --threads 1"

@@ -27,19 +27,12 @@ from gametalearn.gradients import meta_gradients
 from gametalearn.images import ClassImages
 from gametalearn.report import contact_sheet
 from gametalearn.runfolder import load_run
+from tests.support.runs import assert_same_run
 
 FLAGS = "--dataset sinusoid --meta-batch 3 --hidden 8 --rule agreement --threads 1 --quiet"
 FLAGS += " --log-every 1 --validate-every 20 --validation-episodes 3 --checkpoint-every 4"
 SLOW = pytest.mark.slow
 TRAIN = ["train", *FLAGS.split(), "--iterations", "60", "--out"]
-
-
-def lines(folder):
-    """metrics.jsonl without timings."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        del record["seconds"]
-    return records
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +41,6 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert main([*TRAIN, str(folder)]) == 0
     return folder
-
-
-def assert_same_run(folder, whole):
-    assert lines(folder) == lines(whole)
-    for file in ("checkpoint.pt", "best.pt"):
-        a, b = load_checkpoint(folder / file)["meta"], load_checkpoint(whole / file)["meta"]
-        assert all(torch.equal(a[name], value) for name, value in b.items())
 
 
 def refused(capsys, *words):

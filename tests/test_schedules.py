@@ -11,6 +11,7 @@ from gametalearn.gradients import meta_gradients
 from gametalearn.schedules import PHASES, learner_at, step_weights
 from gametalearn.training import train
 from gametalearn.update import meta_rate
+from tests.support import runs
 
 
 def test_rates_that_do_not_end_at_zero() -> None:
@@ -52,9 +53,9 @@ def test_the_learner_of_an_iteration() -> None:
 
 
 def tiny(**given: Any) -> TrainConfig:
-    settings: dict[str, Any] = {"iterations": 6, "meta_batch": 2, "hidden": 6, "inner_steps": 2}
-    settings |= {"validation_episodes": 2, "validate_every": 6, "checkpoint_every": 2}
-    return TrainConfig.of("sinusoid", **{**settings, **given})
+    return runs.tiny(
+        **{"meta_batch": 2, "hidden": 6, "inner_steps": 2, "validate_every": 6, **given}
+    )
 
 
 PLUS = {

@@ -34,6 +34,8 @@ from gametalearn.evaluation import Evaluation
 from gametalearn.protocols import evaluate_all, write_evaluations
 from gametalearn.report import plot_comparison
 from gametalearn.scores import default_score
+from tests.support import runs
+from tests.support.runs import lines, untimed
 
 # F.l1_loss and forwards that draw random numbers are looped over
 pytestmark = pytest.mark.filterwarnings("ignore:.*computed task by task")
@@ -202,24 +204,7 @@ def test_more_ways_than_outputs(images: EpisodeSampler) -> None:
 
 
 def tiny(**given: Any) -> TrainConfig:
-    settings = {"iterations": 6, "meta_batch": 4, "hidden": 8, "validation_episodes": 4}
-    settings |= {"log_every": 1, "validate_every": 2, "checkpoint_every": 3, "threads": 1}
-    return TrainConfig.of("sinusoid", **{**settings, **given})
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        del record["seconds"]
-    return records
-
-
-def untimed(folder: Path) -> Any:
-    results = json.loads((folder / "results.json").read_text())
-    for rule in results["rules"].values():
-        for seed in rule["seeds"]:
-            del seed["seconds"]
-    return results
+    return runs.tiny(**{"validate_every": 2, "checkpoint_every": 3, "threads": 1, **given})
 
 
 def huber(p: Tensor, t: Tensor) -> Tensor:

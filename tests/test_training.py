@@ -1,5 +1,4 @@
 import itertools
-import json
 import os
 import random
 import signal
@@ -21,32 +20,14 @@ from gametalearn.run import Parts, start
 from gametalearn.runfolder import load_run
 from gametalearn.training import train
 from gametalearn.weighting import RULES
+from tests.support import runs
+from tests.support.runs import assert_same_run, lines
 
 
 def tiny(**given):
-    settings = {"iterations": 12, "meta_batch": 3, "hidden": 8, "validation_episodes": 5}
-    settings |= {"log_every": 1, "validate_every": 4, "checkpoint_every": 5}
-    return TrainConfig.of("sinusoid", **{**settings, **given})
-
-
-def lines(folder):
-    """metrics.jsonl without timings."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        del record["seconds"]
-    return records
-
-
-def weights(folder, file="checkpoint.pt"):
-    return load_checkpoint(folder / file)["meta"]
-
-
-def assert_same_run(a, b):
-    assert lines(a) == lines(b)
-    for file in ("checkpoint.pt", "best.pt"):
-        first, second = weights(a, file), weights(b, file)
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[name], second[name]) for name in first)
+    settings = {"iterations": 12, "meta_batch": 3, "validate_every": 4, "checkpoint_every": 5}
+    settings |= {"validation_episodes": 5}
+    return runs.tiny(**{**settings, **given})
 
 
 def test_one_iteration_of_uniform_sgd_is_a_step_along_the_mean_row():

@@ -16,13 +16,13 @@ from gametalearn import (
     GradientAgreement,
     InputError,
     NormControl,
-    TaskGradients,
     agreement_weights,
     agreement_weights_from_gramian,
 )
 from gametalearn.weighting import agreement as agreement_module
 from gametalearn.weighting import vectors as vectors_module
 from gametalearn.weighting.vectors import gramian, update_length
+from tests.support.records import record
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float64, torch.float32, *HALF)
@@ -31,17 +31,6 @@ DTYPES = (torch.float64, torch.float32, *HALF)
 def rows(tasks: int, parameters: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(tasks, parameters, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def record(gradients: Tensor, updates: Tensor | None = None) -> TaskGradients:
-    tasks = len(gradients)
-    return TaskGradients(
-        rows=gradients,
-        updates=gradients if updates is None else updates,
-        loss=torch.ones(tasks),
-        score=torch.full((tasks,), 0.5),
-        group=torch.zeros(tasks, dtype=torch.int64),
-    )
 
 
 def double_loop(gradients: Tensor, normalize: bool = False) -> list[float]:
@@ -437,7 +426,7 @@ def test_update_length(scale: float) -> None:
 
 def test_rule_weighs_rows_or_updates() -> None:
     gradients, updates = rows(5, 20), rows(5, 20, seed=1)
-    both = record(gradients, updates)
+    both = record(gradients, updates=updates)
     weights = GradientAgreement()(both)
     assert torch.equal(weights.effective, agreement_weights(gradients))
     assert torch.equal(weights.raw, weights.effective)

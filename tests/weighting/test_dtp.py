@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from gametalearn import DynamicTaskPrioritization, InputError, TaskGradients, make_rule
+from tests.support import records
 
 
 def record(score: list[float], group: list[int] | None = None) -> TaskGradients:
-    tasks = len(score)
-    rows = torch.ones(tasks, 3, dtype=torch.float64)
-    groups = torch.arange(tasks) if group is None else torch.tensor(group)
-    return TaskGradients(rows, rows, torch.ones(tasks), torch.tensor(score).double(), groups)
+    """An objective for each task, unless ``group`` says more."""
+    own = range(len(score)) if group is None else group
+    return records.record(score=torch.tensor(score).double(), group=list(own))
 
 
 def test_equals_the_formula_over_a_moving_average() -> None:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from gametalearn import DynamicWeightAverage, InputError, TaskGradients
+from tests.support import records
 
 torchjd = pytest.importorskip("torchjd.scalarization")
 F64 = torch.float64
 
 
 def record(loss: Tensor, group: list[int] | None = None) -> TaskGradients:
-    tasks = len(loss)
-    rows = torch.ones(tasks, 3, dtype=loss.dtype)
-    groups = torch.arange(tasks) if group is None else torch.tensor(group)
-    return TaskGradients(rows, rows, loss, torch.full((tasks,), 0.5), groups)
+    """An objective for each task, unless ``group`` says more."""
+    own = range(len(loss)) if group is None else group
+    return records.record(loss=loss, group=list(own))
 
 
 @pytest.mark.parametrize("period", [1, 5])

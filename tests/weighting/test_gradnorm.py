@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gametalearn import GradNorm, InputError, TaskGradients, shared_columns
 from gametalearn.models import MLP, Conv4, ResNet12
 from gametalearn.weighting.gradnorm import weight_gradient
+from tests.support.records import record
 
 F64 = torch.float64
 
@@ -125,7 +126,7 @@ def test_alpha_zero_drives_gradient_norms_to_equality() -> None:
 def test_alpha_zero_inverts_constant_gradient_norms() -> None:
     """The same where the model does not move: w = (200, 2) / 101."""
     rule = GradNorm(2, alpha=0.0, lr=1e-3)
-    gradients = record(torch.tensor([[1.0, 0.0], [0.0, 100.0]]), [1.0, 100.0], [0, 1])
+    gradients = record(torch.tensor([[1.0, 0.0], [0.0, 100.0]]), loss=[1.0, 100.0], group=[0, 1])
     for _ in range(3000):
         raw = rule(gradients).raw
     torch.testing.assert_close(raw, torch.tensor([200 / 101, 2 / 101]), rtol=0.02, atol=0)
@@ -141,19 +142,12 @@ def test_values_to_check_by_hand() -> None:
     assert close.sign().tolist() == [1.0, -1.0]
 
 
-def record(rows: Tensor, loss: list[float], group: list[int]) -> TaskGradients:
-    tasks = len(rows)
-    return TaskGradients(
-        rows, rows, torch.tensor(loss), torch.full((tasks,), 0.5), torch.tensor(group)
-    )
-
-
 def test_the_norm_is_that_of_the_mean_over_an_objectives_tasks() -> None:
     """Two tasks of one objective that cancel have a gradient of length 0."""
     rule = GradNorm(2, alpha=0.0, lr=0.1)
     rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
     for _ in range(3):
-        weights = rule(record(rows, [1.0, 1.0, 1.0], [0, 0, 1]))
+        weights = rule(record(rows, loss=[1.0, 1.0, 1.0], group=[0, 0, 1]))
     # n = (0, 1): the first weight has no effect, the second is pulled down to the mean.
     assert weights.raw[0] > 1 > weights.raw[1]
 
@@ -170,8 +164,8 @@ def test_only_the_shared_columns_count() -> None:
         rule, other = GradNorm(2, columns=columns), GradNorm(2)
         for step in range(5):
             loss = [1.0, 1.0 / (step + 1)]
-            weights = rule(record(rows, loss, [0, 1]))
-            assert torch.equal(weights.raw, other(record(part, loss, [0, 1])).raw)
+            weights = rule(record(rows, loss=loss, group=[0, 1]))
+            assert torch.equal(weights.raw, other(record(part, loss=loss, group=[0, 1])).raw)
     assert "columns" not in rule.state_dict()
 
 
@@ -179,7 +173,7 @@ def test_weights_stay_positive_at_any_rate() -> None:
     rule = GradNorm(2, alpha=0.0, lr=5.0, floor=0.01, optimizer="sgd")
     rows = torch.tensor([[1.0], [1000.0]])
     for _ in range(20):
-        raw = rule(record(rows, [1.0, 1.0], [0, 1])).raw
+        raw = rule(record(rows, loss=[1.0, 1.0], group=[0, 1])).raw
         assert (raw > 0).all()
         assert float(raw.sum()) == pytest.approx(2)
 
@@ -188,14 +182,14 @@ def test_losses_and_gradients_that_vanish() -> None:
     rule = GradNorm(2, alpha=1.5)
     for loss in ([0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]):
         for rows in (torch.zeros(2, 3), torch.ones(2, 3)):
-            weights = rule(record(rows, loss, [0, 1]))
+            weights = rule(record(rows, loss=loss, group=[0, 1]))
             assert torch.isfinite(weights.raw).all()
             assert float(weights.raw.sum()) == pytest.approx(2)
 
 
 def test_negative_losses_are_refused() -> None:
     with pytest.raises(InputError, match=r"loss of task 1 \(objective 1\) is negative"):
-        GradNorm(2)(record(torch.ones(2, 3), [1.0, -1.0], [0, 1]))
+        GradNorm(2)(record(torch.ones(2, 3), loss=[1.0, -1.0], group=[0, 1]))
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from gametalearn import InputError, TaskGradients, UncertaintyWeighting
+from tests.support import records
 
 torchjd = pytest.importorskip("torchjd.scalarization")
 F64 = torch.float64
 
 
 def record(loss: Tensor) -> TaskGradients:
-    tasks = len(loss)
-    rows = torch.ones(tasks, 3, dtype=loss.dtype)
-    return TaskGradients(rows, rows, loss, torch.full((tasks,), 0.5), torch.arange(tasks))
+    """An objective for each task."""
+    return records.record(loss=loss, group=list(range(len(loss))))
 
 
 def losses(steps: int, objectives: int = 4) -> Tensor:
