@@ -157,7 +157,9 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
             raise InputError(
                 "train: give --out RUN, the folder that keeps the model, or --resume RUN"
             )
-        config, there = config_of(args), args.out / "config.toml"
+        # without a rule its options would pass, as in a comparison of several
+        rule = args.rule or TrainConfig.rule
+        config, there = config_of(args, rule=rule), args.out / "config.toml"
         if args.threads is None and there.exists():  # torchrun has another default
             config = dataclasses.replace(config, threads=read_toml(there).get("threads", 0))
         return config, args.out

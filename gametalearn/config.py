@@ -10,9 +10,9 @@ from typing import Any, Self
 from gametalearn import registry
 from gametalearn.errors import InputError
 from gametalearn.places import absolute
-from gametalearn.settings import check, setting, settings_of
+from gametalearn.settings import check, refuse_unused, setting, settings_of, unmet
 
-__all__ = ["DEFAULTS", "TrainConfig", "default_text"]
+__all__ = ["DEFAULTS", "RESUMABLE", "TrainConfig", "default_text"]
 
 _SMALL = {
     "model": "conv4", "hidden": 64, "pool": "stride",
@@ -46,6 +46,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 EPISODES, MODEL, OUTER, MACHINE = "episodes", "model and inner loop", "outer loop", "machine"
 """Groups of flags."""
 
+IMAGES = ("glyphs", "omniglot", "mini-imagenet", "folder")
+"""Built-in data sets that `EpisodeSampler` draws from."""
+
+OF_OBJECTIVES = ("gradnorm", "uncertainty", "uncertainty-positive", "dwa", "dtp")
+"""Built-in rules that weight objectives; the others weight tasks."""
+
+IMPOSSIBLE = ("learner", "meta_schedule")
+"""Settings that others must never be at odds with. What the rest have no use for is refused where a
+user gives it, and stands in the files of older runs."""
+
 
 # fmt: off
 @dataclass(frozen=True)
@@ -69,27 +79,29 @@ class TrainConfig:
         "", "how classes are split into training, validation and test: lake or maml for omniglot",
         EPISODES, shown="the data set's own")
     rotations: bool = setting(
-        False, "omniglot: add each training class turned by 90, 180 and 270 degrees as a class of "
-        "its own", EPISODES)
+        False, "add each training class turned by 90, 180 and 270 degrees as a class of its own",
+        EPISODES, needs={"dataset": ("omniglot",)})
     image_size: int = setting(
         0, "side in pixels that images are resized to; 0 is the data set's own, 28 for glyphs, "
-        "omniglot and several data sets, 84 for mini-imagenet and folders", EPISODES, least=0)
+        "omniglot and several data sets, 84 for mini-imagenet and folders", EPISODES, least=0,
+        needs={"dataset": IMAGES})
     channels: int = setting(
         0, "1 for grayscale, 3 for RGB; 0 is the data set's own, 1 for glyphs, omniglot and several "
-        "data sets, 3 for mini-imagenet and folders", EPISODES, least=0)
+        "data sets, 3 for mini-imagenet and folders", EPISODES, least=0, needs={"dataset": IMAGES})
     objectives: str = setting(
         "dataset", "each data set is one objective, or each alphabet or script (group), from which "
-        "all classes of an episode then come", EPISODES, choices=("dataset", "group"))
+        "all classes of an episode then come", EPISODES, choices=("dataset", "group"),
+        needs={"dataset": IMAGES})
     share: str = setting(
-        "fixed", "tasks of several data sets in a meta-batch: equal numbers, or by their classes",
-        OUTER, choices=("fixed", "proportional"))
+        "fixed", "tasks of each data set in a meta-batch: equal numbers, or by their classes",
+        OUTER, choices=("fixed", "proportional"), needs={"dataset": 1})
     disagree: float = setting(
         0.0, "share of the training tasks, in [0, 1], whose query targets are wrong", OUTER,
         least=0, most=1)
     disagree_kind: str = setting(
         "shuffled", "how they are wrong: shuffled within each task, permuted the same way in all of "
         "them, or contradictory to another task of the meta-batch", OUTER,
-        choices=("shuffled", "permuted", "contradictory"))
+        choices=("shuffled", "permuted", "contradictory"), needs={"disagree": 0})
     learner: str = setting("maml", "inner loop: {names}, or module:attribute", MODEL)
     rule: str = setting(
         "uniform", "weighting rule: {names}, torchjd:NAME for TorchJD's UPGrad, MGDA, CAGrad and "
@@ -97,19 +109,21 @@ class TrainConfig:
     rule_options: dict[str, dict[str, Any]] = setting(
         {}, "options of weighting rules; in TOML a table [rule-options.RULE]", OUTER, shown="none")
     within: str = setting(
-        "uniform", "how a rule over objectives combines the tasks of one objective", OUTER,
-        choices=("uniform", "agreement"))
+        "uniform", "how the tasks of one objective are combined", OUTER,
+        choices=("uniform", "agreement"), needs={"rule": OF_OBJECTIVES})
     shared: str = setting(
-        "", "gradnorm's shared weights, the name of a parameter or module", OUTER,
-        shown="the last shared layer")
+        "", "weights that the objectives share, the name of a parameter or module", OUTER,
+        needs={"rule": ("gradnorm",)}, shown="the last shared layer")
     model: str = setting("conv4", "network: {names}, or module:attribute", MODEL)
-    hidden: int = setting(64, "filters (conv4) or units (mlp) per layer", MODEL, least=1)
+    hidden: int = setting(
+        64, "filters or units per layer", MODEL, least=1, needs={"model": ("conv4", "mlp")})
     pool: str = setting(
-        "stride", "conv4: strided convolutions, or max-pooling", MODEL, choices=("stride", "max"))
+        "stride", "strided convolutions, or max-pooling", MODEL, choices=("stride", "max"),
+        needs={"model": ("conv4",)})
     norm: str = setting(
-        "batch", "how conv4 and resnet12 normalise features: by the batch at hand (transductive), by "
-        "the support set, by groups of channels, or not at all", MODEL,
-        choices=("batch", "support", "group", "none"))
+        "batch", "how features are normalised: by the batch at hand (transductive), by the support "
+        "set, by groups of channels, or not at all", MODEL,
+        choices=("batch", "support", "group", "none"), needs={"model": ("conv4", "resnet12")})
     protocol: str = setting(
         "auto", "how queries are normalised in validation and test; auto is what the model does",
         MODEL, choices=("auto", "transductive", "inductive"))
@@ -138,14 +152,14 @@ class TrainConfig:
     multi_step_loss: int = setting(
         0, "iterations over which the query losses after all inner steps count, the last one's more "
         "and more, as in MAML++; 0 is none", MODEL, least=0,
-        learners=("maml", "fomaml", "anil", "metasgd"))
+        learners=("maml", "fomaml", "anil", "metasgd"), needs={"inner_steps": 1})
     first_order_until: int = setting(
         0, "iterations that ignore second derivatives, as in MAML++; 0 is none", MODEL, least=0,
         learners=("maml", "anil", "metasgd"))
     constant_memory: bool = setting(
         False, "for many inner steps: memory that does not grow with them, for two to three times "
         "the time", MODEL, learners=("maml", "anil", "metasgd"))
-    iterations: int = setting(1000, "meta-updates", OUTER, least=1)
+    iterations: int = setting(1000, "meta-updates", OUTER, least=1, resumable=True)
     meta_batch: int = setting(16, "tasks per meta-update", OUTER, least=1)
     meta_lr: float = setting(3e-3, "learning rate of the outer loop", OUTER, above=0)
     meta_optimizer: str = setting(
@@ -153,8 +167,10 @@ class TrainConfig:
         OUTER)
     meta_schedule: str = setting(
         "cosine", "course of the outer rate over the run", OUTER,
-        choices=("constant", "linear", "cosine"))
-    meta_lr_final: float = setting(0.0, "outer rate that a schedule ends at", OUTER, least=0)
+        choices=("constant", "linear", "cosine"), needs={"meta_optimizer": ("adam", "sgd")})
+    meta_lr_final: float = setting(
+        0.0, "outer rate that a schedule ends at", OUTER, least=0,
+        needs={"meta_schedule": ("linear", "cosine")})
     clip_value: float = setting(
         0.0, "bound on the meta-gradient's entries; 0 is none", OUTER, least=0)
     clip_norm: float = setting(
@@ -164,16 +180,18 @@ class TrainConfig:
         "it and count it", OUTER, choices=("error", "skip"))
     seed: int = setting(
         0, "seed of initial weights and of all episodes", OUTER, least=-(2**60), most=2**60)
-    log_every: int = setting(10, "iterations between lines of metrics.jsonl", OUTER, least=1)
+    log_every: int = setting(
+        10, "iterations between lines of metrics.jsonl", OUTER, least=1, resumable=True)
     validate_every: int = setting(
-        100, "iterations between validations", OUTER, least=1,
+        100, "iterations between validations", OUTER, least=1, resumable=True,
         shown="a tenth of the run, at most 500")
     validation_episodes: int = setting(200, "episodes per validation", OUTER, least=2)
-    checkpoint_every: int = setting(100, "iterations between checkpoints", OUTER, least=1)
-    device: str = setting("cpu", "cpu, cuda or mps", MACHINE)
+    checkpoint_every: int = setting(
+        100, "iterations between checkpoints", OUTER, least=1, resumable=True)
+    device: str = setting("cpu", "cpu, cuda or mps", MACHINE, resumable=True)
     threads: int = setting(
         0, "CPU threads; results are bit-identical for equal numbers only; 0 is PyTorch's choice",
-        MACHINE, least=0)
+        MACHINE, least=0, resumable=True)
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -183,18 +201,9 @@ class TrainConfig:
         object.__setattr__(self, "dataset", absolute(self.dataset))  # it is frozen
         check(fields["dataset"], self.dataset)
         for name, field in fields.items():
-            meant = field.metadata["learners"]
-            misplaced = self.learner in registry.BUILT_IN["learner"] and self.learner not in meant
-            if meant and misplaced and getattr(self, name) != field.default:
-                raise InputError(
-                    f"`{name}` is an option of {', '.join(meant)}; got it with `learner` "
-                    f"{self.learner}, leave it out"
-                )
-        if self.meta_schedule == "constant" and self.meta_lr_final:
-            raise InputError(
-                f"`meta_lr_final` {self.meta_lr_final} is what a schedule leads to; give "
-                "`meta_schedule` linear or cosine, or leave it out"
-            )
+            other = unmet(field, vars(self), IMPOSSIBLE)
+            if other and getattr(self, name) != field.default:
+                refuse_unused(field, other, f"`{other}` {getattr(self, other)}")
         single = self.model == "mlp" and self.ways == 1
         own = self.model not in registry.BUILT_IN["model"] or registry.is_handed_in(self.dataset)
         classes = all(name in registry.BUILT_IN["dataset"] for name in self.datasets)
@@ -210,7 +219,9 @@ class TrainConfig:
         """A configuration with the data set's defaults (`DEFAULTS`) where ``given`` has no value.
 
         Raises:
-            InputError: as the class; or a part by a name that nothing stands behind.
+            InputError: as the class; a part by a name that nothing stands behind; or a value other
+                than the default of a setting that has no effect with the others. Where no ``rule``
+                is given, there may be several, and what is for some of them passes.
         """
         if unknown := given.keys() - settings_of(cls).keys():
             raise InputError(f"TrainConfig: unknown settings {', '.join(sorted(unknown))}")
@@ -220,7 +231,15 @@ class TrainConfig:
         defaults = DEFAULTS.get(dataset.split("+")[0].split(":")[0], DEFAULTS["folder"])
         values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
         values.setdefault("validate_every", max(1, min(500, values["iterations"] // 10)))
-        return cls(dataset=dataset, **values)
+        config = cls(dataset=dataset, **values)
+        for name, field in settings_of(cls).items():
+            other = unmet(field, vars(config))
+            usual = defaults.get(name, field.default)
+            if other == "rule" and given.get("rule") is None:
+                continue
+            if other and values.get(name, usual) != usual:
+                refuse_unused(field, other, f"`{other}` {getattr(config, other)}")
+        return config
 
     @property
     def datasets(self) -> list[str]:
@@ -241,8 +260,12 @@ class TrainConfig:
 
     def of_rule(self, rule: str, seed: int) -> Self:
         """The settings of one run of a comparison, with the options of its own rule alone."""
-        own = {rule: self.rule_options[rule]} if rule in self.rule_options else {}
-        return dataclasses.replace(self, rule=rule, seed=seed, rule_options=own)
+        own: dict[str, Any] = {}
+        for name, field in settings_of(self).items():
+            if unmet(field, {"rule": rule}, ("rule",)):
+                own[name] = field.default
+        options = {rule: self.rule_options[rule]} if rule in self.rule_options else {}
+        return dataclasses.replace(self, rule=rule, seed=seed, rule_options=options, **own)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:
@@ -262,6 +285,12 @@ class TrainConfig:
         """Settings out of a file; those that did not exist when it was written as they were then."""
         before = {name: field.metadata["before"] for name, field in settings_of(cls).items()}
         return {**before, **values}
+
+
+RESUMABLE = tuple(
+    name for name, field in settings_of(TrainConfig).items() if field.metadata["resumable"]
+)
+"""The settings that may change when a run goes on."""
 
 
 def default_text(field: dataclasses.Field[Any]) -> str:

@@ -36,7 +36,7 @@ from gametalearn.registry import handed_in, is_handed_in
 from gametalearn.results import Result, require_finite, write_evaluation
 from gametalearn.run import Parts, Run, Watch, outer_of, start
 from gametalearn.scores import ScoreLike, default_score
-from gametalearn.settings import parse_rule_options
+from gametalearn.settings import parse_rule_options, refuse_unused, settings_of, unmet
 from gametalearn.stored import read_evaluation
 from gametalearn.training import train_parts
 
@@ -126,21 +126,27 @@ def runs_of(
     Raises:
         InputError: seeds that are none or repeated, or options of a rule that is not there.
     """
+    given = [r if isinstance(r, str) else handed_in(r) for r in rules.values()]
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"`seeds`: one or more different seeds are needed, got {list(seeds)}")
-    if others := config.rule_options.keys() - {r for r in rules.values() if isinstance(r, str)}:
+    if others := config.rule_options.keys() - set(given):
         raise InputError(
             f"`rule_options`: given for '{min(others)}', which is not among the rules "
             f"{', '.join(rules)}"
         )
+    for name, field in settings_of(config).items():
+        if getattr(config, name) != field.default and all(
+            unmet(field, {"rule": rule}, ("rule",)) for rule in given
+        ):
+            refuse_unused(field, "rule", f"`rules` {', '.join(rules)}")
     return [
         Planned(
-            rule,
-            config.of_rule(given if isinstance(given, str) else handed_in(given), seed),
-            None if folder is None else place_of(folder, rule, seed),
+            name,
+            config.of_rule(rule, seed),
+            None if folder is None else place_of(folder, name, seed),
         )
         for seed in seeds
-        for rule, given in rules.items()
+        for name, rule in zip(rules, given, strict=True)
     ]
 
 
@@ -175,11 +181,12 @@ def commands_of(runs: Sequence[Planned], overwrite: bool = False) -> list[str]:
 
 
 def flags_of(config: TrainConfig, leave_out: Collection[str] = ()) -> list[str]:
-    """The flags that give these settings: those that are not the data set's defaults.
+    """The flags that give these settings: those that have an effect and are not the data set's defaults.
 
     Rule, seed, iterations and threads always stand there, unless they are left out.
     """
     usual = TrainConfig.of(config.dataset, iterations=config.iterations)
+    values = {name: value for name, value in vars(config).items() if name not in leave_out}
     words = ["--dataset", config.dataset]
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
@@ -188,6 +195,7 @@ def flags_of(config: TrainConfig, leave_out: Collection[str] = ()) -> list[str]:
             is_handed_in(str(value))
             or name in ("dataset", *leave_out)
             or (value == getattr(usual, name) and not always)
+            or unmet(field, values, [*values])
         ):
             continue
         flag = "--" + name.replace("_", "-")

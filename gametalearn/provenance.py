@@ -20,7 +20,7 @@ from gametalearn.data.identity import FolderIdentity, differences
 from gametalearn.errors import InputError, summary
 from gametalearn.files import replacing
 from gametalearn.places import absolute, folder_of, folders, placeless
-from gametalearn.settings import read_toml
+from gametalearn.settings import read_toml, settings_of, unmet
 
 __all__ = [
     "RECORD",
@@ -164,18 +164,24 @@ def same_run(there: Any, config: TrainConfig, moved: bool = False) -> bool:
     """Whether ``there``, read from a file, are these settings.
 
     A relative path, as older versions wrote it, is seen from the working directory. With ``moved``
-    it does not matter where folders of images lie.
+    it does not matter where folders of images lie. A setting that has no effect with the others may
+    differ: older versions took it without a word.
     """
     form = placeless if moved else absolute
     return _settings(there, form) == _settings(config.as_dict(), form)
 
 
 def _settings(values: Any, form: Callable[[str], str]) -> dict[str, Any]:
+    """The settings by which runs are told apart."""
     if not isinstance(values, Mapping):
         return {}
-    dataset = values.get("dataset")
     values = TrainConfig.completed(values)
-    return {**values, "dataset": form(dataset)} if isinstance(dataset, str) else values
+    for name, field in settings_of(TrainConfig).items():
+        if unmet(field, values):
+            del values[name]
+    if isinstance(values["dataset"], str):
+        values["dataset"] = form(values["dataset"])
+    return values
 
 
 def other_settings(run: Path, there: dict[str, Any], config: TrainConfig) -> str:
@@ -190,7 +196,8 @@ def other_settings(run: Path, there: dict[str, Any], config: TrainConfig) -> str
                 f"{run}: this run has {word}={before}, not {now}; pass {word}= as it was given then, "
                 "or `overwrite` the run"
             )
-    differ = [name for name, value in config.as_dict().items() if other.get(name) != value]
+    own = _settings(config.as_dict(), absolute)
+    differ = [name for name in config.as_dict() if other.get(name) != own.get(name)]
     named = [
         f"dataset {other.get(name)}, not {config.dataset}" if name == "dataset" else name
         for name in differ[:4]

@@ -35,6 +35,7 @@ __all__ = [
     "KINDS",
     "OFFERED",
     "Part",
+    "built_in",
     "call",
     "from_outside",
     "handed_in",
@@ -178,6 +179,18 @@ def from_outside(kind: str, name: str) -> bool:
 def known(kind: str, name: str) -> bool:
     """Whether a name is built in or registered; nothing is imported."""
     return name in BUILT_IN[kind] or name in _entries(kind)
+
+
+def built_in(kind: str, name: str) -> str | None:
+    """The built-in name that a name goes by; None for a part of anyone else's.
+
+    >>> built_in("model", "mlp"), built_in("rule", "torchjd:UPGrad"), built_in("model", "my:Net")
+    ('mlp', 'torchjd', None)
+    """
+    prefix = PREFIXES.get(kind)
+    if prefix is not None and name.startswith(prefix):
+        return prefix.removesuffix(":")
+    return name if name in BUILT_IN[kind] else None
 
 
 def require_known(kind: str, name: str) -> None:

@@ -8,18 +8,30 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gametalearn import registry
 from gametalearn.errors import InputError, summary
 
-__all__ = ["check", "parse_rule_options", "read_toml", "setting", "settings_of", "text_of"]
+__all__ = [
+    "check",
+    "parse_rule_options",
+    "read_toml",
+    "refuse_unused",
+    "setting",
+    "settings_of",
+    "text_of",
+    "unmet",
+]
 
 Field = dataclasses.Field[Any]
 KINDS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 KIND_NAMES = {"int": "an integer", "float": "a number", "str": "text", "bool": "true or false"}
+
+Need = tuple[str, ...] | float
+"""What another setting must be: one of these, or more than a number (of data sets, their number)."""
 
 
 def setting(
@@ -32,6 +44,8 @@ def setting(
     above: float = -math.inf,
     most: float = 10**9,
     learners: tuple[str, ...] = (),
+    needs: Mapping[str, Need] | None = None,
+    resumable: bool = False,
     shown: str = "",
     before: Any = None,
 ) -> Any:
@@ -45,13 +59,17 @@ def setting(
         choices: of a text.
         least, above, most: bounds of a number; ``above`` is excluded.
         learners: the built-in learners that it is for; with another one it must be left out.
+        needs: what other settings must be for it to have an effect, by their names. A part that is
+            not built in may read any setting.
+        resumable: whether it may change when a run goes on.
         shown: the default in words, where the value says too little.
         before: what a run did before the setting existed, if that is not the default. A setting that
             is missing in a run's files has this value.
     """
     meta = {
         "text": text, "group": group, "choices": choices, "least": least, "above": above,
-        "most": most, "learners": learners, "shown": shown,
+        "most": most, "needs": {**({"learner": learners} if learners else {}), **(needs or {})},
+        "resumable": resumable, "shown": shown,
         "before": default if before is None else before,
     }  # fmt: skip
     if isinstance(default, dict):
@@ -70,11 +88,52 @@ def is_part(field: Field) -> bool:
 
 
 def text_of(field: Field) -> str:
-    """What a setting is, with the names of the parts that there are and the learners it is for."""
-    text, learners = str(field.metadata["text"]), field.metadata["learners"]
+    """What a setting is, with the names of the parts that there are and those that it is for."""
+    text = str(field.metadata["text"])
     if is_part(field):
         text = text.replace("{names}", ", ".join(registry.names(field.name)))
-    return f"{text} ({', '.join(learners)})" if learners else text
+    needs = "; ".join(_in_words(other, need) for other, need in field.metadata["needs"].items())
+    return f"{text} ({needs})" if needs else text
+
+
+def unmet(field: Field, values: Mapping[str, Any], among: Sequence[str] = ()) -> str | None:
+    """The other setting because of which one has no effect; None where it has one.
+
+    Args:
+        field: the setting.
+        values: of all settings; they may come from a file and be of any type.
+        among: the other settings that are looked at; by default all.
+    """
+    for other, need in field.metadata["needs"].items():
+        if (not among or other in among) and not _met(other, values.get(other), need):
+            return str(other)
+    return None
+
+
+def _met(other: str, value: Any, need: Need) -> bool:
+    several = str(value).split("+") if other == "dataset" else [str(value)]
+    if not isinstance(need, tuple):
+        number = len(several) if other == "dataset" else value
+        return not isinstance(number, int | float) or number > need
+    if other not in registry.KINDS:
+        return value in need
+    built_in = [registry.built_in(other, name) for name in several]
+    return any(name in need for name in built_in) or (
+        None in built_in and "config" in registry.OFFERED[other]
+    )
+
+
+def refuse_unused(field: Field, other: str, got: str) -> NoReturn:
+    """Raise the `InputError` for a setting that has no effect, since another one is what was ``got``."""
+    meant = _in_words(other, field.metadata["needs"][other], "`")
+    raise InputError(f"`{field.name}` is an option of {meant}; got it with {got}, leave it out")
+
+
+def _in_words(other: str, need: Need, quote: str = "") -> str:
+    if other == "dataset" and not isinstance(need, tuple):
+        return "several data sets"
+    words = ", ".join(need) if isinstance(need, tuple) else f"above {need:g}"
+    return words if other in registry.KINDS else f"{quote}{other}{quote} {words}"
 
 
 def check(field: Field, value: Any) -> None:
@@ -171,7 +230,8 @@ def table(config: Any, default_text: Mapping[str, str]) -> str:
     """The table of ``docs/settings.md``, in Markdown."""
     lines = ["| Setting | Default | What it is |", "|---|---|---|"]
     for name, field in settings_of(config).items():
-        choices = f" ({', '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
+        choices = field.metadata["choices"]
+        choices = f"; one of {', '.join(choices)}" if choices else ""
         text = text_of(field)
         lines.append(f"| `{name}` | {default_text[name]} | {text[0].upper()}{text[1:]}{choices}. |")
     return "\n".join(lines) + "\n"

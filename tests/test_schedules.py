@@ -129,7 +129,11 @@ def test_reptiles_options_reach_its_inner_loop() -> None:
         ({"learner": "fomaml", "first_order_until": 3}, "`first_order_until` is an option of maml"),
         ({"learner": "reptile", "multi_step_loss": 3}, "`multi_step_loss` is an option of maml"),
         ({"learner": "fomaml", "constant_memory": True}, "`constant_memory` is an option of maml"),
-        ({"meta_lr_final": 0.1}, "`meta_lr_final` 0.1 is what a schedule leads to"),
+        (
+            {"meta_lr_final": 0.1},
+            "`meta_lr_final` is an option of `meta_schedule` linear, cosine; got it with "
+            "`meta_schedule` constant, leave it out",
+        ),
         ({"meta_schedule": "square"}, "`meta_schedule` must be one of constant, linear, cosine"),
         ({"meta_lr_final": -1.0}, "`meta_lr_final` must be at least 0"),
     ],

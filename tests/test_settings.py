@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gametalearn import InputError, TrainConfig
+from gametalearn import InputError, TrainConfig, load_run, registry, train
+from gametalearn.cli import main
 from gametalearn.config import OUTER, default_text
 from gametalearn.flags import add_settings
 from gametalearn.settings import check, setting, settings_of, table, text_of
@@ -78,3 +79,124 @@ def test_settings_of_the_data_sets_are_settings() -> None:
         config = TrainConfig.of(dataset)
         assert {k: getattr(config, k) for k in values} == values
         assert dataclasses.replace(config) == config
+
+
+# ---------------------------------------------------------------------------------------------
+# what a setting is for
+
+UNUSED: list[tuple[str, str]] = [
+    ("--model resnet12 --hidden 16", "--hidden is an option of conv4, mlp; got it with --model"),
+    ("--model resnet12 --pool max", "--pool is an option of conv4; got it with --model resnet12"),
+    ("--model mlp --norm group", "--norm is an option of conv4, resnet12; got it with --model mlp"),
+    ("--multi-step-loss 100", "--multi-step-loss is an option of --inner-steps above 1; got it"),
+    ("--rotations", "--rotations is an option of omniglot; got it with --dataset glyphs"),
+    (
+        "--shared head",
+        "--shared is an option of gradnorm; got it with --rule uniform, leave it out",
+    ),
+    ("--rule dwa --shared head", "--shared is an option of gradnorm; got it with --rule dwa"),
+    ("--rule torchjd:UPGrad --within agreement", "got it with --rule torchjd:UPGrad, leave it out"),
+    ("--rule agreement --within agreement", "--within is an option of gradnorm, uncertainty,"),
+    ("--share proportional", "--share is an option of several data sets; got it with --dataset"),
+    ("--disagree-kind permuted", "--disagree-kind is an option of --disagree above 0; got it"),
+    ("--dataset sinusoid --objectives group", "--objectives is an option of glyphs, omniglot,"),
+    ("--dataset sinusoid --image-size 32", "--image-size is an option of glyphs, omniglot,"),
+    ("--dataset sinusoid --channels 3", "--channels is an option of glyphs, omniglot,"),
+    ("--meta-optimizer my:lion --meta-schedule linear", "--meta-schedule is an option of adam,"),
+    ("--learner anil --learned-rates", "--learned-rates is an option of maml, fomaml; got it with"),
+    ("--meta-schedule constant --meta-lr-final 0.1", "--meta-lr-final is an option of"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), UNUSED, ids=[flags for flags, _ in UNUSED])
+def test_an_option_without_effect_is_refused(
+    flags: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *flags.split(), "--out", str(tmp_path / "a")]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+
+
+def test_options_that_have_an_effect_pass() -> None:
+    """Parts of one's own may read any setting; a value that is the default says nothing."""
+    TrainConfig.of("glyphs", model="my:Net", hidden=16, norm="group", pool="max")
+    TrainConfig.of("my:Tables", image_size=32, objectives="group", rotations=True)
+    TrainConfig.of("omniglot+mini-imagenet", share="proportional", rotations=False, image_size=32)
+    TrainConfig.of("mini-imagenet+omniglot", rotations=True)
+    TrainConfig.of("folder:/birds", image_size=32, objectives="group")
+    TrainConfig.of("glyphs", rule="my:Rule", within="agreement", shared="head")
+    TrainConfig.of("glyphs", rule="gradnorm", within="agreement", shared="head")
+    TrainConfig.of(
+        "glyphs", inner_steps=2, multi_step_loss=9, disagree=0.5, disagree_kind="permuted"
+    )
+    for config in (TrainConfig.of("glyphs", model="resnet12"), TrainConfig.of("sinusoid")):
+        assert TrainConfig.of(**config.as_dict()) == config  # as --config RUN/config.toml gives it
+
+
+def test_what_settings_are_for_is_what_reads_them() -> None:
+    """Against the arguments that the built-in parts name."""
+    fields, needs = settings_of(TrainConfig), dict[str, Any]()
+    for name, field in fields.items():
+        needs[name] = field.metadata["needs"]
+    rules = {rule: registry.resolve("rule", rule)[0] for rule in registry.BUILT_IN["rule"]}
+    assert set(needs["within"]["rule"]) == {
+        r for r, p in rules.items() if registry.takes(p, "within")
+    }
+    assert set(needs["shared"]["rule"]) == {
+        r for r, p in rules.items() if registry.takes(p, "columns")
+    }
+    models = {name: registry.resolve("model", name)[0] for name in registry.BUILT_IN["model"]}
+    for name in ("hidden", "pool", "norm"):
+        takers = {m for m, part in models.items() if registry.takes(part, name)}
+        own = {"mlp"} if name == "hidden" else set()  # `build.mlp` reads it from the settings
+        assert set(needs[name]["model"]) == takers | own
+    for name, need in needs.items():
+        for other, values in need.items():
+            assert other in fields, name
+            for value in values if isinstance(values, tuple) else ():
+                known = [*registry.BUILT_IN.get(other, ()), *fields[other].metadata["choices"]]
+                assert value in [*known, "folder"], name
+
+
+def test_a_comparison_takes_what_one_of_its_rules_is_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "compare",
+        "--dataset",
+        "sinusoid",
+        "--within",
+        "agreement",
+        "--plan",
+        "--seeds",
+        "1",
+        "--threads",
+        "1",
+    ]
+    words += ["--out", str(tmp_path / "a"), "--rules"]
+    assert main([*words, "uniform,dwa"]) == 0
+    uniform, dwa = capsys.readouterr().out.splitlines()
+    assert "--within" not in uniform
+    assert "--within agreement" in dwa
+    assert main([*words, "uniform,agreement"]) == 2
+    assert "got it with --rules uniform, agreement, leave it out" in capsys.readouterr().err
+
+
+def test_an_older_run_that_took_an_option_without_effect_goes_on(tmp_path: Path) -> None:
+    small: dict[str, Any] = {
+        "iterations": 2,
+        "meta_batch": 2,
+        "hidden": 4,
+        "validation_episodes": 2,
+    }
+    config = TrainConfig.of("sinusoid", **small)
+    older = dataclasses.replace(config, within="agreement", pool="max", rotations=True)
+    train(older, tmp_path / "a", progress=False)
+    assert load_run(tmp_path / "a").config == older
+    assert train(older, tmp_path / "a", progress=False).iteration == 2
+    assert main(["train", "--resume", str(tmp_path / "a"), "--quiet"]) == 0
+    assert train(config, tmp_path / "a", progress=False).config == config  # they are the same run
+    with pytest.raises(InputError, match=r"other settings \(shots\)"):
+        train(dataclasses.replace(older, shots=3), tmp_path / "a", progress=False)
