@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gametalearn import registry
-from gametalearn.config import EPISODES, MACHINE, MODEL, OUTER
+from gametalearn.config import EPISODES, MACHINE, MODEL, OUTER, RESUMABLE
 from gametalearn.engine.allocator import keep_memory
 from gametalearn.errors import InputError, SharedError
 from gametalearn.flags import add_settings, in_flags, read_config
@@ -112,9 +112,12 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     add_settings(commands.choices["train"], (EPISODES, MODEL, OUTER, MACHINE))
     add("--quiet", action="store_true", help="Show no progress on stderr.")
     add("--out", type=Path, metavar="RUN", help="Folder of the run.")
+    may = ", ".join("--" + name.replace("_", "-") for name in RESUMABLE)
     add("--resume", type=Path, metavar="RUN",
         help="Go on with RUN; needs no other flag, but --dataset folder:PATH where its folder of "
-        "images has moved, and the names of parts that are not built in or installed.")  # fmt: skip
+        "images has moved, and the names of parts that are not built in or installed. These may "
+        f"change: {may}. More --iterations than RUN had make it longer, unless its outer rate "
+        "follows a schedule.")  # fmt: skip
     add("--trust", action="store_true",
         help="With --resume: import the parts that the run's files name as module:attribute.")  # fmt: skip
     add("--overwrite", action="store_true", help="Start anew if RUN exists.")

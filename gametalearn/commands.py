@@ -17,7 +17,7 @@ from gametalearn import registry
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import Team, joined
 from gametalearn.errors import InputError
-from gametalearn.settings import parse_rule_options, read_toml, settings_of
+from gametalearn.settings import parse_rule_options, settings_of
 
 if TYPE_CHECKING:
     from gametalearn.protocols import Tested
@@ -30,13 +30,18 @@ OF_EPISODES = ("seed", "dataset", "split", "objectives", "ways", "shots", "queri
 """The settings that decide which episodes a test has."""
 
 
-def config_of(args: argparse.Namespace, **more: Any) -> TrainConfig:
-    """The settings that flags and a configuration file give."""
+def given_by(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that flags and a configuration file give, and no others."""
     given = {k: v for k, v in vars(args).items() if k in settings_of(TrainConfig) and v is not None}
     options = getattr(args, "rule_options_of_file", None)
     if options is not None or "rule_options" in given:
         given["rule_options"] = _merged(options, parse_rule_options(given.get("rule_options", ())))
-    config = TrainConfig.of(**{**given, **more})
+    return given
+
+
+def config_of(args: argparse.Namespace, **more: Any) -> TrainConfig:
+    """The settings that flags and a configuration file give, and the defaults of the others."""
+    config = TrainConfig.of(**{**given_by(args), **more})
     return (
         config if config.threads else dataclasses.replace(config, threads=torch.get_num_threads())
     )
@@ -150,23 +155,29 @@ def _watch(args: argparse.Namespace) -> Watch | None:
 
 def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
     """The settings of a run, given by flags or by the run that goes on, and its folder."""
-    from gametalearn.runfolder import config_in
+    from gametalearn.resuming import as_before, with_changes
+    from gametalearn.runfolder import config_in, settings_in
 
     if args.resume is None:
+        if args.trust:
+            raise InputError("--trust is for --resume RUN: it imports what the run's files name")
         if args.out is None:
             raise InputError(
                 "train: give --out RUN, the folder that keeps the model, or --resume RUN"
             )
         # without a rule its options would pass, as in a comparison of several
         rule = args.rule or TrainConfig.rule
-        config, there = config_of(args, rule=rule), args.out / "config.toml"
-        if args.threads is None and there.exists():  # torchrun has another default
-            config = dataclasses.replace(config, threads=read_toml(there).get("threads", 0))
+        config = config_of(args, rule=rule)
+        if (args.out / "config.toml").exists() and not args.overwrite:
+            config = as_before(config, settings_in(args.out), given_by(args))
         return config, args.out
+    if args.overwrite:
+        raise InputError("--resume goes on with a run, --overwrite starts anew; give one of them")
     if args.out is not None and args.out != args.resume:
         raise InputError(f"--resume {args.resume} goes on there; drop --out {args.out}")
-    given = {k: v for k in registry.KINDS if (v := getattr(args, k)) is not None}
-    config = config_in(args.resume, given, trust=args.trust)
+    given = given_by(args)
+    named = {kind: given[kind] for kind in registry.KINDS if kind in given}
+    config = with_changes(config_in(args.resume, named, trust=args.trust), given, args.resume)
     if args.dataset is not None and args.dataset != config.dataset:
         from gametalearn.provenance import relocated
 

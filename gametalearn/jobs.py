@@ -225,7 +225,7 @@ def train_and_test(run: Planned, terms: Terms, team: Team = ALONE) -> Result:
     trained = train_parts(
         run.config, terms.parts(run.rule, run.config.seed), run.place,
         overwrite=terms.overwrite, progress=terms.progress, label=run.label, team=team,
-        watch=terms.watch,
+        watch=terms.watch, exact=True,
     )  # fmt: skip
     file, iteration = run.tested, int(trained.best["iteration"])
     kept = team.on_first(lambda: None if file is None else _kept(file, trained, terms.episodes))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gametalearn import registry
-from gametalearn.config import TrainConfig
+from gametalearn.config import RESUMABLE, TrainConfig
 from gametalearn.data.identity import FolderIdentity, differences
 from gametalearn.errors import InputError, summary
 from gametalearn.files import replacing
@@ -160,33 +160,36 @@ def relocated(config: TrainConfig, dataset: str) -> TrainConfig:
     return dataclasses.replace(config, dataset=dataset)
 
 
-def same_run(there: Any, config: TrainConfig, moved: bool = False) -> bool:
-    """Whether ``there``, read from a file, are these settings.
+def same_run(there: Any, config: TrainConfig, moved: bool = False, *, exact: bool = False) -> bool:
+    """Whether ``there``, read from a file, are settings of the same run.
 
+    What may change when a run goes on (`gametalearn.resuming`) may differ, unless ``exact``.
     A relative path, as older versions wrote it, is seen from the working directory. With ``moved``
     it does not matter where folders of images lie. A setting that has no effect with the others may
     differ: older versions took it without a word.
     """
     form = placeless if moved else absolute
-    return _settings(there, form) == _settings(config.as_dict(), form)
+    return _settings(there, form, exact) == _settings(config.as_dict(), form, exact)
 
 
-def _settings(values: Any, form: Callable[[str], str]) -> dict[str, Any]:
+def _settings(values: Any, form: Callable[[str], str], exact: bool) -> dict[str, Any]:
     """The settings by which runs are told apart."""
     if not isinstance(values, Mapping):
         return {}
     values = TrainConfig.completed(values)
     for name, field in settings_of(TrainConfig).items():
-        if unmet(field, values):
+        if unmet(field, values) or (name in RESUMABLE and not exact):
             del values[name]
     if isinstance(values["dataset"], str):
         values["dataset"] = form(values["dataset"])
     return values
 
 
-def other_settings(run: Path, there: dict[str, Any], config: TrainConfig) -> str:
+def other_settings(
+    run: Path, there: dict[str, Any], config: TrainConfig, *, exact: bool = False
+) -> str:
     """Why ``config`` cannot go on with the run of the settings ``there``, and what to do."""
-    other = _settings(there, absolute)
+    other = _settings(there, absolute, exact)
     for kind in registry.KINDS:
         before, now = str(other.get(kind)), str(getattr(config, kind))
         if before != now and (registry.is_handed_in(before) or registry.is_handed_in(now)):
@@ -196,14 +199,14 @@ def other_settings(run: Path, there: dict[str, Any], config: TrainConfig) -> str
                 f"{run}: this run has {word}={before}, not {now}; pass {word}= as it was given then, "
                 "or `overwrite` the run"
             )
-    own = _settings(config.as_dict(), absolute)
+    own = _settings(config.as_dict(), absolute, exact)
     differ = [name for name in config.as_dict() if other.get(name) != own.get(name)]
     named = [
         f"dataset {other.get(name)}, not {config.dataset}" if name == "dataset" else name
         for name in differ[:4]
     ]
     remedy = "choose another `out`, or `overwrite` it"
-    if same_run(there, config, moved=True):
+    if same_run(there, config, moved=True, exact=exact):
         remedy += f"; if the folder has moved, train --resume {run} --dataset {config.dataset}"
     return f"{run} holds a run with other settings ({', '.join(named)}); {remedy}"
 

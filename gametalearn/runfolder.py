@@ -28,6 +28,7 @@ from gametalearn.provenance import (
     relocated,
     same_run,
 )
+from gametalearn.resuming import check_changes
 from gametalearn.run import Outer, Parts, Run, Watch, start
 from gametalearn.scores import SCORES, ScoreLike, default_score
 from gametalearn.settings import read_toml
@@ -106,10 +107,13 @@ def claim(
     moved: bool,
     data: Record | None,
     stack: contextlib.ExitStack,
+    exact: bool,
 ) -> dict[str, Any] | None:
     """Make ``folder`` this run's until ``stack`` ends; what its checkpoint holds, if it has one.
 
     A run of other settings that ended before its first checkpoint, and so keeps nothing, gives way.
+    One that is there may go on under settings of which some have changed (`check_changes`), unless
+    ``exact``.
     """
     file = folder / "config.toml"
     try:
@@ -117,7 +121,7 @@ def claim(
         stack.enter_context(held(folder))
         if file.exists() and not overwrite:
             there = settings_in(folder)
-            if same_run(there, config, moved):
+            if same_run(there, config, moved, exact=exact):
                 saved = _saved(folder, config)
                 if there != config.as_dict():  # of an older version, or in a new place
                     _write_config(file, config)
@@ -126,7 +130,7 @@ def claim(
             known = config.as_dict().keys()
             ours = {"dataset", "learner", "iterations", "seed"} <= there.keys() <= known
             if not ours or {p.name for p in folder.iterdir()} - set(BELONGS):
-                raise InputError(other_settings(folder, there, config))
+                raise InputError(other_settings(folder, there, config, exact=exact))
         elif any(folder.iterdir()) and not overwrite:
             raise InputError(f"{folder} is not empty and holds no run; choose another `out`")
         for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "evaluation.json", "lake.json",
@@ -157,6 +161,8 @@ def _saved(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         # what its folders of images hold has been compared; where they lie may have changed
         if not same_run(there, config, moved=True):
             raise InputError(f"{file}: of other settings than config.toml; `overwrite` the run")
+        if isinstance(done := content.get("iteration"), int):
+            check_changes(folder, there, config, done)
     if metrics.exists() and metrics.stat().st_size > length:
         os.truncate(metrics, length)
     return content

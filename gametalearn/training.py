@@ -54,6 +54,12 @@ def train(
 ) -> Run:
     """Meta-train a model; continue where an interrupted run of the same settings stopped.
 
+    A finished run goes on where ``config`` has more iterations, ``dataclasses.replace(run.config,
+    iterations=2000)``. Under a constant outer rate that gives, bit for bit, the weights of as many
+    iterations from the start; along a schedule it is refused. The settings of
+    `gametalearn.config.RESUMABLE` may change whenever a run goes on; a warning says so where threads or
+    device do, after which numbers agree up to rounding.
+
     Args:
         config: the settings; see `TrainConfig.of`. What is handed in below takes their place, and
             stands in the run's files by its name: to go on, hand it in again.
@@ -114,8 +120,9 @@ def train_parts(
     team: Team = ALONE,
     moved: bool = False,
     watch: Watch | None = None,
+    exact: bool = False,
 ) -> Run:
-    """`train`, with what is handed in as one object."""
+    """`train`, with what is handed in as one object; with ``exact``, no setting may have changed."""
     config = team.on_first(lambda: parts.named(config))
     folder = None if out is None or not team.first else Path(out)
     with contextlib.ExitStack() as stack:
@@ -126,7 +133,7 @@ def train_parts(
         validation = team.everywhere(lambda: _validation(config, parts))
         # the first process reads the files, the others are told
         saved = team.on_first(
-            lambda: claim(folder, config, overwrite, moved, data, stack) if folder else None
+            lambda: claim(folder, config, overwrite, moved, data, stack, exact) if folder else None
         )
         if saved:
             team.everywhere(lambda: restore(run, outer, saved))

@@ -17,7 +17,7 @@ ORDER = [
     "checkpoint episodes losses normalisation places settings tables",
     "config data disagreement mixture scores",
     "adaptation environment flags provenance",
-    "engine schedules",
+    "engine resuming schedules",
     "gradients peek",
     "benchmark dependence weighting",
     "bridges build diagnostics distributed predictor",

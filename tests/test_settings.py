@@ -12,7 +12,7 @@ import pytest
 
 from gametalearn import InputError, TrainConfig, load_run, registry, train
 from gametalearn.cli import main
-from gametalearn.config import OUTER, default_text
+from gametalearn.config import OUTER, RESUMABLE, default_text
 from gametalearn.flags import add_settings
 from gametalearn.settings import check, setting, settings_of, table, text_of
 
@@ -69,7 +69,10 @@ def test_every_setting_is_fit_to_be_shown() -> None:
 def test_the_table_of_settings_is_current() -> None:
     """Made of `gametalearn.settings.table`."""
     texts = {name: default_text(field) for name, field in settings_of(TrainConfig).items()}
-    assert table(TrainConfig, texts) in (ROOT / "docs" / "settings.md").read_text()
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert table(TrainConfig, texts) in page
+    *most, last = (f"`{name}`" for name in RESUMABLE)
+    assert f"When a run goes on, {', '.join(most)} and {last} may" in " ".join(page.split())
 
 
 def test_settings_of_the_data_sets_are_settings() -> None:

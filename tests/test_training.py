@@ -21,7 +21,7 @@ from gametalearn.runfolder import load_run
 from gametalearn.training import train
 from gametalearn.weighting import RULES
 from tests.support import runs
-from tests.support.runs import assert_same_run, lines
+from tests.support.runs import assert_equal, assert_same_run, lines
 
 
 def tiny(**given):
@@ -145,19 +145,6 @@ def test_every_state_is_restored(tmp_path, monkeypatch, two_folders, given):
     a, b = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
     del a["seconds"], b["seconds"], a["metrics_bytes"], b["metrics_bytes"]
     assert_equal(a, b)
-
-
-def assert_equal(a, b):
-    """Two states, bit for bit."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        a, b = list(a.values()), list(b.values())
-    if isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for one, other in zip(a, b, strict=True):
-            assert_equal(one, other)
-    else:
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.parametrize("wanted", [3, pytest.param(20, marks=pytest.mark.slow)])

@@ -12,7 +12,7 @@ from torch import Tensor
 from gametalearn import TrainConfig
 from gametalearn.checkpoint import load_checkpoint
 
-__all__ = ["assert_same_run", "lines", "tiny", "untimed", "weights"]
+__all__ = ["assert_equal", "assert_same_run", "lines", "tiny", "untimed", "weights"]
 
 
 def tiny(**given: Any) -> TrainConfig:
@@ -43,6 +43,19 @@ def assert_same_run(one: Path, other: Path) -> None:
         first, second = weights(one, file), weights(other, file)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    """Two states, bit for bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        a, b = list(a.values()), list(b.values())
+    if isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_equal(one, other)
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def untimed(folder: Path) -> dict[str, Any]:
