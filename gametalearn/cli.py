@@ -167,8 +167,8 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
         help=f"Weighting rules: {', '.join(registry.names('rule'))}, torchjd:NAME, "
         f"module:attribute. Default: {rules}.")  # fmt: skip
     add("--seeds", default="5", metavar="N|A,B,...",
-        help="N: the seeds 0 to N-1; or a list, one seed as 7,. Seeds that are added later are "
-        "trained alone; below 3 there is no interval. Default: 5.")  # fmt: skip
+        help="N: the seeds 0 to N-1; or a list, one seed as 7, with a comma (in TOML [7]). Seeds that "
+        "are added later are trained alone; below 3 there is no interval. Default: 5.")  # fmt: skip
     add("--primary", default="", metavar="A,B,...",
         help="Rules whose difference from uniform is what the comparison is for: their p-values are "
         "adjusted among themselves alone.")  # fmt: skip

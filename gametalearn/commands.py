@@ -308,7 +308,7 @@ def compare(args: argparse.Namespace) -> None:
             seeds = [int(s) for s in args.seeds.rstrip(",").split(",")]
         except ValueError:
             raise InputError(
-                f"--seeds takes a number or a list such as 0,1,2; got '{args.seeds}'"
+                f"--seeds takes a number, or a list such as 0,1,2 or 7, (the seed 7); got '{args.seeds}'"
             ) from None
         numbers = seeds if "," in args.seeds else range(seeds[0])
         if args.plan:

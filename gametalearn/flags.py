@@ -95,6 +95,7 @@ def _value(file: Path, key: str, value: Any, action: argparse.Action) -> Any:
     """A value of a TOML file as the option has it; settings check theirs themselves."""
     if isinstance(value, list) and action.type in (None, str):
         value = ("+" if key == "dataset" else ",").join(map(str, value))
+        value += "," * (key == "seeds")  # [3] is the seed 3, and 3 how many there are
     if action.dest in settings_of(TrainConfig):
         return value
     kind: Any = bool if action.nargs == 0 else action.type or str

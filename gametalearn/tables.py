@@ -196,6 +196,7 @@ def sentence(results: dict[str, Any], pair: dict[str, Any]) -> str:
 def notes(results: dict[str, Any]) -> list[str]:
     """What the numbers of the table mean, and how far they reach."""
     units, seeds, pairs = Units.of(results), _seeds(results), results["paired"]
+    several = len(next(iter(results["rules"].values())).get("objectives", {}))
     if seeds < FEWEST:
         found = [
             f"{seeds} seed{'s are' if seeds > 1 else ' is'} too few for an interval or a test over "
@@ -213,6 +214,11 @@ def notes(results: dict[str, Any]) -> list[str]:
                 f" p_holm is a paired t test over seeds, {_families(results)}; a verdict needs "
                 f"p_holm < {LEVEL}."
             )
+    if several > 1:
+        found.append(
+            f"All means and differences are over the {several} objectives that were tested, each of which "
+            "counts the same however many test episodes it had."
+        )
     if halves := [
         (p["episodes"]["ci95"][1] - p["episodes"]["ci95"][0]) / 2
         for p in pairs

@@ -58,6 +58,21 @@ def test_five_seeds_are_the_default_and_one_may_be_named(capsys, tmp_path):
     _, out, _ = run(capsys, command, tmp_path / "a", "--seeds", "7,")
     assert "--seed 7 " in out
     assert len(out.splitlines()) == 1
+    for text, seeds in (
+        ("[3]", [3]),
+        ("[3, 5]", [3, 5]),
+        ("2", [0, 1]),
+        ("'7,'", [7]),
+        ("[0]", [0]),
+    ):
+        (tmp_path / "c.toml").write_text(f"seeds = {text}\n")
+        _, out, _ = run(capsys, command, tmp_path / "a", "--config", tmp_path / "c.toml")
+        assert [line.rpartition("/seed")[2] for line in out.splitlines()] == list(map(str, seeds))
+    for text in ("[]", "['x']", "[1.5]"):
+        (tmp_path / "c.toml").write_text(f"seeds = {text}\n")
+        code, _, err = run(capsys, command, tmp_path / "a", "--config", tmp_path / "c.toml")
+        assert code == 2
+        assert "--seeds takes a number, or a list such as 0,1,2 or 7, (the seed 7); got '" in err
 
 
 def test_options_come_from_a_file_and_flags_win(capsys, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -18,7 +19,7 @@ from gametalearn.evaluation import Evaluation
 from gametalearn.results import Comparison, Result, write_results
 from gametalearn.scores import SCORES
 from gametalearn.stored import earlier_looks, read_results
-from gametalearn.tables import needed, sentence, title
+from gametalearn.tables import needed, rows, sentence, title
 
 Values = Any
 """Of each rule, for each seed, the accuracies of its test episodes: ``(S, E)``."""
@@ -100,6 +101,35 @@ def test_the_schema() -> None:
     assert (environment["device"], environment["threads"]) == ("cpu", 1)
     assert environment["command"] is None
     assert comparison(FIVE, command="gametalearn compare").as_dict()["environment"]["command"]
+
+
+def test_means_and_differences_count_each_group_the_same() -> None:
+    """With ``--objectives group`` some alphabets have more test episodes than others."""
+    generator = np.random.default_rng(0)
+    values = {rule: generator.random((4, 6)) for rule in ("uniform", "agreement")}
+    group = np.array([0, 0, 0, 0, 1, 2])
+    config = TrainConfig.of("glyphs", objectives="group", threads=1)
+    made = comparison(values, group=group, config=config)
+    made = dataclasses.replace(made, objectives=("Greek", "Latin", "Thai"))
+    found, by_hand = made.as_dict(), {}
+    for rule, own in values.items():
+        over_groups = [[seed[group == g].mean() for g in range(3)] for seed in own]
+        by_hand[rule] = np.mean(over_groups, axis=1)
+        assert found["rules"][rule]["accuracy"] == pytest.approx(by_hand[rule].mean(), abs=1e-12)
+        seeds = [one["accuracy"] for one in found["rules"][rule]["seeds"]]
+        assert seeds == pytest.approx(by_hand[rule].tolist(), abs=1e-12)
+    (pair,) = found["paired"]
+    apart = by_hand["agreement"] - by_hand["uniform"]
+    assert pair["by_seed"] == pytest.approx(apart.tolist(), abs=1e-12)
+    assert pair["difference"] == pytest.approx(apart.mean(), abs=1e-12)
+    pooled = (values["agreement"] - values["uniform"]).mean()
+    assert abs(pair["difference"] - pooled) > 0.01  # what counting episodes would give
+    _, (uniform, agreement) = rows(found)
+    means = [float(line[1].split()[0]) for line in (uniform, agreement)]
+    assert float(agreement[2].split()[0]) == pytest.approx(means[1] - means[0], abs=0.011)
+    text = " ".join(made.table().split())
+    assert "All means and differences are over the 3 objectives that were tested, each of" in text
+    assert "objectives that were tested" not in comparison(FIVE).table()
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
