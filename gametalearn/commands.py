@@ -7,11 +7,11 @@ import dataclasses
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from gametalearn import registry
 from gametalearn.config import TrainConfig
@@ -138,7 +138,8 @@ def train(args: argparse.Namespace) -> None:
         shown = shown if math.isfinite(value) else "not finite"
         if team.first:
             print(
-                f"{run.iteration} iterations in {run.seconds:.0f} s; best validation "
+                f"{run.iteration} iterations in {run.elapsed:.0f} s (training alone: "
+                f"{run.seconds:.0f} s); best validation "
                 f"{run.score.name} {shown} at iteration {run.best['iteration']}; next: "
                 f"gametalearn evaluate {out}"
             )
@@ -207,6 +208,7 @@ def _evaluated(args: argparse.Namespace, folder: Path, team: Team) -> Tested:
     """Test one run under each protocol that is asked for; say it, and write it to its folder."""
     from gametalearn.build import build_source, objective_names, stream_seed
     from gametalearn.evaluation import protocol_of
+    from gametalearn.progress import counting
     from gametalearn.protocols import Tested, evaluate_all, write_evaluations
     from gametalearn.runfolder import load_run
 
@@ -246,13 +248,12 @@ def _evaluated(args: argparse.Namespace, folder: Path, team: Team) -> Tested:
         repeated = {} if args.dataset is None else {"dataset": args.dataset}
         registry.refuse_untrusted(config.as_dict(), ("dataset",), repeated, folder)
     source = team.everywhere(lambda: build_source(config, on))
-    silent = args.quiet or not sys.stderr.isatty() or not team.first
-    with tqdm(total=episodes * len(protocols), desc=f"evaluate {folder}",
-              leave=False, disable=silent) as bar:  # fmt: skip
+    show = team.first and not args.quiet
+    with counting(f"evaluate {folder}", episodes * len(protocols), show) as tick:
         found = evaluate_all(
             run.model, source, learner, episodes, stream_seed(config.seed, on),
             protocols, meta=run.meta, loss=run.loss, score=run.score,
-            progress=bar.update, team=team,
+            progress=tick, team=team,
         )  # fmt: skip
     if team.first:
         names = objective_names(config, source)
@@ -295,8 +296,10 @@ def compare(args: argparse.Namespace) -> None:
     """Train several rules, and compare them."""
     from gametalearn.comparison import compare
     from gametalearn.jobs import Terms, begun, commands_of, runs_of
+    from gametalearn.progress import duration
     from gametalearn.report import plot_comparison, write_report
 
+    began = time.monotonic()
     with joined() as team:
         config = team.on_first(lambda: config_of(args))
         team.everywhere(lambda: _use_machine(config, team))
@@ -334,6 +337,11 @@ def compare(args: argparse.Namespace) -> None:
         )
         if team.first:
             print(comparison.table(), flush=True)
+            training = sum(one.seconds for runs in comparison.results.values() for one in runs)
+            print(
+                f"\nThis took {duration(time.monotonic() - began)}, with validation and tests; training "
+                f"alone took its runs {duration(training)}."
+            )
             files = [args.out / "results.json", *plot_comparison(comparison, args.out)]
             print(f"\nwrote {', '.join(map(str, [*files, write_report(args.out)]))}")
 

@@ -124,8 +124,8 @@ def compare(
         terms = dataclasses.replace(terms, overwrite=False)  # what follows reads the finished runs
     results: dict[str, list[Result]] = {rule: [] for rule in named}
     for run in runs:
-        standing.begin(run.rule, run.config.seed)
-        result = train_and_test(run, terms, team)
+        outlook = standing.begin(run.rule, run.config.seed)
+        result = train_and_test(run, terms, team, outlook)
         standing.end(run.rule, run.config.seed, result.evaluation)
         results[run.rule].append(result)
     shared = dataclasses.replace(

@@ -29,9 +29,9 @@ from gametalearn.engine.allocator import keep_memory
 from gametalearn.episodes import Source
 from gametalearn.errors import InputError, summary
 from gametalearn.evaluation import Evaluation, evaluate, protocol_of
-from gametalearn.live import Standing
+from gametalearn.live import Outlook, Standing
 from gametalearn.losses import Loss, default_loss
-from gametalearn.progress import interruptible
+from gametalearn.progress import counting, interruptible
 from gametalearn.registry import handed_in, is_handed_in
 from gametalearn.results import Result, require_finite, write_evaluation
 from gametalearn.run import Parts, Run, Watch, outer_of, start
@@ -220,24 +220,29 @@ def _rule_options(options: dict[str, dict[str, Any]]) -> Iterator[str]:
             yield plain if same and isinstance(value, str) else f"{rule}.{option}={quoted}"
 
 
-def train_and_test(run: Planned, terms: Terms, team: Team = ALONE) -> Result:
+def train_and_test(
+    run: Planned, terms: Terms, team: Team = ALONE, outlook: Outlook | None = None
+) -> Result:
     """Train one rule on one seed, and test it unless this very test was done."""
     trained = train_parts(
         run.config, terms.parts(run.rule, run.config.seed), run.place,
         overwrite=terms.overwrite, progress=terms.progress, label=run.label, team=team,
-        watch=terms.watch, exact=True,
+        watch=terms.watch, exact=True, outlook=outlook,
     )  # fmt: skip
     file, iteration = run.tested, int(trained.best["iteration"])
     kept = team.on_first(lambda: None if file is None else _kept(file, trained, terms.episodes))
     if kept is not None:
         return Result(kept, trained.seconds, iteration)
-    found = run_test(trained, terms.episodes, terms.tests(run.config))
+    with counting(f"{run.label}: test", terms.episodes, terms.progress and team.first) as tick:
+        found = run_test(trained, terms.episodes, terms.tests(run.config), tick)
     if file is not None and team.first:
         write_evaluation(file, found, iteration, run.config.test_steps)
     return Result(found, trained.seconds, iteration)
 
 
-def run_test(run: Run, episodes: int, source: Source) -> Evaluation:
+def run_test(
+    run: Run, episodes: int, source: Source, progress: Callable[[int], object] | None = None
+) -> Evaluation:
     """Test a finished run's best validated weights on the test episodes of its seed."""
     run.load_best()
     protocol = run.config.protocol
@@ -251,6 +256,7 @@ def run_test(run: Run, episodes: int, source: Source) -> Evaluation:
         loss=run.loss,
         score=run.score,
         protocol=None if protocol == "auto" else protocol,  # type: ignore[arg-type]
+        progress=progress,
         team=run.team,
     )
     require_finite(evaluation)
@@ -297,12 +303,12 @@ def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int, standing: Sta
             while waiting or running:
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)
+                    outlook = standing.begin(run.rule, run.config.seed)
                     heard, told = context.Pipe(duplex=False)
-                    process = context.Process(target=_run_quietly, args=(run, terms, told))
+                    process = context.Process(target=_run_quietly, args=(run, terms, told, outlook))
                     with _deaf_to_ctrl_c():
                         process.start()
                     told.close()
-                    standing.begin(run.rule, run.config.seed)
                     running.append((process, heard, run))
                 multiprocessing.connection.wait([p.sentinel for p, *_ in running], timeout=0.2)
                 if interrupted():
@@ -342,14 +348,16 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run_quietly(run: Planned, terms: Terms, told: Any = None) -> None:
+def _run_quietly(
+    run: Planned, terms: Terms, told: Any = None, outlook: Outlook | None = None
+) -> None:
     """`train_and_test` in a process of its own, with its own threads; ``told`` takes its error."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_memory()
     if run.config.threads:
         torch.set_num_threads(run.config.threads)
     try:
-        train_and_test(run, terms)
+        train_and_test(run, terms, ALONE, outlook)
     except KeyboardInterrupt:
         sys.exit(130)
     except InputError as error:

@@ -6,18 +6,46 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TextIO
 
 import numpy as np
 
 from gametalearn.evaluation import Evaluation
+from gametalearn.progress import duration
 from gametalearn.scores import SCORES
 from gametalearn.tables import Units, aligned
 
-__all__ = ["Standing", "duration"]
+__all__ = ["Outlook", "Standing"]
 
 Key = tuple[str, int]
 """A rule and a seed."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run of a comparison says of all of them, from within: which one it is, and when all are done.
+
+    Attributes:
+        number: its own, counted from 1.
+        runs: how many there are.
+        waiting: how many have not begun.
+        took: the mean seconds of one that was trained and tested, if any was.
+        jobs: runs at once.
+    """
+
+    number: int
+    runs: int
+    waiting: int
+    took: float | None = None
+    jobs: int = 1
+
+    def __call__(self, left: float, whole: float) -> str:
+        """In words, where this run takes ``left`` seconds more, and ``whole`` in all."""
+        rounds = -(-self.waiting // self.jobs)
+        seconds = left + rounds * (whole if self.took is None else self.took)
+        soon = f", all done in about {duration(seconds)}" if seconds else ""
+        return f"run {self.number} of {self.runs}{soon}"
 
 
 class Standing:
@@ -56,9 +84,13 @@ class Standing:
         if self.redraws:
             self._draw()
 
-    def begin(self, rule: str, seed: int) -> None:
+    def begin(self, rule: str, seed: int) -> Outlook:
         """A run starts now."""
         self.begun[rule, seed] = time.monotonic()
+        runs = len(self.rules) * len(self.seeds)
+        number = len(self.there | self.begun.keys())
+        took = float(np.mean(self.took)) if self.took else None
+        return Outlook(number, runs, runs - number, took, self.jobs)
 
     def end(self, rule: str, seed: int, found: Evaluation) -> None:
         """A run has been trained and tested; the second time it is told, nothing happens."""
@@ -134,16 +166,3 @@ class Standing:
         lines = self.table()
         self.drawn = len(lines)
         print(up + "\n".join(lines), file=self.stream, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """As one would say it.
-
-    >>> duration(12), duration(80), duration(3000), duration(9000)
-    ('12 s', '80 s', '50 minutes', '2.5 hours')
-    """
-    if seconds < 120:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} minutes"
-    return f"{seconds / 3600:.1f} hours"

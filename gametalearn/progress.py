@@ -14,7 +14,10 @@ from tqdm import tqdm
 
 from gametalearn.run import Run
 
-__all__ = ["Progress", "interruptible", "shown"]
+__all__ = ["Progress", "counting", "duration", "interruptible", "shown"]
+
+EVERY = 10.0
+"""Seconds between two lines, where there is no terminal."""
 
 
 @contextlib.contextmanager
@@ -43,13 +46,66 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-class Progress:
-    """tqdm on a terminal; elsewhere a line every 10 seconds, and one at the end."""
+def duration(seconds: float) -> str:
+    """As one would say it.
 
-    def __init__(self, run: Run, label: str) -> None:
+    >>> duration(12), duration(80), duration(3000), duration(9000)
+    ('12 s', '80 s', '50 minutes', '2.5 hours')
+    """
+    if seconds < 120:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
+def _on_terminal() -> bool:
+    """Several processes would fight over one terminal line."""
+    return sys.stderr.isatty() and multiprocessing.parent_process() is None
+
+
+def _line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def counting(label: str, total: int, show: bool = True) -> Iterator[Callable[[int], None]]:
+    """A function that takes the number of episodes that were done, and shows how far they are.
+
+    A bar on a terminal; elsewhere a line every 10 seconds.
+    """
+    terminal, done = _on_terminal(), 0
+    started = spoke = time.monotonic()
+
+    def advance(more: int) -> None:
+        nonlocal done, spoke
+        done += more
+        bar.update(more)
+        now = time.monotonic()
+        if show and not terminal and now - spoke > EVERY and 0 < done < total:
+            spoke = now
+            left = duration((now - started) / done * (total - done))
+            _line(f"{label}: {done} of {total} episodes, about {left} left")
+
+    with tqdm(total=total, desc=label, disable=not (show and terminal), leave=False) as bar:
+        yield advance
+
+
+class Progress:
+    """tqdm on a terminal; elsewhere a line every 10 seconds, and one at the end.
+
+    Args:
+        run: what is shown.
+        label: what it is called.
+        outlook: what lines say of all runs that there are, by the seconds that this one still takes
+            and those of a whole one.
+    """
+
+    def __init__(
+        self, run: Run, label: str, outlook: Callable[[float, float], str] | None = None
+    ) -> None:
         self.run, self.label, self.metric = run, label, run.score.name
-        # several processes would fight over one terminal line
-        self.terminal = sys.stderr.isatty() and multiprocessing.parent_process() is None
+        self.outlook, self.terminal = outlook, _on_terminal()
         total, done = run.config.iterations, run.iteration
         self.bar = tqdm(
             total=total, initial=done, desc=label, disable=not self.terminal, leave=False
@@ -71,13 +127,21 @@ class Progress:
         if self.validation:
             values["validation"] = self.validation
         self.bar.set_postfix(values, refresh=False)
-        now, total = time.monotonic(), self.run.config.iterations
-        if not self.terminal and (now - self.spoke > 10 or record["iteration"] == total):
+        now, total, done = time.monotonic(), self.run.config.iterations, record["iteration"]
+        if not self.terminal and (now - self.spoke > EVERY or done == total):
             self.spoke = now
-            rate = (record["iteration"] - self.first) / max(now - self.started, 1e-9)
+            each = max(now - self.started, 1e-9) / (done - self.first)  # validations included
             text = ", ".join(f"{k} {v}" for k, v in values.items())
-            done = f"{record['iteration']}/{total}"
-            print(f"{self.label}: {done}, {text}, {rate:.1f} it/s", file=sys.stderr, flush=True)
+            text = f"{self.label}: {done}/{total}, {text}, {1 / each:.1f} it/s"
+            if done < total:
+                text += f", about {duration(each * (total - done))} left"
+            if self.outlook is not None:
+                text += f"; {self.outlook(each * (total - done), each * total)}"
+            _line(text)
+
+    def validating(self) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        """`counting` of a validation's episodes."""
+        return counting(f"{self.label}: validation", self.run.config.validation_episodes)
 
 
 class _Silent:
@@ -85,14 +149,19 @@ class _Silent:
 
     def show(self, record: dict[str, Any]) -> None: ...
 
+    def validating(self) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        return counting("", 0, show=False)
+
 
 @contextlib.contextmanager
-def shown(run: Run, progress: bool, label: str) -> Iterator[Progress | _Silent]:
+def shown(
+    run: Run, progress: bool, label: str, outlook: Callable[[float, float], str] | None = None
+) -> Iterator[Progress | _Silent]:
     """The progress of a run, or its silent likeness."""
     if not progress:
         yield _Silent()
         return
-    bar = Progress(run, label)
+    bar = Progress(run, label, outlook)
     try:
         yield bar
     finally:

@@ -99,7 +99,9 @@ class Run:
             to the loss.
         input_shape: of one input.
         iteration: meta-updates done.
-        seconds: time spent training, over all sessions.
+        seconds: time spent training, over all sessions, without what follows.
+        elapsed: all time spent, with validation, logging and checkpoints; known up to the last
+            checkpoint of an earlier session.
         skipped: tasks left out as not finite.
         best: ``iteration`` and ``value`` of the best validation (a score of which less is better with
             its sign turned), and its ``meta`` tensors.
@@ -119,6 +121,7 @@ class Run:
     input_shape: tuple[int, ...] = ()
     iteration: int = 0
     seconds: float = 0.0
+    elapsed: float = 0.0
     skipped: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     out: Path | None = None

@@ -197,7 +197,7 @@ def save(run: Run, outer: Outer, metrics: Metrics) -> None:
         **outer.state_dict(),
         "source": run.source.state_dict(),
         "best": run.best,
-        "seconds": run.seconds,
+        "seconds": {"total": run.seconds, "elapsed": run.elapsed},  # as in metrics.jsonl
         "skipped": run.skipped,
         "metrics_bytes": metrics.sync(),
     }
@@ -211,7 +211,10 @@ def restore(run: Run, outer: Outer, content: dict[str, Any]) -> None:
         run.model.load_state_dict(content["model"])
         outer.load_state_dict(content)
         run.source.load_state_dict(content["source"])
-        run.iteration, run.seconds = int(content["iteration"]), float(content["seconds"])
+        run.iteration, seconds = int(content["iteration"]), content["seconds"]
+        if not isinstance(seconds, dict):  # an older version kept training alone
+            seconds = {"total": seconds, "elapsed": seconds}
+        run.seconds, run.elapsed = float(seconds["total"]), float(seconds["elapsed"])
         run.best, run.skipped = dict(content["best"]), int(content["skipped"])
     except MISFIT as error:
         raise _misfit(Path("checkpoint.pt"), error) from error

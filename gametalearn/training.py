@@ -121,8 +121,13 @@ def train_parts(
     moved: bool = False,
     watch: Watch | None = None,
     exact: bool = False,
+    outlook: Callable[[float, float], str] | None = None,
 ) -> Run:
-    """`train`, with what is handed in as one object; with ``exact``, no setting may have changed."""
+    """`train`, with what is handed in as one object.
+
+    With ``exact``, no setting may have changed; for ``outlook`` see `gametalearn.progress.Progress`.
+    """
+    began = time.perf_counter()
     config = team.on_first(lambda: parts.named(config))
     folder = None if out is None or not team.first else Path(out)
     with contextlib.ExitStack() as stack:
@@ -145,8 +150,8 @@ def train_parts(
                     f"{label}: {describe_team(outer.rule, team, config.meta_batch)}",
                     file=sys.stderr,
                 )
-            bar = stack.enter_context(shown(run, progress and team.first, label))
-            _loop(run, outer, validation, metrics, interrupted, bar)
+            bar = stack.enter_context(shown(run, progress and team.first, label, outlook))
+            _loop(run, outer, validation, metrics, interrupted, bar, began - run.elapsed)
     return run
 
 
@@ -157,8 +162,9 @@ def _loop(
     metrics: Metrics,
     interrupted: Callable[[], bool],
     bar: Any,
+    began: float,
 ) -> None:
-    """Meta-iterations until the run is done, or interrupted."""
+    """Meta-iterations until the run is done, or interrupted; ``began`` is when, had it never been."""
     config, team, source = run.config, run.team, run.source
     parameters, own = list(run.meta.values()), team.share(config.meta_batch)
     resumed, clock = run.seconds, time.perf_counter()
@@ -201,11 +207,14 @@ def _loop(
                 **{k: v[kept.cpu()].tolist() for k, v in getattr(source, "facts", {}).items()},
             }
             if validate:
-                record["validation"] = _validate(run, validation)
+                with bar.validating() as tick:
+                    record["validation"] = _validate(run, validation, tick)
+            run.elapsed = record["seconds"]["elapsed"] = time.perf_counter() - began
             metrics.write(record)
             bar.show(record)
         bar.advance()
         if tasks.stop or last or run.iteration % config.checkpoint_every == 0:
+            run.elapsed = time.perf_counter() - began
             save(run, outer, metrics)
         if tasks.stop and not last:
             raise KeyboardInterrupt
@@ -280,7 +289,7 @@ def _finite(
     return gradients, tasks.only(good), good
 
 
-def _validate(run: Run, source: Source) -> dict[str, Any]:
+def _validate(run: Run, source: Source, tick: Callable[[int], None]) -> dict[str, Any]:
     """Validate the latest weights, and keep them if no earlier ones were better; what is logged."""
     config = run.config
     result = evaluate(
@@ -293,6 +302,7 @@ def _validate(run: Run, source: Source) -> dict[str, Any]:
         loss=run.loss,
         score=run.score,
         protocol=None if config.protocol == "auto" else config.protocol,  # type: ignore[arg-type]
+        progress=tick,
         team=run.team,
     )
     value = result.mean if run.score.higher_is_better else -result.mean

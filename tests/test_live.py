@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -62,6 +64,21 @@ def test_what_was_there_takes_no_time_and_jobs_share_it(clock: list[float]) -> N
     assert stream.getvalue() == ""
     run(standing, clock, "uniform", 1, 0.5)  # three new ones are left, in two rounds
     assert stream.getvalue().endswith("2 of 6 runs done, about 2 minutes left\n")
+
+
+def test_a_run_says_which_it_is_and_when_all_are_done(clock: list[float]) -> None:
+    """By its own pace, until one has been trained and tested."""
+    standing = Standing(RULES, (0, 1, 2), "uniform", there=[("agreement", 2)], stream=io.StringIO())
+    first = standing.begin("uniform", 0)
+    assert first(30, 40) == "run 2 of 6, all done in about 3 minutes"  # 30 + 4 * 40
+    clock[0] += 100.0
+    standing.end("uniform", 0, accuracy(0.5))
+    second = standing.begin("agreement", 0)
+    assert second(30, 40) == "run 3 of 6, all done in about 6 minutes"  # 30 + 3 * 100
+    assert pickle.loads(pickle.dumps(second)) == second  # to a process of its own
+    assert dataclasses.replace(second, jobs=2)(30, 40).endswith("about 4 minutes")  # 30 + 2 * 100
+    assert dataclasses.replace(second, number=6, waiting=0)(5, 40).endswith("all done in about 5 s")
+    assert dataclasses.replace(second, number=6, waiting=0)(0, 40) == "run 6 of 6"
 
 
 def test_a_terminal_has_a_table_that_is_drawn_anew(clock: list[float]) -> None:
