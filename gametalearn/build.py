@@ -33,7 +33,7 @@ __all__ = [
     "stream_seed",
 ]
 
-_STREAMS = {"train": 1, "val": 2, "test": 3}
+_STREAMS = {"train": 1, "val": 2, "test": 3, "all": 0}
 
 
 def stream_seed(seed: int, split: str) -> int:
@@ -42,7 +42,12 @@ def stream_seed(seed: int, split: str) -> int:
 
 
 def build_source(config: TrainConfig, split: str) -> Source:
-    """The episodes of ``train``, ``val`` or ``test``, seeded by the run's seed and the split."""
+    """The episodes of a split, seeded by the run's seed and the split.
+
+    Args:
+        config: the settings.
+        split: ``train``, ``val`` or ``test``; of a folder also ``all``.
+    """
     _refuse_handed_in(config, "dataset")
     seed = stream_seed(config.seed, split)
     names = config.datasets

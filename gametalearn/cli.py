@@ -138,7 +138,9 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
         help="Of --protocol lake: all_runs.zip, or the folder with run01 to run20.")  # fmt: skip
     add("--checkpoint", choices=("best", "latest"), default="best",
         help="The weights that were best on validation, or the latest. Default: best.")  # fmt: skip
-    add("--on", choices=SPLITS, help="Classes to test on. Default: test.")
+    add("--on", choices=(*SPLITS, "all"),
+        help="Classes to test on; all is for other data than RUN's. Default: test; all of a folder "
+        "of other images.")  # fmt: skip
     add("--inner-steps", type=int, metavar="N", help="Inner steps. Default: the run's.")
     add(
         "--seed",
@@ -146,8 +148,9 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
         metavar="N",
         help="Seed of the episodes. Default: the run's, or that of the first one.",
     )
-    add("--dataset", metavar="NAME", help="Where the run's folder of images lies now, as "
-        "folder:PATH, if it has moved.")  # fmt: skip
+    add("--dataset", metavar="NAME",
+        help="Other data to test on, such as folder:PATH, which are brought to the run's image size; or "
+        "where the run's own folder of images lies now, if it has moved.")  # fmt: skip
     for name in ("model", "learner", "loss", "score"):
         add(f"--{name}", metavar="NAME",
             help=f"The run's {name}, repeated, where it is a module:attribute.")  # fmt: skip

@@ -16,6 +16,7 @@ import torch
 from gametalearn import registry
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import Team, joined
+from gametalearn.environment import unusable
 from gametalearn.errors import InputError
 from gametalearn.settings import parse_rule_options, settings_of
 
@@ -61,12 +62,8 @@ def _use_machine(config: TrainConfig, team: Team) -> None:
     if config.threads:
         share = max(1, (os.cpu_count() or 1) // local) if local > 1 else config.threads
         torch.set_num_threads(min(config.threads, share))
-    try:
-        torch.empty(0, device=config.device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"`device` {config.device}: not usable here ({str(error).splitlines()[0]}); try cpu"
-        ) from error
+    if (why := unusable(config.device)) is not None:
+        raise InputError(f"`device` {config.device}: {why}; try cpu")
     if local > 1 and (
         config.device not in ("cpu", "cuda")
         or (config.device == "cuda" and local > torch.cuda.device_count())
@@ -189,35 +186,40 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
 def evaluate(args: argparse.Namespace) -> None:
     """Test trained runs, each beside the first."""
     from gametalearn.protocols import compared
+    from gametalearn.transfer import is_other
 
     if len(set(args.folders)) < len(args.folders):
         raise InputError("evaluate: a RUN is given twice; name different ones")
-    if args.dataset is not None and len(args.folders) > 1:
-        raise InputError(f"--dataset {args.dataset} says where one run's images are; give one RUN")
     with joined() as team:
-        found = {}
-        for folder in args.folders:
-            found[str(folder)] = tested = _evaluated(args, folder, team)
+        found, given = {}, args.dataset
+        others = team.on_first(lambda: [bool(given) and is_other(f, given) for f in args.folders])
+        if given is not None and len(others) > 1 and not all(others):
+            raise InputError(f"--dataset {given} says where one run's images are; give one RUN")
+        for folder, other in zip(args.folders, others, strict=True):
+            found[str(folder)] = tested = _evaluated(args, folder, team, other)
             if args.seed is None and tested.episodes:  # all are tested on the same episodes
                 args.seed = tested.episodes[0]
         if team.first and len(found) > 1:
             print(f"\n{compared(found)}")
 
 
-def _evaluated(args: argparse.Namespace, folder: Path, team: Team) -> Tested:
-    """Test one run under each protocol that is asked for; say it, and write it to its folder."""
-    from gametalearn.build import build_source, objective_names, stream_seed
+def _evaluated(args: argparse.Namespace, folder: Path, team: Team, other: bool) -> Tested:
+    """Test one run, perhaps on other data, under each protocol; say it, and write it to its folder."""
+    from gametalearn.build import objective_names, stream_seed
     from gametalearn.evaluation import protocol_of
     from gametalearn.progress import counting
     from gametalearn.protocols import Tested, evaluate_all, write_evaluations
     from gametalearn.runfolder import load_run
+    from gametalearn.transfer import episodes_of, file_name, settings_for, usual_classes
 
     if (args.protocol == "lake") != (args.source is not None):
         raise InputError("--protocol lake and --source PATH, its runs, go together")
-    for name in ("on", "episodes"):
+    for name in ("on", "episodes", "dataset"):
         if args.protocol == "lake" and (value := getattr(args, name)) is not None:
             raise InputError(f"--protocol lake has tasks of its own; leave out --{name} {value}")
     on, episodes = args.on or "test", 1000 if args.episodes is None else args.episodes
+    if args.on == "all" and not other:
+        raise InputError("--on all is for other data than a run's own, on which it was trained")
     if args.query_at_a_time and args.protocol in ("transductive", "inductive"):
         raise InputError(
             f"--query-at-a-time is a protocol of its own, not {args.protocol}; give it alone, or "
@@ -225,11 +227,11 @@ def _evaluated(args: argparse.Namespace, folder: Path, team: Team) -> Tested:
         )
     given = {k: v for k in ("model", "learner", "loss", "score") if (v := getattr(args, k))}
     run = load_run(
-        folder, args.checkpoint, args.device, dataset=args.dataset, trust=args.trust,
-        team=team, **given,
+        folder, args.checkpoint, args.device, dataset=None if other else args.dataset,
+        trust=args.trust, team=team, **given,
     )  # fmt: skip
     changes = {k: getattr(args, k) for k in ("threads", "seed") if getattr(args, k) is not None}
-    config = dataclasses.replace(run.config, **changes)
+    run.config = config = dataclasses.replace(run.config, **changes)
     team.everywhere(lambda: _use_machine(config, team))
     learner = run.test_learner
     if args.inner_steps is not None:
@@ -244,10 +246,17 @@ def _evaluated(args: argparse.Namespace, folder: Path, team: Team) -> Tested:
         if team.first:  # 20 tasks need no sharing
             return _lake(args, run, learner, protocols, own, title, folder)
         return Tested({}, ())
-    if not args.trust:
-        repeated = {} if args.dataset is None else {"dataset": args.dataset}
-        registry.refuse_untrusted(config.as_dict(), ("dataset",), repeated, folder)
-    source = team.everywhere(lambda: build_source(config, on))
+    place = folder / "evaluation.json"
+    if other:
+        config = team.everywhere(lambda: settings_for(run, args.dataset))
+        on = args.on or usual_classes(args.dataset)
+        title, place = f"{title} on {config.dataset}, {on}", folder / file_name(args.dataset)
+        source = team.everywhere(lambda: episodes_of(run, config, on))
+    else:
+        if not args.trust:
+            repeated = {} if args.dataset is None else {"dataset": args.dataset}
+            registry.refuse_untrusted(config.as_dict(), ("dataset",), repeated, folder)
+        source = team.everywhere(lambda: run.episodes(on))
     show = team.first and not args.quiet
     with counting(f"evaluate {folder}", episodes * len(protocols), show) as tick:
         found = evaluate_all(
@@ -262,8 +271,8 @@ def _evaluated(args: argparse.Namespace, folder: Path, team: Team) -> Tested:
             if len(names) > 1:
                 for group in result.by_group():
                     print(f"  {names[group]}: {result.of_group(group)}")
-        file = folder / "evaluation.json"
-        write_evaluations(file, found, own, run.iteration, learner.steps)
+        told = {"dataset": config.dataset, "on": on} if other else {}
+        write_evaluations(place, found, own, run.iteration, learner.steps, **told)
     return Tested(found, (*(getattr(config, k) for k in OF_EPISODES), on, episodes))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from gametalearn.config import TrainConfig
 
-__all__ = ["environment", "version"]
+__all__ = ["environment", "unusable", "version"]
 
 VERSIONS = ("torch", "numpy", "scipy")
 
@@ -36,6 +36,15 @@ def environment(config: TrainConfig, command: str | None = None) -> dict[str, An
         "threads": config.threads or torch.get_num_threads(),
         "command": command,
     }
+
+
+def unusable(device: str) -> str | None:
+    """Why a device cannot be used on this machine; None where it can."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        return f"not usable here ({str(error).splitlines()[0]})"
+    return None
 
 
 @functools.cache

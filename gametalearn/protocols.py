@@ -93,7 +93,7 @@ def evaluate_all(
 
 
 def write_evaluations(
-    file: Path, found: Evaluations, own: Protocol, iteration: int, steps: int
+    file: Path, found: Evaluations, own: Protocol, iteration: int, steps: int, **told: str
 ) -> None:
     """Write ``evaluation.json``, schema ``gametalearn.evaluation/1``.
 
@@ -104,9 +104,10 @@ def write_evaluations(
             stands at the top, where `compare` looks for its own.
         iteration: of the weights.
         steps: inner steps.
+        told: what else the file says, such as the ``dataset`` where it is not the run's own.
     """
     first = found.get(own) or next(iter(found.values()))
-    content = evaluation_record(first, iteration, steps)
+    content = evaluation_record(first, iteration, steps) | told
     if len(found) > 1:
         content["protocols"] = {
             protocol: {

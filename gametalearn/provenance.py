@@ -28,6 +28,7 @@ __all__ = [
     "checked",
     "keep",
     "other_settings",
+    "recorded",
     "relocated",
     "same_run",
     "verified",
@@ -64,17 +65,16 @@ def verified(run: Path, config: TrainConfig, overwrite: bool, moved: bool) -> Re
     if os.path.exists(file) and (begun or moved) and not overwrite:
         there = read_toml(file)
         if same_run(there, config, moved):
-            return checked(run, config, config.dataset if moved else str(there["dataset"]))
+            return checked(run, config)
     return tuple(FolderIdentity.of(place) for place in folders(config.dataset))
 
 
-def checked(run: Path, config: TrainConfig, given: str) -> Record | None:
+def checked(run: Path, config: TrainConfig) -> Record | None:
     """What the folders of a run's images hold now, which is what they held when it began.
 
     Args:
         run: the run's folder.
         config: its settings, which may name another place than its record: only content counts.
-        given: the data set as it was written, perhaps relative to the working directory.
 
     Returns:
         The record with the folders' present places; None where an older version made the run, which
@@ -84,7 +84,10 @@ def checked(run: Path, config: TrainConfig, given: str) -> Record | None:
         InputError: a folder is missing or holds something else, or the record is damaged. The
             message names both.
     """
-    stored, places = _read(run), folders(config.dataset)
+    stored, places = recorded(run), folders(config.dataset)
+    given = str(read_toml(run / "config.toml").get("dataset"))  # perhaps a relative path
+    if absolute(given) != config.dataset:
+        given = config.dataset
     if stored is None:
         for place in places:
             if not os.path.isdir(place):
@@ -223,7 +226,12 @@ def keep(run: Path, record: Record | None) -> None:
             stream.write(text)
 
 
-def _read(run: Path) -> Record | None:
+def recorded(run: Path) -> Record | None:
+    """The record of a run; None where it has none.
+
+    Raises:
+        InputError: a file that is damaged, or of another version.
+    """
     file = run / RECORD
     try:
         values = json.loads(file.read_bytes())

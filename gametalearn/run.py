@@ -30,12 +30,13 @@ from gametalearn.episodes import Source, input_shape_of
 from gametalearn.errors import InputError
 from gametalearn.losses import Loss, default_loss
 from gametalearn.peek import score_for
+from gametalearn.provenance import checked
 from gametalearn.schedules import learner_at
 from gametalearn.scores import SCORES, Score, ScoreLike, as_score, default_score
 from gametalearn.update import meta_rate
 from gametalearn.weighting import Rule, shared_columns
 
-__all__ = ["Outer", "Parts", "Run", "Watch", "outer_of", "start"]
+__all__ = ["Outer", "Parts", "Run", "Watch", "outer_of", "precision_of", "start"]
 
 Scheduler = Any
 """Anything with ``step()`` and ``state_dict()``; torch has no common class of all its schedulers."""
@@ -133,8 +134,19 @@ class Run:
     def source(self) -> Source:
         """The training episodes; of a run that was loaded, from their beginning."""
         if self.drawn is None:
-            self.drawn = build_source(self.config, "train")
+            self.drawn = self.episodes("train")
         return self.drawn
+
+    def episodes(self, split: str) -> Source:
+        """The episodes of ``train``, ``val`` or ``test``, from their beginning.
+
+        Raises:
+            InputError: its data are not there; or its folders of images do not hold what they held when
+                the run in ``out`` began.
+        """
+        if self.out is not None:
+            checked(self.out, self.config)
+        return build_source(self.config, split)
 
     @property
     def test_learner(self) -> Learner:
@@ -223,7 +235,8 @@ def start(
         config: the settings, with the names of what was handed in (`Parts.named`).
         parts: what was.
         out, team: as in `Run`.
-        known: what a checkpoint tells of the data: then no training data is needed.
+        known: what a checkpoint tells of the data: then none are read, unless it is of a version
+            that told nothing.
 
     Raises:
         InputError: settings, data, loss and score do not fit.
@@ -237,6 +250,8 @@ def start(
         source = build_source(config, "train") if parts.source is None else parts.source
     shape = tuple(known["input_shape"]) if loaded and known else input_shape_of(source)  # type: ignore[arg-type]
     model = _model(config, parts, shape)
+    if known is not None and (dtype := PRECISIONS.get(str(known.get("dtype")))):
+        model.to(dtype)
     learner = build_learner(config) if parts.learner is None else parts.learner
     own = model_parameters(model)
     meta = {
@@ -253,6 +268,18 @@ def start(
         settled = _score(config, loss, score, model, meta, source)
     return Run(config, model, meta, learner, objectives, loss, settled, shape, out=out, team=team,
                drawn=source)  # fmt: skip
+
+
+PRECISIONS = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
+
+
+def precision_of(model: nn.Module) -> str:
+    """The one precision of a model's parameters, a name of `PRECISIONS`; "" if there are several."""
+    found = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _model(config: TrainConfig, parts: Parts, shape: tuple[int, ...]) -> nn.Module:

@@ -1,14 +1,14 @@
-"""A run's folder: ``config.toml``, ``metrics.jsonl``, ``checkpoint.pt``, ``best.pt``; written and read."""
+"""A run's folder: ``config.toml``, ``checkpoint.pt``, ``best.pt``; written and read."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import tomli_w
 
@@ -16,9 +16,11 @@ from gametalearn import registry
 from gametalearn.checkpoint import load_checkpoint, save_checkpoint
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
+from gametalearn.environment import unusable
 from gametalearn.errors import InputError, summary
 from gametalearn.files import held, replacing
 from gametalearn.losses import Loss, default_loss
+from gametalearn.metrics import Metrics
 from gametalearn.provenance import (
     RECORD,
     Record,
@@ -29,12 +31,11 @@ from gametalearn.provenance import (
     same_run,
 )
 from gametalearn.resuming import check_changes
-from gametalearn.run import Outer, Parts, Run, Watch, start
+from gametalearn.run import Outer, Parts, Run, precision_of, start
 from gametalearn.scores import SCORES, ScoreLike, default_score
 from gametalearn.settings import read_toml
 
 __all__ = [
-    "Metrics",
     "claim",
     "config_in",
     "load_run",
@@ -133,9 +134,10 @@ def claim(
                 raise InputError(other_settings(folder, there, config, exact=exact))
         elif any(folder.iterdir()) and not overwrite:
             raise InputError(f"{folder} is not empty and holds no run; choose another `out`")
-        for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "evaluation.json", "lake.json",
-                     RECORD):  # fmt: skip
+        for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "lake.json", RECORD):
             (folder / name).unlink(missing_ok=True)
+        for old in folder.glob("evaluation*.json"):
+            old.unlink()
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror}); choose another `out`"
@@ -175,7 +177,8 @@ def _about(run: Run) -> dict[str, Any]:
         "config": run.config.as_dict(),
         "model": run.model.state_dict(),
         "data": {
-            "input_shape": list(run.input_shape), "objectives": list(run.objectives), "score": score
+            "input_shape": list(run.input_shape), "objectives": list(run.objectives), "score": score,
+            "dtype": precision_of(run.model),
         },
     }  # fmt: skip
 
@@ -235,6 +238,9 @@ def load_run(
 ) -> Run:
     """A saved run, its model with the ``best`` validated or the ``latest`` weights.
 
+    No data are read (but for a run of an older version that kept no shapes), so that a run is loaded
+    and adapted where there is nothing but its folder; `Run.source` and `Run.episodes` read them.
+
     What was handed in to `gametalearn.train` is needed again: ``model``, ``learner``, ``loss`` and
     ``score``, as it was then. Where the run's files name one as ``module:attribute``, which loading
     does not import unasked, repeat that name, hand the part in, or give ``trust``. Of a ``team``,
@@ -246,7 +252,8 @@ def load_run(
     Args:
         folder: what `train` wrote.
         which: ``best`` or ``latest``.
-        device: instead of the run's own.
+        device: instead of the run's own; where that cannot be used here, the default is the CPU, and a
+            warning says so.
         dataset: where the run's folders of images lie now, as ``folder:PATH``, if they have moved;
             or the run's own data set, repeated.
         model, learner: the part, or its name.
@@ -255,8 +262,7 @@ def load_run(
         team: as in `train`.
 
     Raises:
-        InputError: no run there, its checkpoint is damaged, its images are not those that it was
-            trained on, or its parts are others.
+        InputError: no run there, its checkpoint is damaged, or its parts are others.
     """
     folder = Path(folder)
     file = folder / ("best.pt" if which == "best" else "checkpoint.pt")
@@ -272,8 +278,7 @@ def load_run(
         config = config_in(folder, given, trust=trust, kinds=built)
         _check_parts(folder, config, parts, given)
         here = config.dataset
-        if device is not None:
-            config = dataclasses.replace(config, device=device)
+        config = dataclasses.replace(config, device=_usable(folder, config.device, device))
         if dataset is not None and dataset != here:
             config = relocated(config, dataset)
         if not file.exists():
@@ -281,15 +286,15 @@ def load_run(
                 f"{file}: no checkpoint yet; run `gametalearn train --resume {folder}`"
             )
         content = load_checkpoint(file)
-        if "data" not in content and not trust:  # an older run: its shapes are those of its data
-            registry.refuse_untrusted(config.as_dict(), ("dataset",), given, folder)
-        before = str(read_toml(folder / "config.toml").get("dataset"))
-        checked(folder, config, before if dataset is None else config.dataset)
+        if "input_shape" not in _data_of(content):  # an older run: its shapes are those of its data
+            if not trust:
+                registry.refuse_untrusted(config.as_dict(), ("dataset",), given, folder)
+            checked(folder, config)
         return config, content
 
     config, content = team.on_first(read)
     out = folder if team.first else None
-    run = team.everywhere(lambda: start(config, parts, out, team, known=content.get("data")))
+    run = team.everywhere(lambda: start(config, parts, out, team, known=_data_of(content) or None))
     try:
         run.model.load_state_dict(content["model"])
         run.put(content["meta"])
@@ -297,6 +302,23 @@ def load_run(
     except MISFIT as error:
         raise _misfit(file, error) from error
     return run
+
+
+def _data_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint tells of the data; nothing in an older version's."""
+    found = content.get("data")
+    return found if isinstance(found, dict) else {}
+
+
+def _usable(folder: Path, own: str, given: str | None) -> str:
+    """The device that was given, or the run's own, or the CPU where that is not there."""
+    device = given or own
+    if (why := unusable(device)) is None:
+        return device
+    if given:
+        raise InputError(f"`device` {device}: {why}; try cpu")
+    warnings.warn(f"{folder}: trained on {device}, {why}; loaded for the cpu", stacklevel=2)
+    return "cpu"
 
 
 def _is_default(part: object) -> bool:
@@ -329,53 +351,3 @@ def _misfit(file: Path, error: Exception) -> InputError:
     return InputError(
         f"{file}: does not fit its config.toml ({summary(error)}); `overwrite` the run"
     )
-
-
-class Metrics:
-    """``metrics.jsonl``, a line per log step; nothing without an output folder.
-
-    What is to ``watch`` the run is told of each line, with a folder or without.
-    """
-
-    def __init__(self, run: Run, watch: Watch | None = None) -> None:
-        self._run, self._watch = run, watch
-        self._file = None if run.out is None else run.out / "metrics.jsonl"
-        self._stream: IO[bytes] | None = None
-
-    def __enter__(self) -> Metrics:
-        if self._file is not None:
-            with self._explained():
-                self._stream = self._file.open("ab")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._stream is not None:
-            with contextlib.suppress(OSError):  # what could not be written has been said
-                self._stream.close()
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"{self._file}: cannot be written ({error.strerror or error}); the last checkpoint "
-                "is unchanged: make room, then go on with train --resume"
-            ) from error
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Add a line."""
-        if self._stream is not None:
-            with self._explained():
-                self._stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-                self._stream.flush()
-        if self._watch is not None and self._run.team.first:
-            self._watch(self._run, record)
-
-    def sync(self) -> int:
-        """Bring the lines to the disk; the file's length."""
-        if self._stream is None:
-            return 0
-        with self._explained():
-            os.fsync(self._stream.fileno())
-            return self._stream.tell()

@@ -22,10 +22,11 @@ from gametalearn.errors import InputError, SharedError
 from gametalearn.evaluation import Evaluation, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.losses import Loss, default_loss
+from gametalearn.metrics import Metrics
 from gametalearn.progress import interruptible, shown
 from gametalearn.provenance import verified
 from gametalearn.run import Outer, Parts, Run, Watch, outer_of, start
-from gametalearn.runfolder import Metrics, claim, restore, save, save_best
+from gametalearn.runfolder import claim, restore, save, save_best
 from gametalearn.scores import ScoreLike, default_score
 from gametalearn.update import apply_update, clip
 from gametalearn.weighting import Rule

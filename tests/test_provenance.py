@@ -98,18 +98,22 @@ def record(run: Path) -> dict[str, Any]:
     return content["folders"][0]  # type: ignore[no-any-return]
 
 
-def refusals(run: Path, capsys: pytest.CaptureFixture[str], *more: str) -> set[str]:
+def refusals(
+    run: Path, capsys: pytest.CaptureFixture[str], *more: str, evaluate: bool = True
+) -> set[str]:
     """What evaluating and going on say, in Python and on the command line; all must refuse."""
     capsys.readouterr()
     dataset = more[1] if more else None
     with pytest.raises(InputError) as loading:
-        load_run(run, dataset=dataset)
+        load_run(run, dataset=dataset).episodes("test")
     said = [in_flags(cli.parser_of(), str(loading.value))]
     if dataset is None:
         with pytest.raises(InputError) as going_on:
             train(TrainConfig.from_dict(settings(run), "x"), run, progress=False)
         said.append(in_flags(cli.parser_of(), str(going_on.value)))
     for command in (["evaluate", str(run), "--episodes", "2"], ["train", "--resume", str(run)]):
+        if command[0] == "evaluate" and not evaluate:
+            continue
         assert main([*command, "--quiet", *more]) == 2
         printed = capsys.readouterr()
         assert printed.out == ""
@@ -214,7 +218,7 @@ def test_a_working_directory_with_a_plus_is_no_worse_than_before(
     assert record(here / "plus")["path"] == f"{here}/c++/imgs"
     monkeypatch.chdir(here / "B")  # whose images it would take
     with pytest.raises(InputError, match=r"trained on .*/c\+\+/imgs .*, but .*/B/imgs .* differs"):
-        load_run(here / "plus")
+        load_run(here / "plus").episodes("test")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -298,7 +302,7 @@ def test_a_class_moved_from_training_to_test_is_refused(
         for c in (tmp_path / "imgs" / split).iterdir():
             c.rename(c.with_name(f"{split}-{c.name}"))
     train(config(f"folder:{tmp_path}/imgs"), tmp_path / "run", progress=False)
-    load_run(tmp_path / "run")
+    load_run(tmp_path / "run").episodes("test")
     (tmp_path / "imgs/train/train-c01").rename(tmp_path / "imgs/test/train-c01")
     (text,) = refusals(tmp_path / "run", capsys)
     assert "differs in 1 class: 'train-c01' was in train and is in test" in text
@@ -324,7 +328,7 @@ def test_times_do_not_count(here: Path) -> None:
         os.utime(file, ns=(1, 1))
     assert load_run(here / "run").config.dataset == f"folder:{here}/A/imgs"
     (here / "A" / "imgs" / "c03" / "notes.txt").write_text("no image")
-    load_run(here / "run")
+    load_run(here / "run").episodes("test")
 
 
 def test_only_a_new_run_takes_changed_images(here: Path) -> None:
@@ -337,7 +341,7 @@ def test_only_a_new_run_takes_changed_images(here: Path) -> None:
     shutil.rmtree(here / "A" / "imgs" / "c04")
     train(again, here / "run", progress=False)
     assert "c04" not in json.dumps(record(here / "run")["splits"])
-    load_run(here / "run")
+    load_run(here / "run").episodes("test")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -350,6 +354,7 @@ def test_a_moved_folder_is_given_anew(here: Path, capsys: pytest.CaptureFixture[
     new = f"folder:{here}/moved"
     run = load_run(here / "run", dataset=new)
     assert run.config.dataset == new
+    run.episodes("test")
     words = ["evaluate", str(here / "run"), "--episodes", "2", "--quiet"]
     assert main([*words, "--dataset", new]) == 0
     assert settings(here / "run")["dataset"] == f"folder:{here}/A/imgs"  # only looked at
@@ -394,7 +399,8 @@ def test_a_folder_with_other_images_is_not_the_moved_one(
 def test_another_data_set_is_not_a_moved_folder(
     other: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (text,) = refusals(here / "run", capsys, "--dataset", other)
+    """But perhaps one to be tested on: see test_transfer.py."""
+    (text,) = refusals(here / "run", capsys, "--dataset", other, evaluate=False)
     assert f"--dataset {other}: the run was trained on folder:{here}/A/imgs; only" in text
 
 
@@ -458,7 +464,7 @@ def test_each_of_several_folders_is_verified(
     train(config(both), here / "two", progress=False)
     kept = json.loads((here / "two" / "data.json").read_text())["folders"]
     assert [folder["path"] for folder in kept] == [f"{here}/A/imgs", f"{here}/B/imgs"]
-    load_run(here / "two")
+    load_run(here / "two").episodes("test")
     swapped = f"folder:{here}/B/imgs+folder:{here}/A/imgs"
     (text,) = refusals(here / "two", capsys, "--dataset", swapped)
     assert f"trained on {here}/A/imgs (12 classes, 36 files), but {here}/B/imgs (15" in text
@@ -490,8 +496,10 @@ def test_an_older_run_goes_on_with_one_warning(
     run = aged(here / "run")
     monkeypatch.chdir(here / "A")
     told = f"could not be verified, .* it goes on with {here}/A/imgs .a relative path, seen from {here}/A"
+    loaded = load_run(run)
+    assert loaded.config.dataset == f"folder:{here}/A/imgs"
     with pytest.warns(UserWarning, match=told) as seen:
-        assert load_run(run).config.dataset == f"folder:{here}/A/imgs"
+        loaded.episodes("test")
     assert len(seen) == 1
     with pytest.warns(UserWarning, match=told) as seen:
         assert main(["evaluate", str(run), "--episodes", "2", "--quiet"]) == 0
@@ -503,7 +511,7 @@ def test_an_older_run_goes_on_with_one_warning(
     assert settings(run)["dataset"] == f"folder:{here}/A/imgs"
     monkeypatch.chdir(here / "B")
     with pytest.warns(UserWarning, match=f"it goes on with {here}/A/imgs$"):
-        load_run(run)
+        load_run(run).episodes("test")
 
 
 def test_the_command_line_warns_in_one_line(here: Path) -> None:
@@ -536,7 +544,7 @@ def test_an_older_run_elsewhere_says_where_it_looked(
     assert f"{here}/imgs is no folder; if the folder has moved, give its place by --dataset" in text
     new = f"folder:{here}/A/imgs"
     with pytest.warns(UserWarning, match="could not be verified"):
-        assert load_run(run, dataset=new).config.dataset == new
+        load_run(run, dataset=new).episodes("test")
     with pytest.warns(UserWarning, match="could not be verified"):
         assert main(["train", "--resume", str(run), "--dataset", new, "--quiet"]) == 0
 
@@ -547,7 +555,7 @@ def test_an_older_run_without_folders_says_nothing(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(TrainConfig.of("sinusoid", **small), tmp_path / "run", progress=False)
-        load_run(tmp_path / "run")
+        load_run(tmp_path / "run").episodes("test")
 
 
 def spoiled(content: dict[str, Any], split: str, value: Any) -> dict[str, Any]:
@@ -605,7 +613,7 @@ def test_a_setting_of_another_run_is_no_record(here: Path) -> None:
     with pytest.raises(
         InputError, match=r"data\.json has 1 of a data set's folders, config\.toml 0"
     ):
-        load_run(here / "run")
+        load_run(here / "run").episodes("test")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def load_dataset(
             ``folder:PATH`` or a path for a tree of class folders, cached on first use; or a name
             that a package registered, or ``module:attribute``. (Sinusoids are no images: see
             `gametalearn.data.Sinusoid`.)
-        split: ``train``, ``val`` or ``test``; no class is in two of them.
+        split: ``train``, ``val`` or ``test``; no class is in two of them. Of a folder also ``all``.
         root: the data root; `data_root` by default.
         class_split: how classes are dealt to the splits, where a data set has more than one way:
             ``lake`` (default) or ``maml`` for omniglot.
@@ -77,11 +77,11 @@ def load_part(name: str, split: str, *, rotations: bool = False, **given: Any) -
             None is not given.
     """
     offered = {"root": data_root(), **{k: v for k, v in given.items() if v is not None}}
-    if split not in SPLITS:
+    folder = folder_of(name)
+    if split not in SPLITS and not (split == "all" and folder is not None):
         raise InputError(
             f"load_dataset: split {split!r} is unknown; use one of {', '.join(SPLITS)}"
         )
-    folder = folder_of(name)
     part, fixed = (load_folder, {}) if folder is not None else registry.resolve("dataset", name)
     if "class_split" in offered and not registry.takes(part, "class_split"):
         raise InputError(

@@ -115,7 +115,7 @@ def load_folder(
 
     Args:
         folder: holds ``CLASS/*`` or ``{train,val,test}/CLASS/*``; see `class_folders`.
-        split: ``train``, ``val`` or ``test``.
+        split: ``train``, ``val`` or ``test``; or ``all``, the classes of the three.
         root: the data root.
         image_size, channels: of the packed images; channels 1 or 3.
 
@@ -158,7 +158,7 @@ def load_folder(
         listing=_listing(folder, tree),
         decoder=DECODER,
     )
-    return images.subset([i for i, r in enumerate(records) if r.split == split], split)
+    return images.subset([i for i, r in enumerate(records) if split in (r.split, "all")], split)
 
 
 def _listing(folder: Path, tree: Mapping[str, Mapping[str, list[str]]]) -> str:

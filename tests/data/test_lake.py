@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -217,6 +218,18 @@ def test_a_run_is_tested_on_them(
         assert len(record["runs"]) == 20
         assert 0 < record["error_rate"] < 0.95  # chance is 0.95
         assert all(round(20 * r, 6) == round(20 * r) for r in record["runs"])
+    # a copy of the run says the same where no data are
+    alone = tmp_path / "alone"
+    shutil.copytree(place, alone)
+    (alone / "lake.json").unlink()
+    with pytest.MonkeyPatch.context() as elsewhere:
+        elsewhere.setenv("GAMETALEARN_DATA", str(tmp_path / "empty"))
+        words = ["evaluate", str(alone), "--protocol", "lake", "--source", str(real_runs)]
+        assert main(words) == 0
+        assert json.loads((alone / "lake.json").read_text()) == stored
+        assert main([*words, "--dataset", "glyphs"]) == 2
+    assert "leave out --dataset glyphs" in capsys.readouterr().err
+    assert not (tmp_path / "empty").exists()
     assert main(["train", *flags.split(), "--split", "maml", "--out", place + "maml"]) == 0
     assert main(["evaluate", place + "maml", "--protocol", "lake", "--source", str(real_runs)]) == 2
     assert "has seen alphabets of the task" in capsys.readouterr().err
