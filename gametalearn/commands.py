@@ -80,9 +80,15 @@ def data(args: argparse.Namespace) -> None:
     from gametalearn.data.packed import data_root
 
     root = data_root()
+    if args.skip_bad and args.name != "mini-imagenet":
+        raise InputError("--skip-bad is an option of data prepare mini-imagenet; leave it out")
+    if args.source is not None and args.name == "glyphs":
+        raise InputError(
+            "--source is for data that are not drawn here, as glyphs are; leave it out"
+        )
     if args.action == "list":
-        if args.name:
-            raise InputError(f"data list takes no name, got '{args.name}'")
+        if args.name or args.source:
+            raise InputError(f"data list takes no name or source, got '{args.name or args.source}'")
         for name, state in describe(root):
             print(f"{name:14} {state}")
         return
@@ -214,7 +220,7 @@ def _evaluated(args: argparse.Namespace, folder: Path, team: Team, other: bool) 
 
     if (args.protocol == "lake") != (args.source is not None):
         raise InputError("--protocol lake and --source PATH, its runs, go together")
-    for name in ("on", "episodes", "dataset"):
+    for name in ("on", "episodes", "dataset", "seed"):
         if args.protocol == "lake" and (value := getattr(args, name)) is not None:
             raise InputError(f"--protocol lake has tasks of its own; leave out --{name} {value}")
     on, episodes = args.on or "test", 1000 if args.episodes is None else args.episodes

@@ -102,7 +102,9 @@ def check_changes(run: Path, there: Mapping[str, Any], config: TrainConfig, done
             "iterations; give more `iterations`, or leave it out"
         )
     if moved := [name for name in ELSEWHERE if name in changed]:
-        told = " and ".join(f"{name} {before[name]} to {now[name]}" for name in moved)
+        told = " and ".join(
+            f"{name} {before[name]} to {now[name] or 'what PyTorch chooses'}" for name in moved
+        )
         warnings.warn(
             f"{run}: changed from {told} after iteration {done}; from there on it is, up to rounding "
             "and no longer bit for bit, the run that it would have been",

@@ -156,6 +156,7 @@ def test_both_and_query_at_a_time_from_the_command_line(capsys: Any, tmp_path: P
         ("--source x", "go together"),
         ("--protocol lake --source x --on val", "has tasks of its own; leave out --on val"),
         ("--protocol lake --source x --episodes 9", "leave out --episodes 9"),
+        ("--protocol lake --source x --seed 3", "leave out --seed 3"),
         ("--protocol lake --source x", "this one has --dataset sinusoid"),
     ):
         code, _, err = run(capsys, f"evaluate {flags}", place)
