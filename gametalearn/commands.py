@@ -191,13 +191,13 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Test trained runs, each beside the first."""
-    from gametalearn.protocols import compared
+    from gametalearn.protocols import Tested, compared
     from gametalearn.transfer import is_other
 
     if len(set(args.folders)) < len(args.folders):
         raise InputError("evaluate: a RUN is given twice; name different ones")
     with joined() as team:
-        found, given = {}, args.dataset
+        found, given = dict[str, Tested](), args.dataset
         others = team.on_first(lambda: [bool(given) and is_other(f, given) for f in args.folders])
         if given is not None and len(others) > 1 and not all(others):
             raise InputError(f"--dataset {given} says where one run's images are; give one RUN")

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from gametalearn import registry
 from gametalearn.build import build_source
@@ -60,7 +61,7 @@ def settings_for(run: Run, dataset: str) -> TrainConfig:
     for name in dataset.split("+"):
         if folder_of(name) is None:
             registry.require_known("dataset", name)
-    size = {}
+    size: dict[str, Any] = {}
     if len(run.input_shape) == 3:
         size = {"channels": run.input_shape[0], "image_size": run.input_shape[2]}
     return dataclasses.replace(run.config, dataset=dataset, split="", objectives="dataset", **size)
