@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 
-from gametalearn import compare, progress, train
+from gametalearn import TrainConfig, compare, progress, train
 from gametalearn.checkpoint import load_checkpoint, save_checkpoint
 from gametalearn.cli import main
 from gametalearn.evaluation import evaluate
 from gametalearn.progress import Progress, counting
 from gametalearn.run import Parts, start
-from tests.support.runs import tiny
+from tests.support import runs
+
+
+def tiny(**given: Any) -> TrainConfig:
+    return runs.tiny(**{"iterations": 12, "validate_every": 4, **given})
 
 
 @pytest.fixture
