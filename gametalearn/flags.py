@@ -57,7 +57,7 @@ def _add_setting(
 def in_flags(parser: argparse.ArgumentParser, message: str) -> str:
     """A message of the library, which speaks of arguments in backquotes, in terms of flags."""
     flags = {
-        action.dest: max(action.option_strings, key=len)
+        action.dest: next(flag for flag in action.option_strings if flag.startswith("--"))
         for command in subcommands(parser).values()
         for action in command._actions
         if action.option_strings
