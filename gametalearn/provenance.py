@@ -179,13 +179,13 @@ def _settings(values: Any, form: Callable[[str], str], exact: bool) -> dict[str,
     """The settings by which runs are told apart."""
     if not isinstance(values, Mapping):
         return {}
-    values = TrainConfig.completed(values)
+    found = TrainConfig.completed(values)
     for name, field in settings_of(TrainConfig).items():
-        if unmet(field, values) or (name in RESUMABLE and not exact):
-            del values[name]
-    if isinstance(values["dataset"], str):
-        values["dataset"] = form(values["dataset"])
-    return values
+        if unmet(field, found) or (name in RESUMABLE and not exact):
+            del found[name]
+    if isinstance(found["dataset"], str):
+        found["dataset"] = form(found["dataset"])
+    return found
 
 
 def other_settings(

@@ -163,7 +163,7 @@ def _saved(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         # what its folders of images hold has been compared; where they lie may have changed
         if not same_run(there, config, moved=True):
             raise InputError(f"{file}: of other settings than config.toml; `overwrite` the run")
-        if isinstance(done := content.get("iteration"), int):
+        if isinstance(there, dict) and isinstance(done := content.get("iteration"), int):
             check_changes(folder, there, config, done)
     if metrics.exists() and metrics.stat().st_size > length:
         os.truncate(metrics, length)

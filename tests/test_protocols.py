@@ -189,5 +189,5 @@ def test_several_runs_meet_the_same_episodes_and_make_one_table(
     assert "About rules or settings they say nothing" in " ".join(said)
     assert main(["evaluate", folders[0], folders[0]]) == 2
     assert "given twice" in capsys.readouterr().err
-    assert main(["evaluate", *folders, "--dataset", "folder:x"]) == 2
+    assert main(["evaluate", *folders, "--dataset", "glyphs"]) == 2  # their own
     assert "give one RUN" in capsys.readouterr().err

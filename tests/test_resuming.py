@@ -119,7 +119,7 @@ def test_trust_without_resume_is_refused(
     [
         {"rule": "agreement", "learner": "metasgd"},
         {"rule": "dwa", "rule_options": {"dwa": {"period": 3}}, "meta_optimizer": "sgd"},
-        {"multi_step_loss": 18, "inner_steps": 2, "first_order_until": 14, "disagree": 0.3},
+        {"multi_step_loss": 3, "inner_steps": 2, "first_order_until": 14, "disagree": 0.3},
     ],
     ids=["agreement", "dwa", "annealed"],
 )

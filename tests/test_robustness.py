@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 
-from gametalearn import runfolder, training
+from gametalearn import metrics, training
 from gametalearn.checkpoint import load_checkpoint
 from gametalearn.cli import main
 from gametalearn.episodes import EpisodeSampler
@@ -208,7 +208,7 @@ def test_a_disk_that_becomes_read_only(tmp_path, capsys, monkeypatch, whole):
 
         # a file open for writing keeps the system from it: as after an error of the disk
         monkeypatch.setattr(training, "meta_gradients", remounting)
-        monkeypatch.setattr(training, "Metrics", reopened(runfolder.Metrics))
+        monkeypatch.setattr(training, "Metrics", reopened(metrics.Metrics))
         assert "Read-only file system" in refused(capsys, *TRAIN, disk / "a")
         monkeypatch.undo()
         assert load_checkpoint(disk / "a" / "checkpoint.pt")["iteration"] == 8
@@ -247,7 +247,7 @@ def reopened(metrics):
 KILLED = """
 import os, signal, sys, tempfile
 import torch._dynamo  # what every run would import
-from gametalearn import checkpoint, runfolder, training
+from gametalearn import checkpoint, metrics, runfolder, training
 from gametalearn.cli import main
 
 def die_at(owner, name, number, after):
@@ -264,7 +264,7 @@ def die_at(owner, name, number, after):
     setattr(owner, name, dying)
 
 places = [(tempfile, "mkstemp"), (os, "fsync"), (os, "replace"), (checkpoint._Noting, "write"),
-          (runfolder.Metrics, "write"), (runfolder, "save_checkpoint")]
+          (metrics.Metrics, "write"), (runfolder, "save_checkpoint")]
 for owner, name in places:
     for number in map(int, sys.argv[1].split(",")):
         for after in (False, True):

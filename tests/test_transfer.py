@@ -232,18 +232,19 @@ class Doubles(Sinusoid):
         return Doubles(seed=seed)
 
 
-def net() -> nn.Module:
-    return nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+class Net(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
 
 
 @pytest.mark.parametrize("learner", ["maml", "metasgd"])
 def test_a_model_comes_back_in_its_precision(learner: str, tmp_path: Path) -> None:
     config = tiny(iterations=2, learner=learner)
     run = train(
-        config, tmp_path / "a", model=net().double(), source=Doubles(), validation=Doubles(),
+        config, tmp_path / "a", model=Net().double(), source=Doubles(), validation=Doubles(),
         progress=False,
     )  # fmt: skip
-    loaded = load_run(tmp_path / "a", "latest", model=net)
+    loaded = load_run(tmp_path / "a", "latest", model=Net)
     assert loaded.meta.keys() == run.meta.keys()
     for name, p in loaded.meta.items():
         assert p.dtype == torch.float64
