@@ -85,6 +85,8 @@ def checked(run: Path, config: TrainConfig) -> Record | None:
             message names both.
     """
     stored, places = recorded(run), folders(config.dataset)
+    if stored is None and not places:
+        return None
     given = str(read_toml(run / "config.toml").get("dataset"))  # perhaps a relative path
     if absolute(given) != config.dataset:
         given = config.dataset

@@ -205,6 +205,13 @@ def test_an_older_run_takes_its_shapes_from_its_data(alone: Path, tmp_path: Path
     assert load_run(tmp_path / "b").input_shape == (1,)
 
 
+def test_a_run_in_memory_needs_its_folder_no_more(tmp_path: Path) -> None:
+    train(tiny(iterations=1), tmp_path / "a", progress=False)
+    run = load_run(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")
+    assert run.source.sample(1).support_x.shape == (1, 10, 1)
+
+
 def test_a_device_that_is_not_there_gives_way_to_the_cpu(
     alone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
