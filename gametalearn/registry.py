@@ -104,6 +104,8 @@ BUILT_IN: dict[str, dict[str, Part]] = {
         "agreement-update": _part("weighting:GradientAgreement", signal="update"),
         "agreement-cosine": _part("weighting:GradientAgreement", normalize=True),
         "norm-control": _part("weighting:NormControl"),
+        "normalized-mean": _part("weighting:NormalizedMean"),
+        "geometric-median": _part("weighting:GeometricMedian"),
         "gradnorm": _part("weighting:GradNorm"),
         "uncertainty": _part("weighting:UncertaintyWeighting"),
         "uncertainty-positive": _part("weighting:UncertaintyWeighting", form="positive"),

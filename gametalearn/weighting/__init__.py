@@ -7,8 +7,10 @@ from gametalearn.weighting.agreement import (
 )
 from gametalearn.weighting.dtp import DynamicTaskPrioritization
 from gametalearn.weighting.dwa import DynamicWeightAverage
+from gametalearn.weighting.geometric_median import GeometricMedian, geometric_median_weights
 from gametalearn.weighting.gradnorm import GradNorm, shared_columns
 from gametalearn.weighting.make import RULES, make_rule, rule_options
+from gametalearn.weighting.normalized_mean import NormalizedMean
 from gametalearn.weighting.sharded import Processes, ShardedGradients, ShardedRule
 from gametalearn.weighting.uncertainty import UncertaintyWeighting
 from gametalearn.weighting.uniform import NormControl, Uniform
@@ -19,10 +21,12 @@ __all__ = [
     "RULES",
     "DynamicTaskPrioritization",
     "DynamicWeightAverage",
+    "GeometricMedian",
     "GradNorm",
     "GradientAgreement",
     "Gradients",
     "NormControl",
+    "NormalizedMean",
     "Processes",
     "Rule",
     "ShardedGradients",
@@ -32,6 +36,7 @@ __all__ = [
     "Weights",
     "agreement_weights",
     "agreement_weights_from_gramian",
+    "geometric_median_weights",
     "gramian",
     "make_rule",
     "rule_options",

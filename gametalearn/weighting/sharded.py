@@ -6,19 +6,22 @@ iteration, and applies the rule to them. A rule that needs less offers a method 
     def over_processes(self, gradients: ShardedGradients) -> tuple[Weights, Tensor]
 
 which is called on all processes instead, with the rows of this one. What it needs beyond them it
-sums over the processes. The built-in rules do, and send:
+sums over the processes. The built-in rules do, all but geometric-median, which needs every inner
+product, and send:
 
 ====================================  ==========================================================
 uniform                               P: the sum of the rows
 agreement (-update, -cosine)          2P + 2T: S = sum_j g_j, then s_i = <g_i, S> and the lengths of
                                       all tasks, then sum_i w_i g_i
 norm-control                          the same
+normalized-mean                       P + T: the lengths of all tasks, then sum_i w_i g_i
 rules over K objectives               K x P: the objectives' gradients; with ``within="agreement"``
                                       2K x P + 2T
 ====================================  ==========================================================
 
-and one number more for agreement on float64 rows, their largest entry. All sums are in float64, and
-the same on every process to the bit; several processes find what one finds up to rounding.
+and one number more for agreement and normalized-mean on float64 rows, their largest entry. All sums
+are in float64, and the same on every process to the bit; several processes find what one finds up to
+rounding.
 """
 
 from __future__ import annotations

@@ -61,6 +61,8 @@ CASES = [
     Case("agreement-update", {}, signed=True),
     Case("agreement-cosine", {}, signed=True),
     Case("norm-control", {}),
+    Case("normalized-mean", {}),
+    Case("geometric-median", {}),
     Case("gradnorm", {}, objectives=True, alone_uniform=True, stateful=True),
     Case("uncertainty", {}, objectives=True, scale=False, stateful=True),
     Case("uncertainty-positive", {}, objectives=True, scale=False, stateful=True),

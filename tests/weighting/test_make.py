@@ -100,6 +100,8 @@ def test_the_options_of_every_rule() -> None:
         "agreement-update": ["normalize"],
         "agreement-cosine": ["signal"],
         "norm-control": [],
+        "normalized-mean": [],
+        "geometric-median": [],
         "gradnorm": ["alpha", "lr", "floor", "optimizer"],
         "uncertainty": ["form", "lr", "optimizer"],
         "uncertainty-positive": ["lr", "optimizer"],
