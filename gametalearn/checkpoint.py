@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from pathlib import Path
 from typing import IO, Any, cast
@@ -12,9 +13,36 @@ import torch
 from gametalearn.errors import InputError, summary
 from gametalearn.files import replacing
 
-__all__ = ["FORMAT", "load_checkpoint", "save_checkpoint"]
+__all__ = ["FORMAT", "file_of", "kept_in", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "gametalearn.checkpoint/1"
+
+NAMED = {"best": "best.pt", "latest": "checkpoint.pt"}
+
+
+def file_of(folder: Path, checkpoint: str | int) -> Path:
+    """The file of a run's checkpoint: ``best``, ``latest``, or the iteration of one that was kept.
+
+    >>> [file_of(Path("a"), checkpoint).name for checkpoint in ("latest", 100)]
+    ['checkpoint.pt', 'checkpoint-100.pt']
+
+    Raises:
+        InputError: none of these.
+    """
+    if checkpoint in NAMED:
+        return folder / NAMED[str(checkpoint)]
+    if not str(checkpoint).isdecimal():
+        raise InputError(
+            f"`checkpoint` must be best, latest or an iteration (kept by `keep_every`), "
+            f"got '{checkpoint}'"
+        )
+    return folder / f"checkpoint-{int(checkpoint)}.pt"
+
+
+def kept_in(folder: Path) -> list[int]:
+    """The iterations of the checkpoints that a run kept, in ascending order."""
+    names = (re.fullmatch(r"checkpoint-(\d+)\.pt", p.name) for p in folder.glob("checkpoint-*.pt"))
+    return sorted(int(name[1]) for name in names if name)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``gametalearn data | episodes | train | evaluate | compare | report | bench``."""
+"""The command line: ``gametalearn data | episodes | train | evaluate | compare | probe | report | bench``."""
 
 from __future__ import annotations
 
@@ -136,8 +136,9 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
         "--protocol both or lake, beside the others.")  # fmt: skip
     add("--source", type=Path, metavar="PATH",
         help="Of --protocol lake: all_runs.zip, or the folder with run01 to run20.")  # fmt: skip
-    add("--checkpoint", choices=("best", "latest"), default="best",
-        help="The weights that were best on validation, or the latest. Default: best.")  # fmt: skip
+    add("--checkpoint", default="best", metavar="NAME",
+        help="best, the weights that were best on validation; latest; or the iteration of a "
+        "checkpoint that train --keep-every kept. Default: best.")  # fmt: skip
     add("--on", choices=(*SPLITS, "all"),
         help="Classes to test on; all is for other data than RUN's. Default: test; all of a folder "
         "of other images.")  # fmt: skip
@@ -187,6 +188,37 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     add("--plan", action="store_true",
         help="Train nothing: print a `gametalearn train` for each run, for xargs, GNU parallel or a "
         "cluster; the same compare without --plan collects them.")  # fmt: skip
+
+    add = command("probe", "measure what weighting rules gain in one step from a run's weights",
+                  "probe runs/a --rules uniform,agreement,normalized-mean")  # fmt: skip
+    add("folder", type=Path, metavar="RUN", help="What train --out wrote.")
+    rules = "uniform,agreement,agreement-update,normalized-mean,geometric-median"
+    add("--rules", default=rules, metavar="A,B,...",
+        help=f"Weighting rules, as in compare. Default: {rules}.")  # fmt: skip
+    add("--checkpoint", default="latest", metavar="A,B,...",
+        help="latest, best, iterations of checkpoints that train --keep-every kept, or all of these "
+        "and the latest (all). Default: latest.")  # fmt: skip
+    add("--meta-batches", type=int, default=100, metavar="N",
+        help="Meta-batches to take each rule's step from. Default: 100.")  # fmt: skip
+    add("--reference", type=int, default=1024, metavar="N",
+        help="Tasks whose mean gradient stands for the true direction. Default: 1024.")  # fmt: skip
+    add("--length", type=float, metavar="X",
+        help="Length of the steps. Default: 0.002 times the length of the weights.")  # fmt: skip
+    add("--seed", type=int, default=0, metavar="N", help="Seed of all tasks. Default: 0.")
+    add("--threads", type=int, metavar="N", help="CPU threads. Default: PyTorch's choice.")
+    add_settings(commands.choices["probe"], (MACHINE,), default="the run's", skip=("threads",),
+                 also=("meta_batch", "disagree", "disagree_kind"))  # fmt: skip
+    add("--dataset", metavar="NAME", help="Where the run's folder of images lies now, as "
+        "folder:PATH, if it has moved.")  # fmt: skip
+    for name in ("model", "learner", "loss", "score"):
+        add(f"--{name}", metavar="NAME",
+            help=f"The run's {name}, repeated, where it is a module:attribute.")  # fmt: skip
+    add("--trust", action="store_true",
+        help="Import the parts that the run's files name as module:attribute.")  # fmt: skip
+    add(
+        "--out", type=Path, metavar="DIR", help="Folder for probe.json and the plots. Default: RUN."
+    )
+    add("--quiet", action="store_true", help="Show no progress on stderr.")
 
     add = command("report", "write report.html of a finished comparison", "report runs/cmp")
     add("folder", type=Path, metavar="DIR", help="What compare --out wrote.")

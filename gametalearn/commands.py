@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gametalearn.protocols import Tested
     from gametalearn.run import Watch
 
-__all__ = ["bench", "compare", "data", "episodes", "evaluate", "report", "train"]
+__all__ = ["bench", "compare", "data", "episodes", "evaluate", "probe", "report", "train"]
 
 
 OF_EPISODES = ("seed", "dataset", "split", "objectives", "ways", "shots", "queries")
@@ -368,6 +368,13 @@ def _print_plan(lines: list[str]) -> None:
             "gametalearn: xargs takes quotes away; write | tr '\\n' '\\0' | xargs -0 -n 1 sh -c",
             file=sys.stderr,
         )
+
+
+def probe(args: argparse.Namespace) -> None:
+    """Measure weighting rules one step ahead."""
+    from gametalearn.probing.command import run
+
+    run(args)
 
 
 def report(args: argparse.Namespace) -> None:

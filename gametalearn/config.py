@@ -188,6 +188,9 @@ class TrainConfig:
     validation_episodes: int = setting(200, "episodes per validation", OUTER, least=2)
     checkpoint_every: int = setting(
         100, "iterations between checkpoints", OUTER, least=1, resumable=True)
+    keep_every: int = setting(
+        0, "iterations between checkpoints that are kept, beside the latest and the best; 0 keeps "
+        "none", OUTER, least=0, resumable=True)
     device: str = setting("cpu", "cpu, cuda or mps", MACHINE, resumable=True)
     threads: int = setting(
         0, "CPU threads; results are bit-identical for equal numbers only; 0 is PyTorch's choice",

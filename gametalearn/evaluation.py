@@ -40,7 +40,7 @@ from gametalearn.statistics import LARGEST, half_width
 
 B = TypeVar("B", TaskBatch, Tensor)
 
-__all__ = ["Evaluation", "Protocol", "adapt", "ci95", "evaluate", "protocol_of"]
+__all__ = ["Evaluation", "Protocol", "adapt", "ci95", "evaluate", "placed", "protocol_of"]
 
 
 def ci95(values: np.ndarray[Any, Any], group: np.ndarray[Any, Any] | None = None) -> float:
@@ -172,7 +172,7 @@ def evaluate(
         mine = number % team.size == team.rank
         # every process has the first episode, so that all settle the same
         part = slice(None) if mine else slice(0, 1 if number == 0 else 0)
-        batch = _on(model, draw(stream, stop - start, part))
+        batch = placed(model, draw(stream, stop - start, part))
         with _explained(model):
             if number == 0:
                 chosen = score_for(score, loss, model, meta, batch)
@@ -203,7 +203,7 @@ def _floats(model: nn.Module) -> torch.dtype | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _on(model: nn.Module, batch: B) -> B:
+def placed(model: nn.Module, batch: B) -> B:
     """A batch or a tensor on the model's device, its floats in the model's precision."""
     dtype = _floats(model)
     if isinstance(batch, Tensor) and not batch.is_floating_point():
@@ -292,7 +292,7 @@ def adapt(
         with swapping:
             scratch, result = copied(model), copied(model)
         start = {name: p.detach().clone() for name, p in meta.items()}
-        x, y = (_on(model, t).clone() for t in (support_x, support_y))
+        x, y = (placed(model, t).clone() for t in (support_x, support_y))
         support = support_loss(scratch, loss, fixed_tensors(scratch), x, y)
         adapted = learner.adapt(start, support, first_order)
         with torch.no_grad():

@@ -16,6 +16,7 @@ from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.images import ClassImages
 from gametalearn.mixture import MixedSource
 from gametalearn.models import MLP, Conv4, ResNet12
+from gametalearn.probing import Probe, probe
 from gametalearn.results import Comparison
 from gametalearn.run import Run
 from gametalearn.runfolder import load_run
@@ -63,6 +64,7 @@ __all__ = [
     "MixedSource",
     "NormControl",
     "NormalizedMean",
+    "Probe",
     "Reptile",
     "ResNet12",
     "Run",
@@ -86,6 +88,7 @@ __all__ = [
     "load_run",
     "make_rule",
     "meta_gradients",
+    "probe",
     "shared_columns",
     "train",
 ]

@@ -1,4 +1,4 @@
-"""A run's folder: ``config.toml``, ``checkpoint.pt``, ``best.pt``; written and read."""
+"""A run's folder: ``config.toml`` and checkpoints; written and read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import tomli_w
 
 from gametalearn import registry
-from gametalearn.checkpoint import load_checkpoint, save_checkpoint
+from gametalearn.checkpoint import file_of, kept_in, load_checkpoint, save_checkpoint
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
 from gametalearn.environment import unusable
@@ -38,6 +38,7 @@ from gametalearn.settings import read_toml
 __all__ = [
     "claim",
     "config_in",
+    "is_kept",
     "load_run",
     "restore",
     "save",
@@ -134,7 +135,9 @@ def claim(
                 raise InputError(other_settings(folder, there, config, exact=exact))
         elif any(folder.iterdir()) and not overwrite:
             raise InputError(f"{folder} is not empty and holds no run; choose another `out`")
-        for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "lake.json", RECORD):
+        kept = [file_of(folder, iteration).name for iteration in kept_in(folder)]
+        for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "lake.json", "probe.json", RECORD,
+                     *kept):  # fmt: skip
             (folder / name).unlink(missing_ok=True)
         for old in folder.glob("evaluation*.json"):
             old.unlink()
@@ -189,8 +192,13 @@ def save_best(run: Run) -> None:
         save_checkpoint(run.out / "best.pt", {**_about(run), **run.best})
 
 
+def is_kept(run: Run) -> bool:
+    """Whether the checkpoint of this iteration is one that the settings keep."""
+    return run.config.keep_every > 0 and run.iteration % run.config.keep_every == 0
+
+
 def save(run: Run, outer: Outer, metrics: Metrics) -> None:
-    """Write ``checkpoint.pt``: all that the next iteration depends on."""
+    """Write ``checkpoint.pt``, all that the next iteration depends on; twice where it `is_kept`."""
     if run.out is None:
         return
     content = {
@@ -204,6 +212,8 @@ def save(run: Run, outer: Outer, metrics: Metrics) -> None:
         "skipped": run.skipped,
         "metrics_bytes": metrics.sync(),
     }
+    if is_kept(run):
+        save_checkpoint(file_of(run.out, run.iteration), content)
     save_checkpoint(run.out / "checkpoint.pt", content)
 
 
@@ -225,7 +235,7 @@ def restore(run: Run, outer: Outer, content: dict[str, Any]) -> None:
 
 def load_run(
     folder: Path | str,
-    which: str = "best",
+    checkpoint: str | int = "best",
     device: str | None = None,
     *,
     dataset: str | None = None,
@@ -236,7 +246,7 @@ def load_run(
     trust: bool = False,
     team: Team = ALONE,
 ) -> Run:
-    """A saved run, its model with the ``best`` validated or the ``latest`` weights.
+    """A saved run, its model with the weights of one of its checkpoints.
 
     No data are read (but for a run of an older version that kept no shapes), so that a run is loaded
     and adapted where there is nothing but its folder; `Run.source` and `Run.episodes` read them.
@@ -251,7 +261,8 @@ def load_run(
 
     Args:
         folder: what `train` wrote.
-        which: ``best`` or ``latest``.
+        checkpoint: ``best``, the best validated weights; ``latest``; or the iteration of one that
+            the setting ``keep_every`` kept.
         device: instead of the run's own; where that cannot be used here, the default is the CPU, and a
             warning says so.
         dataset: where the run's folders of images lie now, as ``folder:PATH``, if they have moved;
@@ -265,7 +276,7 @@ def load_run(
         InputError: no run there, its checkpoint is damaged, or its parts are others.
     """
     folder = Path(folder)
-    file = folder / ("best.pt" if which == "best" else "checkpoint.pt")
+    file = file_of(folder, checkpoint)
     handed = {"model": model, "learner": learner, "loss": loss, "score": score}
     given = {k: part for k, part in handed.items() if isinstance(part, str)}
     objects = {k: part for k, part in handed.items() if k not in given and part is not None}
@@ -282,9 +293,7 @@ def load_run(
         if dataset is not None and dataset != here:
             config = relocated(config, dataset)
         if not file.exists():
-            raise InputError(
-                f"{file}: no checkpoint yet; run `gametalearn train --resume {folder}`"
-            )
+            raise InputError(_absent(folder, file))
         content = load_checkpoint(file)
         if "input_shape" not in _data_of(content):  # an older run: its shapes are those of its data
             if not trust:
@@ -319,6 +328,15 @@ def _usable(folder: Path, own: str, given: str | None) -> str:
         raise InputError(f"`device` {device}: {why}; try cpu")
     warnings.warn(f"{folder}: trained on {device}, {why}; loaded for the cpu", stacklevel=2)
     return "cpu"
+
+
+def _absent(folder: Path, file: Path) -> str:
+    """What to do about a checkpoint that is not there."""
+    if file.name in ("best.pt", "checkpoint.pt"):
+        return f"{file}: no checkpoint yet; run `gametalearn train --resume {folder}`"
+    kept = ", ".join(map(str, kept_in(folder)))
+    remedy = f"kept are those of iterations {kept}" if kept else "none was: train with `keep_every`"
+    return f"{file}: this checkpoint was not kept; {remedy}, or take latest or best"
 
 
 def _is_default(part: object) -> bool:

@@ -26,7 +26,7 @@ from gametalearn.metrics import Metrics
 from gametalearn.progress import interruptible, shown
 from gametalearn.provenance import verified
 from gametalearn.run import Outer, Parts, Run, Watch, outer_of, start
-from gametalearn.runfolder import claim, restore, save, save_best
+from gametalearn.runfolder import claim, is_kept, restore, save, save_best
 from gametalearn.scores import ScoreLike, default_score
 from gametalearn.update import apply_update, clip
 from gametalearn.weighting import Rule
@@ -64,8 +64,9 @@ def train(
     Args:
         config: the settings; see `TrainConfig.of`. What is handed in below takes their place, and
             stands in the run's files by its name: to go on, hand it in again.
-        out: folder for ``config.toml``, ``metrics.jsonl``, ``checkpoint.pt``, ``best.pt`` and, for
-            folders of images, ``data.json``; None writes nothing.
+        out: folder for ``config.toml``, ``metrics.jsonl``, ``checkpoint.pt``, ``best.pt``, the
+            checkpoints that ``keep_every`` keeps (``checkpoint-100.pt``) and, for folders of images,
+            ``data.json``; None writes nothing.
         model: a module, whose weights are the initial ones and which is trained in place; or a class
             or function that gives one, called under the run's seed with those of the arguments
             ``ways``, ``input_shape`` and so on that it names (`gametalearn.registry.OFFERED`).
@@ -214,7 +215,8 @@ def _loop(
             metrics.write(record)
             bar.show(record)
         bar.advance()
-        if tasks.stop or last or run.iteration % config.checkpoint_every == 0:
+        due = run.iteration % config.checkpoint_every == 0 or is_kept(run)
+        if tasks.stop or last or due:
             run.elapsed = time.perf_counter() - began
             save(run, outer, metrics)
         if tasks.stop and not last:

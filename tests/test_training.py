@@ -243,3 +243,25 @@ def test_a_saved_run_is_loaded_with_its_best_or_latest_weights(tmp_path):
     assert all(torch.equal(v, run.model.state_dict()[k]) for k, v in state.items())
     with pytest.raises(InputError, match="no run there"):
         load_run(tmp_path)
+
+
+def test_checkpoints_are_kept_beside_the_latest_and_the_best(tmp_path):
+    config = tiny(rule="agreement", keep_every=4)
+    train(config, tmp_path / "a", progress=False)
+    kept = {f"checkpoint-{iteration}.pt" for iteration in (4, 8, 12)}
+    others = {"config.toml", "metrics.jsonl", "checkpoint.pt", "best.pt"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == kept | others
+    train(tiny(rule="agreement", iterations=8), tmp_path / "b", progress=False)  # a constant rate
+    shorter = load_run(tmp_path / "b", "latest")
+    for checkpoint in (8, "8"):
+        found = load_run(tmp_path / "a", checkpoint)
+        assert found.iteration == 8
+        assert all(torch.equal(p, shorter.meta[name]) for name, p in found.meta.items())
+    with pytest.raises(InputError, match="not kept; kept are those of iterations 4, 8, 12, or"):
+        load_run(tmp_path / "a", 5)
+    with pytest.raises(InputError, match="not kept; none was: train with `keep_every`"):
+        load_run(tmp_path / "b", 5)
+    with pytest.raises(InputError, match="`checkpoint` must be best, latest or an iteration"):
+        load_run(tmp_path / "a", "lasted")
+    train(tiny(), tmp_path / "a", progress=False, overwrite=True)
+    assert {p.name for p in (tmp_path / "a").iterdir()} == others

@@ -1,0 +1,157 @@
+"""``gametalearn probe``: a run's checkpoints, probed; the tables, ``probe.json`` and the plots."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+from gametalearn import registry
+from gametalearn.build import build_optimizer, build_rule
+from gametalearn.checkpoint import file_of, kept_in, load_checkpoint
+from gametalearn.config import TrainConfig
+from gametalearn.environment import environment
+from gametalearn.errors import InputError
+from gametalearn.figures import drawing
+from gametalearn.files import replacing, write_json
+from gametalearn.probing.found import Probe
+from gametalearn.probing.measure import probe
+from gametalearn.probing.shown import gains_figure, table
+from gametalearn.probing.steps import Step, through
+from gametalearn.progress import counting
+from gametalearn.run import Run
+from gametalearn.runfolder import load_run
+from gametalearn.settings import refuse_unused, settings_of, unmet
+from gametalearn.weighting import Rule, shared_columns
+
+__all__ = ["SCHEMA", "run"]
+
+SCHEMA = "gametalearn.probe/1"
+
+PARTS = ("model", "learner", "loss", "score")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Probe as the arguments say."""
+    rules = [name.strip() for name in args.rules.split(",") if name.strip()]
+    for name in rules:
+        registry.require_known("rule", name)
+    out: Path = args.folder if args.out is None else args.out
+    found, pictures = [], {}
+    for checkpoint in _checkpoints(args):
+        trained = load_run(
+            args.folder, checkpoint, args.device, dataset=args.dataset, trust=args.trust,
+            **{kind: value for kind in PARTS if (value := getattr(args, kind))},
+        )  # fmt: skip
+        trained.config = config = _settings(args, trained.config)
+        result = _probe(args, trained, rules, file_of(args.folder, checkpoint))
+        title = f"{args.folder} ({checkpoint}, iteration {trained.iteration})"
+        print(table(result, title), end="\n\n", flush=True)
+        found.append({
+            "checkpoint": checkpoint, "iteration": trained.iteration, "config": config.as_dict(),
+            **result.as_dict(),
+        })  # fmt: skip
+        pictures[out / f"probe-{checkpoint}.png"] = gains_figure(result, title)
+        about = environment(config, args.command_line)
+    out.mkdir(parents=True, exist_ok=True)
+    content = {"schema": SCHEMA, "run": str(args.folder), "environment": about}
+    write_json(out / "probe.json", {**content, "checkpoints": found})
+    for file, picture in pictures.items():
+        with drawing(), replacing(file) as stream:
+            picture.savefig(stream, dpi=150, format="png")
+    print(f"wrote {', '.join(map(str, [out / 'probe.json', *pictures]))}")
+
+
+def _checkpoints(args: argparse.Namespace) -> list[str]:
+    """Those that are asked for; ``all`` are those that were kept, and the latest."""
+    found: list[str] = []
+    for name in filter(None, (name.strip() for name in args.checkpoint.split(","))):
+        every = [*map(str, kept_in(args.folder)), "latest"]
+        found += every if name == "all" else [name]
+    for name in found:
+        file_of(args.folder, name)  # a name that is none is found before anything is measured
+    if not found:
+        raise InputError("`checkpoint`: name one or more, such as latest")
+    return list(dict.fromkeys(found))
+
+
+def _settings(args: argparse.Namespace, config: TrainConfig) -> TrainConfig:
+    """The run's settings, with those that were given instead."""
+    names = settings_of(config).keys() - {"dataset", "seed", "device", "threads", *PARTS}
+    given = {k: v for k in names if (v := getattr(args, k, None)) is not None}
+    threads = args.threads or torch.get_num_threads()  # the run's own suit several runs at once
+    found = dataclasses.replace(config, threads=threads, **given)
+    for name in given:
+        field = settings_of(found)[name]
+        if other := unmet(field, vars(found)):
+            refuse_unused(field, other, f"`{other}` {getattr(found, other)}")
+    return found
+
+
+def _probe(args: argparse.Namespace, trained: Run, rules: list[str], file: Path) -> Probe:
+    config = trained.config
+    torch.set_num_threads(config.threads)
+    if not args.trust:
+        given = {} if args.dataset is None else {"dataset": args.dataset}
+        registry.refuse_untrusted(config.as_dict(), ("dataset",), given, args.folder)
+    tasks, steps = (
+        config.meta_batch,
+        args.meta_batches + math.ceil(args.reference / config.meta_batch),
+    )
+    with counting(f"probe {file}", steps * tasks, not args.quiet) as tick:
+        return probe(
+            trained.model,
+            trained.episodes("train"),
+            trained.learner_now,
+            {name: _rule(name, trained) for name in rules},
+            meta=trained.meta,
+            loss=trained.loss,
+            score=trained.score,
+            optimizer=_step(trained, file, args.trust),
+            meta_batch=tasks,
+            meta_batches=args.meta_batches,
+            reference=args.reference,
+            length=args.length,
+            seed=args.seed,
+            constant_memory=config.constant_memory,
+            progress=lambda done: tick(done * tasks),
+        )
+
+
+def _rule(name: str, trained: Run) -> Rule:
+    """A rule from its beginning, with the options that the run has for it."""
+    config, shapes = trained.config, {part: p.shape for part, p in trained.meta.items()}
+    columns = shared_columns(shapes, config.shared or None)
+    return build_rule(config.of_rule(name, config.seed), len(trained.objectives), columns)
+
+
+def _step(trained: Run, file: Path, trust: bool) -> Step | None:
+    """The step of the run's optimiser, if it can be built and the file has its state.
+
+    A schedule ends at rates that change next to nothing, so that the run's first rate is taken.
+    """
+    config, content = trained.config, load_checkpoint(file)
+    name, lacks = config.meta_optimizer, ""
+    if registry.is_handed_in(name):
+        lacks = "the run's was handed in"
+    elif registry.from_outside("meta_optimizer", name) and not trust:
+        lacks = f"the run's is {name}, which is imported with --trust alone"
+    elif "optimizer" not in content:
+        lacks = f"{file} does not keep its state"
+    if lacks:
+        print(f"gametalearn: no updates through the optimiser: {lacks}", file=sys.stderr)
+        return None
+    made = build_optimizer(config, list(trained.meta.items()))
+    optimizer: torch.optim.Optimizer = made[0] if isinstance(made, tuple) else made
+    optimizer.load_state_dict(content["optimizer"])
+    own = config.meta_optimizer not in registry.BUILT_IN["meta_optimizer"]
+    return through(
+        optimizer,
+        lr=None if own else config.meta_lr,
+        clip_value=config.clip_value or None,
+        clip_norm=config.clip_norm or None,
+    )

@@ -1,0 +1,231 @@
+"""`probe`: every rule's update of the same meta-batches, tried on a copy of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gametalearn.adaptation import Learner, Params
+from gametalearn.diagnostics import effective_tasks
+from gametalearn.disagreement import Disagreement
+from gametalearn.episodes import Source, TaskBatch
+from gametalearn.errors import InputError
+from gametalearn.evaluation import placed
+from gametalearn.gradients import TaskGradients, adapt_and_score, meta_gradients, meta_of
+from gametalearn.losses import Loss, default_loss
+from gametalearn.probing.found import STEPS, Probe
+from gametalearn.probing.steps import Step, along
+from gametalearn.scores import ScoreLike, default_score
+from gametalearn.update import combine
+from gametalearn.weighting import Rule, make_rule
+
+__all__ = ["probe"]
+
+SHARE = 0.002
+"""The default length of a step, as a share of the length of the parameters: on the demo's run fresh tasks
+gain most for their noise around it. Below, kinks of the network are what is measured, above, curvature."""
+
+STREAMS = {"same": 0, "fresh": 1, "clean": 1, "reference": 2}
+"""Clean tasks are the fresh ones, undisturbed."""
+
+FIRST_SEED = 10**9
+"""Far from the seeds of trainings, whose tasks must not come again."""
+
+
+def probe(
+    model: nn.Module,
+    source: Source,
+    learner: Learner,
+    rules: Sequence[str] | Mapping[str, Rule],
+    *,
+    clean: Source | None = None,
+    meta: Params | None = None,
+    loss: Loss = default_loss,
+    score: ScoreLike = default_score,
+    optimizer: Step | None = None,
+    meta_batch: int = 16,
+    meta_batches: int = 100,
+    reference: int = 1024,
+    length: float | None = None,
+    seed: int = 0,
+    constant_memory: bool = False,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Probe:
+    """What each rule gains in one step, from the weights that a model has.
+
+    From each of B meta-batches each rule makes its update d of the same gradients. It is applied to a
+    copy of the parameters theta, in up to three ways:
+
+    - ``length``: theta - length * d / ||d||, which compares directions alone;
+    - ``plain``: theta - rate * d, with one rate for all rules, at which the uniform updates have
+      ``length`` on average;
+    - ``optimizer``: the step of ``optimizer``, where one is given.
+
+    The gain is the mean query loss after adaptation at theta minus that at the new point, of the
+    meta-batch's own tasks (a quarter of them, at least four: their gains hardly vary) and of as many
+    fresh ones as it has. All rules start from the same theta and are measured on the same tasks, so that
+    the meta-batches are pairs, and no noise of training is in it. What it says holds at this theta, for
+    one step.
+
+    Args:
+        model: any module; neither it nor ``meta`` is changed.
+        source: episodes, as in training; independent streams of its data are used.
+        learner: the inner loop, as in training.
+        rules: names (`gametalearn.make_rule`), or rules by any name. One with a state goes through
+            the meta-batches in their order, from the state that it has.
+        clean: undisturbed episodes; by default those of a `gametalearn.Disagreement`. The fresh
+            tasks are then measured undisturbed, too, and the true direction is taken from them.
+        meta: meta-parameters other than the model's own, such as a run's.
+        loss, score: as in `meta_gradients`.
+        optimizer: a function of ``(meta, update)`` that gives the new meta-parameters, such as
+            `gametalearn.probing.through` makes of an optimiser.
+        meta_batch: T, tasks in a meta-batch.
+        meta_batches: B; from 3 on there are intervals.
+        reference: tasks whose mean gradient stands for the true direction, rounded up to whole
+            meta-batches.
+        length: of the steps; by default 0.002 times the length of theta.
+        seed: of all tasks; another one is an independent repetition.
+        constant_memory: as in `meta_gradients`.
+        progress: called with the meta-batches done since its last call, those of ``reference``
+            included.
+
+    Raises:
+        InputError: a number out of range, a rule that does not fit, or a loss that is not finite.
+    """
+    numbers = {"meta_batch": meta_batch, "meta_batches": meta_batches, "reference": reference}
+    for name, value in numbers.items():
+        if value < 1:
+            raise InputError(f"`{name}` must be at least 1, got {value}")
+    if length is not None and not length > 0:
+        raise InputError(f"`length` must be positive, got {length}")
+    made = rules if isinstance(rules, Mapping) else {name: make_rule(name) for name in rules}
+    if not made:
+        raise InputError("`rules`: name one or more, such as uniform,agreement")
+    if clean is None and isinstance(source, Disagreement):
+        clean = source.source
+    meta = meta_of(model, learner, meta)
+    size = float(torch.stack([p.detach().double().norm() for p in meta.values()]).norm())
+    length = SHARE * size if length is None else length
+
+    def stream(tasks: str) -> Callable[[], TaskBatch]:
+        data = source if clean is None or tasks in ("same", "fresh") else clean
+        drawn = data.with_seed(FIRST_SEED + len(STREAMS) * seed + STREAMS[tasks])
+        return lambda: placed(model, drawn.sample(meta_batch))
+
+    def gradients_of(batch: TaskBatch) -> TaskGradients:
+        return meta_gradients(
+            model, batch, learner, meta=meta, loss=loss, score=score,
+            constant_memory=constant_memory,
+        )  # fmt: skip
+
+    tested, same = learner.for_test(learner.steps), min(meta_batch, max(4, meta_batch // 4))
+
+    def losses(batch: TaskBatch, point: Params) -> list[float]:
+        """The mean query loss of each kind of tasks, from a point."""
+        found, _ = adapt_and_score(model, batch, tested, meta=point, loss=loss, score=score)
+        own, others = found.double()[:same], found.double()[same:]
+        return [float(own.mean()), *others.view(-1, meta_batch).mean(1).tolist()]
+
+    true, usual = _mean_gradient(stream("reference"), gradients_of, -(-reference // meta_batch),
+                                 progress)  # fmt: skip
+    rate = length / usual if usual > 0 else 1.0
+    steps: dict[str, Step] = {
+        "length": lambda meta, update: along(meta, update, _over(length, float(_length(update)))),
+        "plain": partial(along, factor=rate),
+    }
+    if optimizer is not None:
+        steps["optimizer"] = optimizer
+
+    streams = {tasks: stream(tasks) for tasks in ("same", "fresh", *(["clean"] if clean else []))}
+    before = np.empty((len(streams), meta_batches))
+    after = np.empty((len(steps), len(made), len(streams), meta_batches))
+    about = np.empty((4, len(made), meta_batches))
+    for b in range(meta_batches):
+        drawn = {tasks: draw() for tasks, draw in streams.items()}
+        gradients = gradients_of(drawn["same"])
+        drawn["same"] = drawn["same"][:same]
+        joined = TaskBatch.cat(list(drawn.values()))
+        before[:, b] = losses(joined, meta)
+        mean = combine(gradients.rows, gradients.rows.new_full((meta_batch,), 1 / meta_batch))
+        for r, rule in enumerate(made.values()):
+            weights = rule(gradients).effective
+            update = combine(gradients.rows, weights)
+            about[:, r, b] = (
+                _cosine(update, mean), _cosine(update, true), effective_tasks(weights),
+                float(_length(update)),
+            )  # fmt: skip
+            for s, step in enumerate(steps.values()):
+                after[s, r, :, b] = losses(joined, step(meta, update))
+        progress(1)
+    _check_finite(before, after, list(steps), list(made))
+    gains = before - after
+    return Probe(
+        rules=tuple(made),
+        tasks=meta_batch,
+        before=dict(zip(streams, before, strict=True)),
+        gains={
+            step: {tasks: gains[s, :, k] for k, tasks in enumerate(streams)}
+            for s, step in enumerate(steps)
+        },
+        cosine_uniform=about[0],
+        cosine_true=about[1],
+        effective_tasks=about[2],
+        size=about[3],
+        length=length,
+        rate=rate,
+        reference=-(-reference // meta_batch) * meta_batch,
+        seed=seed,
+    )
+
+
+def _mean_gradient(
+    draw: Callable[[], TaskBatch],
+    gradients_of: Callable[[TaskBatch], TaskGradients],
+    meta_batches: int,
+    progress: Callable[[int], object],
+) -> tuple[Tensor, float]:
+    """The mean gradient ``(P,)`` over all tasks of meta-batches, and each one's mean's mean length."""
+    total, lengths = torch.zeros((), dtype=torch.float64), 0.0
+    for _ in range(meta_batches):
+        rows = gradients_of(draw()).rows
+        mean = combine(rows, rows.new_full((len(rows),), 1 / len(rows))).double()
+        total, lengths = total.to(mean) + mean, lengths + float(_length(mean))
+        progress(1)
+    return total / meta_batches, lengths / meta_batches
+
+
+def _length(vector: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(vector, dtype=torch.float64)
+    return length
+
+
+def _over(wanted: float, length: float) -> float:
+    """The factor that brings a vector of a length to the one that is wanted; a zero one stays."""
+    return wanted / length if length > 0 else 0.0
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    """0 where either is zero."""
+    scale = float(_length(one) * _length(other))
+    return float(one.double() @ other.double()) / scale if scale > 0 else 0.0
+
+
+def _check_finite(
+    before: np.ndarray, after: np.ndarray, steps: list[str], rules: list[str]
+) -> None:
+    """Is every loss finite, before and after each step?"""
+    if count := int((~np.isfinite(before)).any(0).sum()):
+        raise InputError(
+            f"probe: the loss after adaptation is not finite in {count} of {before.shape[-1]} "
+            "meta-batches, before any step; lower `inner_lr`"
+        )
+    for s, r in np.argwhere(~np.isfinite(after).all((2, 3)))[:1]:
+        count = int((~np.isfinite(after[s, r]).all(0)).sum())
+        raise InputError(
+            f"probe: after the step of rule '{rules[r]}' ({STEPS[steps[s]]}) the loss is not finite "
+            f"in {count} of {after.shape[-1]} meta-batches; lower `length`"
+        )

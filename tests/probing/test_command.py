@@ -1,0 +1,119 @@
+"""``gametalearn probe``: the table, the files, checkpoints that were kept, and messages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from gametalearn.cli import main
+from tests.support.commands import run
+
+TINY = "--dataset sinusoid --meta-batch 3 --hidden 8 --validation-episodes 3 --quiet --threads 1"
+FEW = "--meta-batches 5 --reference 6 --quiet"
+
+
+def digests(folder):
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.iterdir()
+        if not p.name.startswith("probe")
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probed") / "a"
+    words = f"train {TINY} --iterations 6 --keep-every 2 --out {folder}"
+    assert main(words.split()) == 0
+    return folder
+
+
+def test_tables_json_and_plots_and_the_run_as_it_was(capsys, trained):
+    before = digests(trained)
+    rules = "uniform,agreement,geometric-median"
+    code, out, err = run(capsys, f"probe {trained} --rules {rules} --checkpoint 2,latest {FEW}")
+    assert (code, err) == (0, "")
+    assert digests(trained) == before
+    assert f"{trained} (2, iteration 2): 5 meta-batches of 3 tasks" in out
+    assert f"{trained} (latest, iteration 6)" in out
+    for text in ("to the mean of 6 tasks", "all updates at one length", "as they are, at one rate"):
+        assert out.count(text) == 2
+    assert out.count("through the optimiser") == 2
+    assert "fresh, minus uniform [95%]" in out
+    found = json.loads((trained / "probe.json").read_text())
+    assert found["schema"] == "gametalearn.probe/1"
+    assert [c["iteration"] for c in found["checkpoints"]] == [2, 6]
+    latest = found["checkpoints"][1]
+    assert list(latest["rules"]) == rules.split(",")
+    gains = latest["rules"]["agreement"]["gains"]["optimizer"]["fresh"]
+    assert len(gains["by_meta_batch"]) == 5
+    assert gains["minus_baseline"]["p_holm"] >= gains["minus_baseline"]["p_value"]
+    low, high = gains["ci95"]
+    assert low < gains["mean"] < high
+    for name in ("probe-2.png", "probe-latest.png"):
+        assert (trained / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_kept_checkpoints_under_disturbance(capsys, trained, tmp_path):
+    out = tmp_path / "b"
+    flags = "--rules uniform,normalized-mean --checkpoint all --disagree 0.5 --meta-batch 4"
+    code, text, _ = run(capsys, f"probe {trained} {flags} {FEW} --out {out}")
+    assert code == 0
+    assert "clean, minus uniform [95%]" in text
+    assert "to the mean of 8 clean tasks" in text  # whole meta-batches
+    found = json.loads((out / "probe.json").read_text())["checkpoints"]
+    assert [c["checkpoint"] for c in found] == ["2", "4", "6", "latest"]
+    assert found[0]["config"]["disagree"] == 0.5
+    assert found[2]["rules"] == found[3]["rules"]
+    assert {p.name for p in out.iterdir()} == {
+        "probe.json", "probe-2.png", "probe-4.png", "probe-6.png", "probe-latest.png"
+    }  # fmt: skip
+
+
+def test_best_has_no_optimiser_and_two_meta_batches_no_interval(capsys, trained, tmp_path):
+    flags = f"--checkpoint best --rules uniform,agreement --meta-batches 2 --out {tmp_path / 'c'}"
+    code, out, err = run(capsys, f"probe {trained} {flags} --reference 3 --quiet")
+    assert code == 0
+    reason = f"{trained}/best.pt does not keep its state"
+    assert err == f"gametalearn: no updates through the optimiser: {reason}\n"
+    assert "through the optimiser" not in out
+    assert "2 meta-batches are too few for an interval" in out
+    assert "±" not in out
+
+
+def test_one_rule_alone(capsys, trained, tmp_path):
+    code, out, _ = run(capsys, f"probe {trained} --rules agreement {FEW} --out {tmp_path / 'd'}")
+    assert code == 0
+    assert "p_holm is" not in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--checkpoint worst", "--checkpoint must be best, latest or an iteration (kept by"),
+        ("--checkpoint 3", "checkpoint-3.pt: this checkpoint was not kept; kept are those of "
+                           "iterations 2, 4, 6"),
+        ("--checkpoint ,", "--checkpoint: name one or more"),
+        ("--rules uniform,agreemnt", "unknown rule 'agreemnt'; did you mean 'agreement'"),
+        ("--rules ,", "--rules: name one or more"),
+        ("--meta-batches 0", "--meta-batches must be at least 1, got 0"),
+        ("--length -1", "--length must be positive, got -1.0"),
+        ("--disagree-kind permuted", "--disagree-kind is an option of --disagree above 0"),
+        ("--disagree 2", "--disagree must be at most 1, got 2.0"),
+        ("--rules dtp", "rule 'dtp' weighs objectives by their accuracy"),
+    ],
+)  # fmt: skip
+def test_messages(capsys, trained, flags, message):
+    code, _, err = run(capsys, f"probe {trained} --quiet {flags}")
+    assert code == 2
+    assert err.startswith("gametalearn: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_folder_without_a_run(capsys, tmp_path):
+    code, _, err = run(capsys, f"probe {tmp_path}")
+    assert code == 2
+    assert "no run there" in err
