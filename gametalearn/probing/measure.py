@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from gametalearn.adaptation import Learner, Params
 from gametalearn.diagnostics import effective_tasks
 from gametalearn.disagreement import Disagreement
+from gametalearn.engine.plan import choose
+from gametalearn.engine.task import data_of
 from gametalearn.episodes import Source, TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.evaluation import placed
@@ -126,7 +128,9 @@ def probe(
 
     def losses(batch: TaskBatch, point: Params) -> list[float]:
         """The mean query loss of each kind of tasks, from a point."""
-        found, _ = adapt_and_score(model, batch, tested, meta=point, loss=loss, score=score)
+        found, _ = adapt_and_score(
+            model, batch, tested, meta=point, loss=loss, score=score, chunk=_even(meta, batch)
+        )
         own, others = found.double()[:same], found.double()[same:]
         return [float(own.mean()), *others.view(-1, meta_batch).mean(1).tolist()]
 
@@ -180,6 +184,15 @@ def probe(
         reference=-(-reference // meta_batch) * meta_batch,
         seed=seed,
     )
+
+
+def _even(meta: Params, batch: TaskBatch) -> int | None:
+    """Tasks of a replay, so that all threads have the same number of them; None where none is made."""
+    plan = choose(meta, data_of(batch), fixed_chunk=True)
+    if plan.method == "loop":
+        return None
+    rounds = -(-len(batch) // (plan.chunk * plan.workers))
+    return -(-len(batch) // (rounds * plan.workers))
 
 
 def _mean_gradient(
