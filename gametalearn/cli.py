@@ -13,7 +13,7 @@ from gametalearn import registry
 from gametalearn.config import EPISODES, MACHINE, MODEL, OUTER, RESUMABLE
 from gametalearn.engine.allocator import keep_memory
 from gametalearn.errors import InputError, SharedError
-from gametalearn.flags import add_settings, in_flags, read_config
+from gametalearn.flags import add_settings, in_flags, parsed, read_config
 from gametalearn.terminal import (
     Help,
     Parser,
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = parser_of(words)
     try:
-        args = parser.parse_args(read_config(parser, words))
+        args = parsed(parser, read_config(parser, words))
         with ended_by_ctrl_c():
             from gametalearn import commands  # imports torch
         keep_memory()

@@ -11,6 +11,7 @@ from gametalearn import registry
 from gametalearn.errors import InputError
 from gametalearn.places import absolute
 from gametalearn.settings import check, refuse_unused, setting, settings_of, unmet
+from gametalearn.words import did_you_mean
 
 __all__ = ["DEFAULTS", "RESUMABLE", "TrainConfig", "default_text"]
 
@@ -224,7 +225,9 @@ class TrainConfig:
                 is given, there may be several, and what is for some of them passes.
         """
         if unknown := given.keys() - settings_of(cls).keys():
-            raise InputError(f"TrainConfig: unknown settings {', '.join(sorted(unknown))}")
+            hint = did_you_mean(min(unknown), settings_of(cls))
+            raise InputError(f"TrainConfig: unknown settings {', '.join(sorted(unknown))}; {hint}"
+                             "docs/settings.md lists them")  # fmt: skip
         for kind in registry.KINDS:
             if kind in given and given[kind] is not None:
                 registry.require_known(kind, str(given[kind]))

@@ -14,7 +14,6 @@ Nothing is imported before it is used, so a package that fails to import stops o
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -28,6 +27,7 @@ from importlib import metadata
 from typing import Any
 
 from gametalearn.errors import InputError, summary
+from gametalearn.words import did_you_mean
 
 __all__ = [
     "BUILT_IN",
@@ -357,8 +357,7 @@ def _imported(kind: str, name: str, target: str) -> Callable[..., Any]:
 
 def _unknown(kind: str, name: str) -> str:
     choices = names(kind)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'? " if near else ""
+    hint = did_you_mean(name, choices)
     more = {"rule": ", torchjd:NAME", "dataset": ", folder:PATH"}.get(kind, "")
     return (
         f"unknown {_word(kind)} '{name}'; {hint}known: {', '.join(choices)}{more}, or "

@@ -25,7 +25,6 @@ no class makes an accuracy NaN, as does a target other than 0 and 1 where those 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from gametalearn.losses import (
     name_of,
 )
 from gametalearn.trees import mapped
+from gametalearn.words import did_you_mean
 
 __all__ = [
     "SCORES",
@@ -225,11 +225,9 @@ def as_score(score: ScoreLike) -> Score | None:
     if isinstance(score, str):
         if score in SCORES:
             return SCORES[score]
-        near = difflib.get_close_matches(score, SCORES, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'? " if near else ""
         raise InputError(
-            f"unknown score '{score}'; {hint}known: {', '.join(SCORES)}, or pass a function of "
-            "(prediction, target)"
+            f"unknown score '{score}'; {did_you_mean(score, SCORES)}known: {', '.join(SCORES)}, or "
+            "pass a function of (prediction, target)"
         )
     if not callable(score):
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gametalearn.errors import summary
+from gametalearn.words import did_you_mean
 
 __all__ = ["Help", "Parser", "ended_by_ctrl_c", "of_the_machine", "say", "warnings_in_one_line"]
 
@@ -22,6 +24,9 @@ class Parser(argparse.ArgumentParser):
     """One line on stderr for bad usage."""
 
     def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice and (hint := did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))):
+            message = f"{message}; {hint.strip()}"
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 

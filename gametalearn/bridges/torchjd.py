@@ -20,6 +20,7 @@ from gametalearn.gradients import TaskGradients
 from gametalearn.weighting.agreement import agreement_weights_from_gramian
 from gametalearn.weighting.options import check_options
 from gametalearn.weighting.weights import Weights, check_finite, largest_entries
+from gametalearn.words import did_you_mean
 
 try:
     import torchjd.aggregation
@@ -231,7 +232,8 @@ def _build(name: str, options: dict[str, Any]) -> WeightedAggregator:
     cls = known.get(_key(name))
     if cls is None:
         raise InputError(
-            f"TorchJDRule: TorchJD has no rule '{name}'; known: {', '.join(torchjd_rules())}"
+            f"TorchJDRule: TorchJD has no rule '{name}'; {did_you_mean(name, torchjd_rules())}known: "
+            f"{', '.join(torchjd_rules())}"
         )
     label = f"rule 'torchjd:{cls.__name__}'"
     parameters = inspect.signature(cls).parameters

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gametalearn.data.packed import read_packed
 from gametalearn.errors import InputError
+from gametalearn.words import did_you_mean
 
 __all__ = ["describe", "prepare"]
 
@@ -32,8 +33,8 @@ def prepare(name: str, root: Path, source: Path | None = None, *, skip_bad: bool
         load_glyphs("all", root=root)
     else:
         raise InputError(
-            f"data prepare: '{name}' is unknown; use one of {', '.join(PREPARED)} "
-            "(folder:PATH and sinusoid need no preparation)"
+            f"data prepare: '{name}' is unknown; {did_you_mean(name, PREPARED)}use one of "
+            f"{', '.join(PREPARED)} (folder:PATH and sinusoid need no preparation)"
         )
     return f"{name}: {_state(root, name)}"
 
