@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gametalearn import registry
+from gametalearn import __version__, registry
 from gametalearn.config import EPISODES, MACHINE, MODEL, OUTER, RESUMABLE
 from gametalearn.engine.allocator import keep_memory
 from gametalearn.errors import InputError, SharedError
@@ -78,6 +78,7 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
         "  gametalearn train --dataset omniglot --rule agreement --out runs/omniglot\n"
         "  gametalearn evaluate runs/omniglot --episodes 1000",
     )
+    parser.add_argument("--version", action="version", version=f"gametalearn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, does: str, example: str) -> Callable[..., Any]:

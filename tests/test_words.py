@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from gametalearn import InputError, TrainConfig
+import gametalearn
+from gametalearn import InputError, TrainConfig, environment
 from gametalearn.cli import main
 
 
@@ -57,3 +61,12 @@ def test_a_mistyped_key_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_mistyped_setting_in_python() -> None:
     with pytest.raises(InputError, match="unknown settings meta_bach; did you mean 'meta_batch'"):
         TrainConfig.of("glyphs", meta_bach=4)
+
+
+def test_the_version_is_told_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gametalearn {gametalearn.__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", gametalearn.__version__)
+    assert environment.version().split(" ")[0] == gametalearn.__version__
+    light = "import sys, gametalearn; gametalearn.__version__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", light], check=True)
