@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
+from gametalearn.records import one_line
 
 __all__ = ["EpisodeSampler", "Source", "TaskBatch", "draw", "input_shape_of"]
 
@@ -37,6 +38,8 @@ class TaskBatch:
     query_y: Tensor
     group: Tensor
     classes: Tensor | None = None
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         tasks = {f: t.shape[0] for f, t in self._tensors() if t.ndim}

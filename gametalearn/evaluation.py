@@ -35,6 +35,7 @@ from gametalearn.losses import Loss, default_loss
 from gametalearn.normalisation import Protocol, check_statistics, protocol_of
 from gametalearn.peek import score_for
 from gametalearn.predictor import bake
+from gametalearn.records import one_line
 from gametalearn.scores import SCORES, Format, ScoreLike, default_score
 from gametalearn.statistics import LARGEST, half_width
 
@@ -76,6 +77,8 @@ class Evaluation:
     protocol: Protocol
     seed: int
     format: Format | None = None
+
+    __repr__ = one_line
 
     @property
     def mean(self) -> float:

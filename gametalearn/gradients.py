@@ -24,6 +24,7 @@ from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.losses import Loss, default_loss, name_of
 from gametalearn.normalisation import Protocol, check_protocol
+from gametalearn.records import one_line
 from gametalearn.scores import ScoreLike, default_score, no_default, score_function
 
 __all__ = ["TaskGradients", "adapt_and_score", "meta_gradients", "predict"]
@@ -50,6 +51,8 @@ class TaskGradients:
     loss: Tensor
     score: Tensor
     group: Tensor
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if self.rows.ndim != 2:

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from gametalearn.errors import InputError, summary
 from gametalearn.pixels import eight_bit, to_uint8
+from gametalearn.records import one_line
 
 __all__ = ["ClassImages"]
 
@@ -41,6 +42,8 @@ class ClassImages:
     classes: tuple[str, ...]
     class_group: Tensor
     groups: tuple[str, ...]
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:

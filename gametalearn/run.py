@@ -31,6 +31,7 @@ from gametalearn.errors import InputError
 from gametalearn.losses import Loss, default_loss
 from gametalearn.peek import score_for
 from gametalearn.provenance import checked
+from gametalearn.records import one_line
 from gametalearn.schedules import learner_at
 from gametalearn.scores import SCORES, Score, ScoreLike, as_score, default_score
 from gametalearn.update import meta_rate
@@ -129,6 +130,8 @@ class Run:
     team: Team = ALONE
     drawn: Source | None = None
     outer: Outer | None = None
+
+    __repr__ = one_line
 
     @property
     def source(self) -> Source:

@@ -12,7 +12,7 @@ import gametalearn
 ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
-    "copies errors frozen pixels trees update words",
+    "copies errors frozen pixels records trees update words",
     "files images models registry statistics terminal",
     "checkpoint episodes losses normalisation places settings tables",
     "config data disagreement mixture scores",
