@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gametalearn.data.packed import read_packed
+from gametalearn.data.packed import is_packed, read_packed
 from gametalearn.errors import InputError
 from gametalearn.words import did_you_mean
 
@@ -16,9 +16,17 @@ PREPARED = ("omniglot", "mini-imagenet", "glyphs")
 def prepare(name: str, root: Path, source: Path | None = None, *, skip_bad: bool = False) -> str:
     """Write a packed data set below ``root``; a line that says what is there now.
 
+    What was prepared before stays as it is where no source is given: then it needs no network.
+
     Raises:
         InputError: an unknown name, or a source that is missing or damaged.
     """
+    read = name in ("omniglot", "mini-imagenet")
+    if name in PREPARED and not read and source is not None:
+        raise InputError(f"data prepare: {name} is drawn, not read; leave out `source` {source}")
+    if name in PREPARED and skip_bad and name != "mini-imagenet":
+        raise InputError(f"data prepare: `skip_bad` is for mini-imagenet, not for {name}; leave it out")
+    before = read and source is None and is_packed(root / name, name)
     if name == "omniglot":
         from gametalearn.data.omniglot import prepare_omniglot
 
@@ -36,7 +44,8 @@ def prepare(name: str, root: Path, source: Path | None = None, *, skip_bad: bool
             f"data prepare: '{name}' is unknown; {did_you_mean(name, PREPARED)}use one of "
             f"{', '.join(PREPARED)} (folder:PATH and sinusoid need no preparation)"
         )
-    return f"{name}: {_state(root, name)}"
+    kept = "; prepared before, and left as it is (to make it anew, delete that folder)" * before
+    return f"{name}: {_state(root, name)}{kept}"
 
 
 def describe(root: Path) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from gametalearn.data.archives import FolderFiles, SourceFiles, ZipFiles, read_file
 from gametalearn.data.decode import decode, resized
 from gametalearn.data.folder import SPLITS, check_disjoint, class_folders
-from gametalearn.data.packed import Array, packing, read_packed
+from gametalearn.data.packed import Array, is_packed, packing, read_packed
 from gametalearn.data.pickles import load_arrays
 from gametalearn.errors import InputError, summary
 from gametalearn.images import ClassImages
@@ -46,7 +46,7 @@ def prepare_mini_imagenet(root: Path, source: Path | None = None, skip_bad: bool
         source: a folder with ``train.csv``, ``val.csv``, ``test.csv`` (``filename,label``) and
             ``images/`` or ``images.zip``; or with ``train/``, ``val/``, ``test/`` of class folders;
             or with ``mini-imagenet-cache-{train,val,test}.pkl``. ImageNet's terms allow no
-            download.
+            download; None leaves what is prepared as it is.
         skip_bad: leave out unreadable images, naming each on stderr, instead of stopping at the
             first.
 
@@ -54,6 +54,9 @@ def prepare_mini_imagenet(root: Path, source: Path | None = None, skip_bad: bool
         InputError: the source is not as described, a class is in two splits, a file that a CSV
             names is missing, or an image is unreadable.
     """
+    target = root / "mini-imagenet"
+    if source is None and is_packed(target, "mini-imagenet"):
+        return target
     if source is None:
         raise InputError(
             "mini-imagenet: ImageNet's terms allow no download; give `source`, a folder with "
@@ -69,7 +72,6 @@ def prepare_mini_imagenet(root: Path, source: Path | None = None, skip_bad: bool
         bad.append(str(error))
         tqdm.write(f"skipped: {error}", file=sys.stderr)
 
-    target = root / "mini-imagenet"
     with (
         packing(target, (3, SIZE, SIZE), source=source.name) as out,
         tqdm(unit="image", disable=None) as progress,
