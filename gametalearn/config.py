@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from gametalearn import registry
 from gametalearn.errors import InputError
-from gametalearn.places import absolute
+from gametalearn.places import absolute, folder_of
 from gametalearn.settings import check, refuse_unused, setting, settings_of, unmet
 from gametalearn.words import did_you_mean
 
@@ -73,7 +73,7 @@ class TrainConfig:
     dataset: str = setting(
         "glyphs", "data set: {names}, folder:PATH (class folders of images), module:attribute, or "
         "several joined by +, each of them an objective", EPISODES)
-    ways: int = setting(5, "classes per episode", EPISODES, least=1)
+    ways: int = setting(5, "classes per episode", EPISODES)
     shots: int = setting(1, "support examples per class", EPISODES, least=1)
     queries: int = setting(5, "query examples per class", EPISODES, least=1)
     split: str = setting(
@@ -88,7 +88,7 @@ class TrainConfig:
         needs={"dataset": IMAGES})
     channels: int = setting(
         0, "1 for grayscale, 3 for RGB; 0 is the data set's own, 1 for glyphs, omniglot and several "
-        "data sets, 3 for mini-imagenet and folders", EPISODES, least=0, needs={"dataset": IMAGES})
+        "data sets, 3 for mini-imagenet and folders", EPISODES, needs={"dataset": IMAGES})
     objectives: str = setting(
         "dataset", "each data set is one objective, or each alphabet or script (group), from which "
         "all classes of an episode then come", EPISODES, choices=("dataset", "group"),
@@ -205,14 +205,26 @@ class TrainConfig:
             other = unmet(field, vars(self), IMPOSSIBLE)
             if other and getattr(self, name) != field.default:
                 refuse_unused(field, other, f"`{other}` {getattr(self, other)}")
-        single = self.model == "mlp" and self.ways == 1
-        own = self.model not in registry.BUILT_IN["model"] or registry.is_handed_in(self.dataset)
-        classes = all(name in registry.BUILT_IN["dataset"] for name in self.datasets)
-        if not own and single != self.regression and (self.regression or classes):
-            wanted = "model='mlp', ways=1" if self.regression else "another model or ways >= 2"
+        self._check_images()
+        built_in = self.model in registry.BUILT_IN["model"]
+        if self.regression and built_in and (self.model, self.ways) != ("mlp", 1):
             raise InputError(
-                f"TrainConfig: dataset '{self.dataset}' needs {wanted}; got model='{self.model}', "
-                f"ways={self.ways} (TrainConfig.of('{self.dataset}') fills in its defaults)"
+                f"TrainConfig: dataset '{self.dataset}' needs model='mlp', ways=1; got "
+                f"model='{self.model}', ways={self.ways} (TrainConfig.of('{self.dataset}') fills in "
+                "its defaults)"
+            )
+
+    def _check_images(self) -> None:
+        """What the data sets of images will ask for, in one answer and before they are read."""
+        images = not self.regression and all(
+            name in registry.BUILT_IN["dataset"] or folder_of(name) is not None
+            for name in self.datasets
+        )
+        if self.ways < (least := 2 if images else 1):
+            raise InputError(f"`ways` must be at least {least}, got {self.ways}")
+        if self.channels < 0 or (images and self.channels not in (0, 1, 3)):
+            raise InputError(
+                f"`channels` must be 1, 3, or 0 for the data set's own; got {self.channels}"
             )
 
     @classmethod
