@@ -183,8 +183,8 @@ def percent(paired: dict[str, Any]) -> str:
     interval = ""
     if paired["ci95"] is not None:
         low, high = (100 * v for v in paired["ci95"])
-        interval = f" [{low:+.2f}, {high:+.2f}]"
-    return f"{100 * paired['difference']:+.2f}{interval}"
+        interval = f" [{low:+z.2f}, {high:+z.2f}]"
+    return f"{100 * paired['difference']:+z.2f}{interval}"
 
 
 def over_seeds(entry: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ from gametalearn.distributed import Team, joined
 from gametalearn.environment import unusable
 from gametalearn.errors import InputError
 from gametalearn.settings import parse_rule_options, settings_of
+from gametalearn.words import counted
 
 if TYPE_CHECKING:
     from gametalearn.protocols import Tested
@@ -109,7 +109,7 @@ def episodes(args: argparse.Namespace) -> None:
     source = build_source(config, args.on)
     batch = source.sample(args.episodes)
     print(
-        f"{len(batch)} episodes of {config.dataset} ({args.on}), seed {config.seed}: "
+        f"{counted(len(batch), 'episode')} of {config.dataset} ({args.on}), seed {config.seed}: "
         f"support {tuple(batch.support_x.shape[1:])}, query {tuple(batch.query_x.shape[1:])}"
     )
     if not isinstance(source, EpisodeSampler) or batch.classes is None:
@@ -137,13 +137,11 @@ def train(args: argparse.Namespace) -> None:
             watch=_watch(args),
         )  # fmt: skip
         value = run.best["value"] * (1 if run.score.higher_is_better else -1)
-        shown = f"{100 * value:.2f}%" if run.score.format == "percent" else f"{value:.4g}"
-        shown = shown if math.isfinite(value) else "not finite"
         if team.first:
             print(
-                f"{run.iteration} iterations in {run.elapsed:.0f} s (training alone: "
+                f"{counted(run.iteration, 'iteration')} in {run.elapsed:.0f} s (training alone: "
                 f"{run.seconds:.0f} s); best validation "
-                f"{run.score.name} {shown} at iteration {run.best['iteration']}; next: "
+                f"{run.score.name} {run.score.show(value)} at iteration {run.best['iteration']}; next: "
                 f"gametalearn evaluate {out}"
             )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
 from gametalearn.records import one_line
+from gametalearn.words import counted
 
 __all__ = ["EpisodeSampler", "Source", "TaskBatch", "checked", "draw", "input_shape_of"]
 
@@ -255,22 +256,22 @@ class EpisodeSampler:
         data, where = self.dataset, f"split '{self.dataset.split}' of '{self.dataset.name}'"
         if self.ways > data.num_classes:
             raise InputError(
-                f"EpisodeSampler: {self.ways} ways asked, but {where} has {data.num_classes} "
-                "classes; lower `ways` or use another split"
+                f"EpisodeSampler: {self.ways} ways asked, but {where} has "
+                f"{counted(data.num_classes, 'class', 'classes')}; lower `ways` or use another split"
             )
         if self.within_group:
             largest = int(torch.bincount(data.class_group).max())
             if self.ways > largest:
                 raise InputError(
                     f"EpisodeSampler: {self.ways} ways within one group asked, but the largest "
-                    f"group of {where} has {largest} classes; lower `ways`"
+                    f"group of {where} has {counted(largest, 'class', 'classes')}; lower `ways`"
                 )
         need, smallest = self.shots + self.queries, int(data.count.min())
         if need > smallest:
             name = data.classes[int(data.count.argmin())]
             raise InputError(
-                f"EpisodeSampler: {self.shots} shots + {self.queries} queries = {need} examples a "
-                f"class asked, but class '{name}' in {where} has {smallest}; "
+                f"EpisodeSampler: {counted(self.shots, 'shot')} + "
+                f"{counted(self.queries, 'query', 'queries')} = {need} examples a class asked, but class '{name}' in {where} has {smallest}; "
                 "lower `shots` or `queries`"
             )
 

@@ -38,6 +38,7 @@ from gametalearn.predictor import bake
 from gametalearn.records import one_line
 from gametalearn.scores import SCORES, Format, ScoreLike, default_score
 from gametalearn.statistics import LARGEST, half_width
+from gametalearn.words import counted
 
 B = TypeVar("B", TaskBatch, Tensor)
 
@@ -109,12 +110,12 @@ class Evaluation:
         scale, unit = (100, "%") if self.percent else (1, "")
         if bad := int((~np.isfinite(self.values)).sum()):
             return (
-                f"{self.metric} nan: {bad} of {len(self.values)} episodes diverged "
+                f"{self.metric} nan: {bad} of {counted(len(self.values), 'episode')} diverged "
                 f"({self.protocol})"
             )
         return (
             f"{self.metric} {self.mean * scale:.4g}{unit} +/- {self.ci95 * scale:.2g}{unit} "
-            f"({len(self.values)} episodes, {self.protocol})"
+            f"({counted(len(self.values), 'episode')}, {self.protocol})"
         )
 
 

@@ -15,6 +15,7 @@ from gametalearn.evaluation import Evaluation
 from gametalearn.progress import duration
 from gametalearn.scores import SCORES
 from gametalearn.tables import Units, aligned
+from gametalearn.words import counted
 
 __all__ = ["Outlook", "Standing"]
 
@@ -134,12 +135,12 @@ class Standing:
         if not both:
             return ""
         mean = np.mean([self.done[rule, s].mean - self.done[self.baseline, s].mean for s in both])
-        return f"{self._units().show(float(mean), '+')} ({len(both)} seed{'s' * (len(both) > 1)})"
+        return f"{self._units().show(float(mean), '+')} ({counted(len(both), 'seed')})"
 
     def _progress(self) -> str:
         runs = len(self.rules) * len(self.seeds)
         left = runs - len(self.done)
-        text = f"{len(self.done)} of {runs} runs done"
+        text = f"{len(self.done)} of {counted(runs, 'run')} done"
         new = left - len(self.there - self.done.keys())
         if new and self.took:
             # the runs that are left in rounds of `jobs`, each as long as those that were timed

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from gametalearn.run import Run
 
-__all__ = ["Progress", "counting", "duration", "interruptible", "shown"]
+__all__ = ["Progress", "counting", "duration", "interruptible", "pace", "shown"]
 
 EVERY = 10.0
 """Seconds between two lines, where there is no terminal."""
@@ -121,9 +121,8 @@ class Progress:
         """Show a line of ``metrics.jsonl``."""
         if "validation" in record:
             value = record["validation"][self.metric]
-            self.validation = "not finite" if value is None else f"{value:.3f}"
-        value = record[self.metric]
-        values = {self.metric: "not finite" if value is None else f"{value:.3f}"}
+            self.validation = self.run.score.show(value)
+        values = {self.metric: self.run.score.show(record[self.metric])}
         if self.validation:
             values["validation"] = self.validation
         self.bar.set_postfix(values, refresh=False)
@@ -132,7 +131,7 @@ class Progress:
             self.spoke = now
             each = max(now - self.started, 1e-9) / (done - self.first)  # validations included
             text = ", ".join(f"{k} {v}" for k, v in values.items())
-            text = f"{self.label}: {done}/{total}, {text}, {1 / each:.1f} it/s"
+            text = f"{self.label}: {done}/{total}, {text}, {pace(1 / each)}"
             if done < total:
                 text += f", about {duration(each * (total - done))} left"
             if self.outlook is not None:
@@ -142,6 +141,15 @@ class Progress:
     def validating(self) -> contextlib.AbstractContextManager[Callable[[int], None]]:
         """`counting` of a validation's episodes."""
         return counting(f"{self.label}: validation", self.run.config.validation_episodes)
+
+
+def pace(rate: float) -> str:
+    """Iterations in a second, or the seconds of one.
+
+    >>> pace(12.345), pace(0.04)
+    ('12.3 it/s', '25.0 s/it')
+    """
+    return f"{rate:.1f} it/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s/it"
 
 
 class _Silent:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -100,6 +101,16 @@ class Score:
                 f"Score '{self.name}': format must be one of {', '.join(get_args(Format))}; "
                 f"got {self.format!r}"
             )
+
+    def show(self, value: float | None) -> str:
+        """A value as people are told it; None stands for one that is not finite.
+
+        >>> SCORES["accuracy"].show(0.79935), SCORES["mse"].show(0.123456), SCORES["mse"].show(None)
+        ('79.94%', '0.1235', 'not finite')
+        """
+        if value is None or not math.isfinite(value):
+            return "not finite"
+        return f"{100 * value:z.2f}%" if self.format == "percent" else f"{value:z.4g}"
 
 
 ScoreLike = str | Score | ScoreFunction

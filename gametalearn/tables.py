@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gametalearn.statistics import FEWEST, LEVEL, seeds_needed, verdict
+from gametalearn.words import counted
 
 __all__ = [
     "WIDTH",
@@ -83,8 +84,8 @@ def title(results: dict[str, Any]) -> str:
     seeds = _seeds(results)
     return (
         f"{results['dataset']}, {what} {results['shots']}-shot, {results['learner']}, "
-        f"{results['iterations']} iterations, {seeds} seed{'s' * (seeds != 1)} x "
-        f"{results['episodes']} test episodes, {results['protocol']}"
+        f"{counted(results['iterations'], 'iteration')}, {counted(seeds, 'seed')} x "
+        f"{counted(results['episodes'], 'test episode')}, {results['protocol']}"
     )
 
 
@@ -165,8 +166,8 @@ def sentence(results: dict[str, Any], pair: dict[str, Any]) -> str:
     unit = "points" if units.percent else units.name
     if seeds < FEWEST:
         return (
-            f"{rule} minus {baseline}: {' and '.join(by_seed)} {unit} on {seeds} "
-            f"seed{'s' * (seeds > 1)}, too few for an interval or a test."
+            f"{rule} minus {baseline}: {' and '.join(by_seed)} {unit} on {counted(seeds, 'seed')}, "
+            "too few for an interval or a test."
         )
     if pair["p_holm"] is None:
         return (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gametalearn.data.packed import is_packed, read_packed
 from gametalearn.errors import InputError
-from gametalearn.words import did_you_mean
+from gametalearn.words import counted, did_you_mean
 
 __all__ = ["describe", "prepare"]
 
@@ -72,6 +72,7 @@ def _state(root: Path, name: str) -> str:
         return f"damaged: {error}"
     channels, height, width = images.shape
     return (
-        f"{images.num_classes} classes, {int(images.count.sum())} images of "
+        f"{counted(images.num_classes, 'class', 'classes')}, "
+        f"{counted(int(images.count.sum()), 'image')} of "
         f"{channels} x {height} x {width}, in {folder}"
     )

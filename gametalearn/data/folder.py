@@ -16,6 +16,7 @@ from gametalearn.data.decode import DECODER, decode, resized
 from gametalearn.data.packed import PackedWriter, read_or_build
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
+from gametalearn.words import counted
 
 __all__ = ["class_folders", "deal_classes", "existing", "load_folder", "status"]
 
@@ -83,7 +84,7 @@ def deal_classes(names: Iterable[str], where: str) -> dict[str, list[str]]:
     total = len(ranked)
     if total < 3:
         raise InputError(
-            f"{where}: {total} class folders with images, at least 3 are needed (one a split); "
+            f"{where}: {counted(total, 'class folder')} with images, at least 3 are needed (one a split); "
             "images lie in FOLDER/CLASS/*.png or FOLDER/{train,val,test}/CLASS/*.png"
         )
     least = min(5, total // 3)
