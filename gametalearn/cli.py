@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(str(stop) or "interrupted; what was done is saved", shared=True)
         return 130
     except BrokenPipeError:  # the reader of stdout has gone, as in `gametalearn ... | head`
-        sys.stderr.close()
+        if sys.stderr is not None:
+            sys.stderr.close()
         return 0
     except (OSError, MemoryError, RuntimeError) as error:
         if not (reason := of_the_machine(error)) or "--debug" in words:

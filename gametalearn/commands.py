@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from gametalearn.distributed import Team, joined
 from gametalearn.environment import unusable
 from gametalearn.errors import InputError
 from gametalearn.settings import parse_rule_options, settings_of
+from gametalearn.terminal import tell
 from gametalearn.words import counted
 
 if TYPE_CHECKING:
@@ -362,10 +362,7 @@ def compare(args: argparse.Namespace) -> None:
 def _print_plan(lines: list[str]) -> None:
     print("\n".join(lines))
     if any(set(line) & set("'\"\\") for line in lines):
-        print(
-            "gametalearn: xargs takes quotes away; write | tr '\\n' '\\0' | xargs -0 -n 1 sh -c",
-            file=sys.stderr,
-        )
+        tell("gametalearn: xargs takes quotes away; write | tr '\\n' '\\0' | xargs -0 -n 1 sh -c")
 
 
 def report(args: argparse.Namespace) -> None:

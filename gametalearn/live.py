@@ -74,14 +74,14 @@ class Standing:
         stream: TextIO | None = None,
     ) -> None:
         self.rules, self.seeds, self.baseline, self.jobs = rules, seeds, baseline, jobs
-        self.there, self.show = set(there), show
         self.stream = sys.stderr if stream is None else stream
+        self.there, self.show = set(there), show and self.stream is not None
         self.done: dict[Key, Evaluation] = {}
         self.begun: dict[Key, float] = {}
         self.took: list[float] = []
         self.drawn = 0
         high = len(rules) + 5 < shutil.get_terminal_size().lines
-        self.redraws = show and jobs == 1 and high and self.stream.isatty()
+        self.redraws = self.show and jobs == 1 and high and self.stream.isatty()
         if self.redraws:
             self._draw()
 

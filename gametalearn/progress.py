@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gametalearn.run import Run
+from gametalearn.terminal import on_terminal, tell
 
 __all__ = ["Progress", "counting", "duration", "interruptible", "pace", "shown"]
 
@@ -61,11 +61,7 @@ def duration(seconds: float) -> str:
 
 def _on_terminal() -> bool:
     """Several processes would fight over one terminal line."""
-    return sys.stderr.isatty() and multiprocessing.parent_process() is None
-
-
-def _line(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return on_terminal() and multiprocessing.parent_process() is None
 
 
 @contextlib.contextmanager
@@ -85,7 +81,7 @@ def counting(label: str, total: int, show: bool = True) -> Iterator[Callable[[in
         if show and not terminal and now - spoke > EVERY and 0 < done < total:
             spoke = now
             left = duration((now - started) / done * (total - done))
-            _line(f"{label}: {done} of {total} episodes, about {left} left")
+            tell(f"{label}: {done} of {total} episodes, about {left} left")
 
     with tqdm(total=total, desc=label, disable=not (show and terminal), leave=False) as bar:
         yield advance
@@ -136,7 +132,7 @@ class Progress:
                 text += f", about {duration(each * (total - done))} left"
             if self.outlook is not None:
                 text += f"; {self.outlook(each * (total - done), each * total)}"
-            _line(text)
+            tell(text)
 
     def validating(self) -> contextlib.AbstractContextManager[Callable[[int], None]]:
         """`counting` of a validation's episodes."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from gametalearn.provenance import verified
 from gametalearn.run import Outer, Parts, Run, Watch, outer_of, start
 from gametalearn.runfolder import claim, restore, save, save_best
 from gametalearn.scores import ScoreLike, default_score
+from gametalearn.terminal import tell
 from gametalearn.update import apply_update, clip
 from gametalearn.weighting import Rule
 
@@ -147,10 +147,7 @@ def train_parts(
             metrics = stack.enter_context(Metrics(run, watch))
             interrupted = stack.enter_context(interruptible())
             if progress and team.size > 1 and team.first:
-                print(
-                    f"{label}: {describe_team(outer.rule, team, config.meta_batch)}",
-                    file=sys.stderr,
-                )
+                tell(f"{label}: {describe_team(outer.rule, team, config.meta_batch)}")
             bar = stack.enter_context(shown(run, progress and team.first, label, outlook))
             _loop(run, outer, validation, metrics, interrupted, bar, began - run.elapsed)
     return run

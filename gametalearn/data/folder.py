@@ -16,6 +16,7 @@ from gametalearn.data.decode import DECODER, decode, resized
 from gametalearn.data.packed import PackedWriter, read_or_build
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
+from gametalearn.terminal import on_terminal
 from gametalearn.words import counted
 
 __all__ = ["class_folders", "deal_classes", "existing", "load_folder", "status"]
@@ -134,7 +135,9 @@ def load_folder(
 
     def build(out: PackedWriter) -> None:
         count = sum(len(names) for classes in tree.values() for names in classes.values())
-        with tqdm(total=count, unit="image", desc=folder.name, disable=None) as progress:
+        with tqdm(
+            total=count, unit="image", desc=folder.name, disable=not on_terminal()
+        ) as progress:
             for part, classes in tree.items():
                 for name, members in classes.items():
                     images = []

@@ -21,6 +21,8 @@ from gametalearn.data.packed import Array, is_packed, packing, read_packed
 from gametalearn.data.pickles import load_arrays
 from gametalearn.errors import InputError, summary
 from gametalearn.images import ClassImages
+from gametalearn.terminal import on_terminal, tell
+from gametalearn.words import counted
 
 __all__ = ["load_mini_imagenet", "prepare_mini_imagenet"]
 
@@ -70,11 +72,12 @@ def prepare_mini_imagenet(root: Path, source: Path | None = None, skip_bad: bool
         if not skip_bad:
             raise InputError(f"{error}; repair it, or leave it out with `skip_bad`") from error
         bad.append(str(error))
-        tqdm.write(f"skipped: {error}", file=sys.stderr)
+        if sys.stderr is not None:
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
 
     with (
         packing(target, (3, SIZE, SIZE), source=source.name) as out,
-        tqdm(unit="image", disable=None) as progress,
+        tqdm(unit="image", disable=not on_terminal()) as progress,
     ):
         splits: dict[str, list[str]] = {split: [] for split in SPLITS}
         for split, name, images in _read(source, unreadable):
@@ -87,7 +90,7 @@ def prepare_mini_imagenet(root: Path, source: Path | None = None, skip_bad: bool
         if empty := [split for split, names in splits.items() if not names]:
             raise InputError(f"mini-imagenet: {source}: split {empty[0]!r} has no classes")
     if bad:
-        print(f"mini-imagenet: {len(bad)} unreadable images were left out", file=sys.stderr)
+        tell(f"mini-imagenet: left out {counted(len(bad), 'unreadable image')}")
     return target
 
 

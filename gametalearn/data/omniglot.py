@@ -17,6 +17,7 @@ from gametalearn.data.decode import decode, resized
 from gametalearn.data.packed import PackedClass, PackedWriter, is_packed, packing, read_packed
 from gametalearn.errors import InputError, summary
 from gametalearn.images import ClassImages
+from gametalearn.terminal import on_terminal
 
 __all__ = ["CLASS_SPLITS", "load_omniglot", "prepare_omniglot"]
 
@@ -117,7 +118,7 @@ def prepare_omniglot(root: Path, source: Path | None = None) -> Path:
         drawings = {part: _index(files, part) for part, files in parts.items()}
         with (
             packing(target, (1, SIZE, SIZE), source=source.name) as out,
-            tqdm(total=1623, unit="character", disable=None) as progress,
+            tqdm(total=1623, unit="character", disable=not on_terminal()) as progress,
         ):
             for part, files in parts.items():
                 for (alphabet, character), names in sorted(drawings[part].items()):
