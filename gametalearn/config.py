@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from gametalearn import registry
 from gametalearn.errors import InputError
-from gametalearn.places import absolute, folder_of
+from gametalearn.places import absolute, folder_of, names_in
 from gametalearn.settings import check, refuse_unused, setting, settings_of, unmet
 from gametalearn.words import did_you_mean
 
@@ -243,7 +243,7 @@ class TrainConfig:
         for kind in registry.KINDS:
             if kind in given and given[kind] is not None:
                 registry.require_known(kind, str(given[kind]))
-        defaults = DEFAULTS.get(dataset.split("+")[0].split(":")[0], DEFAULTS["folder"])
+        defaults = DEFAULTS.get(names_in(dataset)[0].split(":")[0], DEFAULTS["folder"])
         values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
         values.setdefault("validate_every", max(1, min(500, values["iterations"] // 10)))
         config = cls(dataset=dataset, **values)
@@ -258,8 +258,8 @@ class TrainConfig:
 
     @property
     def datasets(self) -> list[str]:
-        """The names joined by ``+``."""
-        return self.dataset.split("+")
+        """The names joined by ``+``; see `gametalearn.places.names_in`."""
+        return names_in(self.dataset)
 
     @property
     def regression(self) -> bool:
