@@ -216,13 +216,9 @@ class TrainConfig:
 
     def _check_images(self) -> None:
         """What the data sets of images will ask for, in one answer and before they are read."""
-        images = not self.regression and all(
-            name in registry.BUILT_IN["dataset"] or folder_of(name) is not None
-            for name in self.datasets
-        )
-        if self.ways < (least := 2 if images else 1):
+        if self.ways < (least := 2 if self.of_images else 1):
             raise InputError(f"`ways` must be at least {least}, got {self.ways}")
-        if self.channels < 0 or (images and self.channels not in (0, 1, 3)):
+        if self.channels < 0 or (self.of_images and self.channels not in (0, 1, 3)):
             raise InputError(
                 f"`channels` must be 1, 3, or 0 for the data set's own; got {self.channels}"
             )
@@ -265,6 +261,14 @@ class TrainConfig:
     def regression(self) -> bool:
         """Whether a built-in data set has real targets: sinusoid."""
         return "sinusoid" in self.datasets
+
+    @property
+    def of_images(self) -> bool:
+        """Whether all data sets are folders of images or built in, and none is regression."""
+        return not self.regression and all(
+            name in registry.BUILT_IN["dataset"] or folder_of(name) is not None
+            for name in self.datasets
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for TOML and checkpoints; ``rule_options`` where there are any."""

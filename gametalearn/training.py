@@ -137,6 +137,7 @@ def train_parts(
         run = team.everywhere(lambda: start(config, parts, folder, team))
         run.outer = outer = team.everywhere(lambda: outer_of(run, parts))
         validation = team.everywhere(lambda: _validation(config, parts))
+        team.on_first(lambda: _testable(config, parts, folder))
         # the first process reads the files, the others are told
         saved = team.on_first(
             lambda: claim(folder, config, overwrite, moved, data, stack, exact) if folder else None
@@ -228,6 +229,16 @@ def _validation(config: TrainConfig, parts: Parts) -> Source:
             "see, or the best weights would be chosen on the training classes"
         )
     return build_source(config, "val")
+
+
+def _testable(config: TrainConfig, parts: Parts, folder: Path | None) -> None:
+    """Refuse a new run whose test classes have too few images: better now than after the training.
+
+    Of data sets of one's own nothing is asked that training has no need of.
+    """
+    begun = folder is not None and (folder / "checkpoint.pt").exists()
+    if parts.source is None and config.of_images and not begun:
+        build_source(config, "test")
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -103,7 +103,7 @@ def _warn_of_others(where: str, visible: Iterable[str], splits: Mapping[str, str
     told += [counted(count, f"{kind} file") for kind, count in sorted(others.items())]
     if told:
         more = f" and {len(told) - 5} more" if len(told) > 5 else ""
-        warnings.warn(f"{where}: left out {', '.join(told[:5])}{more}", stacklevel=3)
+        warnings.warn(f"{where}: left out {', '.join(told[:5])}{more}", stacklevel=2)
 
 
 def _suffix(name: str) -> str:

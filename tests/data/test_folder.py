@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gametalearn.cli import main
 from gametalearn.data import folder as module
 from gametalearn.data import load_dataset
 from gametalearn.data.decode import decode
@@ -232,3 +233,30 @@ def test_folders_beside_the_splits_are_told(tmp_path: Path) -> None:
     assert left_out(tmp_path / "in", tmp_path / "root") == (
         "1 image in extra, test/empty/ (1 file, none called like an image)"
     )
+
+
+def test_too_few_test_images_are_found_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, count in (("train", 3), ("val", 3), ("test", 2)):
+        for name in ("a", "b"):
+            for i in range(count):
+                save(tmp_path / "in" / split / f"{split}-{name}" / f"{i}.png", i)
+    flags = "--model mlp --hidden 4 --image-size 4 --ways 2 --shots 1 --meta-batch 2 --iterations 2"
+    flags += f" --validation-episodes 2 --quiet --dataset folder:{tmp_path}/in"
+    out = tmp_path / "run"
+    assert main(["train", *flags.split(), "--queries", "2", "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert (
+        "1 shot + 2 queries = 3 examples a class asked, but class 'test-a' in split 'test'" in err
+    )
+    assert "has 2; lower --shots or --queries" in err
+    assert not out.exists()
+    assert main(["train", *flags.split(), "--queries", "1", "--out", str(out)]) == 0
+    assert main(["evaluate", str(out), "--episodes", "2", "--quiet"]) == 0
+    # a run that has begun goes on, whatever became of its test classes' size
+    for place in (tmp_path / "in" / "test").iterdir():
+        (place / "0.png").unlink()
+    (out / "data.json").unlink()
+    with pytest.warns(UserWarning, match="could not be verified"):
+        assert main(["train", "--resume", str(out), "--quiet"]) == 0
