@@ -69,6 +69,15 @@ class Parts:
     optimizer: Callable[..., Any] | None = None
     rule_factory: Callable[..., Rule] | None = None
 
+    def __post_init__(self) -> None:
+        settings = {"source": "dataset", "validation": "dataset", "optimizer": "meta_optimizer"}
+        for name in ("model", "source", "validation", "learner", "rule", "loss", "optimizer"):
+            if isinstance(given := getattr(self, name), str):
+                raise InputError(
+                    f"{name}='{given}' is a name, and parts are handed in themselves; names are "
+                    f"settings: TrainConfig.of(..., {settings.get(name, name)}='{given}')"
+                )
+
     def named(self, config: TrainConfig) -> TrainConfig:
         """The settings, in which what was handed in stands by its name."""
         handed = {
