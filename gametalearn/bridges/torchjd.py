@@ -45,7 +45,7 @@ class AgreementWeighting(Weighting[PSDMatrix]):
         normalize: as in `agreement_weights`.
 
     The weights are those of `agreement_weights_from_gramian`; a Gramian that is not finite raises an
-    `InputError`. TorchJD forms it in the gradients' own dtype, so in float32 gradients beyond 1e19
+    `InputError`, which names the task if it can be told. TorchJD forms it in the gradients' own dtype, so in float32 gradients beyond 1e19
     overflow there.
 
     >>> weighting = AgreementWeighting()
@@ -62,6 +62,12 @@ class AgreementWeighting(Weighting[PSDMatrix]):
 
     def forward(self, gramian: Tensor, /) -> Tensor:
         """Weights ``(T,)`` of a Gramian ``(T, T)``."""
+        if len(gramian) > 1 and not bool(torch.isfinite(gramian.diagonal()).any()):
+            raise InputError(
+                "no task's row of the Gramian is finite, and which task is to blame cannot be told: "
+                "TorchJD differentiates all losses together, and 0 times NaN is NaN; look which of the "
+                "losses is not finite before backward()"
+            )
         return agreement_weights_from_gramian(gramian, normalize=self.normalize)
 
     def extra_repr(self) -> str:
