@@ -124,6 +124,8 @@ BUILT_IN: dict[str, dict[str, Part]] = {
 """A line a part."""
 
 TORCHJD = "torchjd:"
+TORCHJD_PACKAGE = "torchjd[quadprog-projector]>=0.18"
+"""What pip installs for it, wherever this package came from; pyproject.toml's extra is the same."""
 PREFIXES: dict[str, str] = {"rule": TORCHJD, "dataset": "folder:"}
 """What is never read as ``module:attribute``."""
 
@@ -340,7 +342,7 @@ def _imported(kind: str, name: str, target: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if name.startswith(TORCHJD):
             raise InputError(
-                f"rule '{name}': {error.name} is not installed; pip install 'gametalearn[torchjd]'"
+                f"rule '{name}': {error.name} is not installed; pip install '{TORCHJD_PACKAGE}'"
             ) from error
         raise InputError(f"{_word(kind)} '{name}': no module {error.name}") from error
     except Exception as error:  # another package's code may raise anything

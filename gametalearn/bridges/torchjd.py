@@ -1,7 +1,7 @@
 """TorchJD: our agreement as one of its weightings, and its aggregators as rules here.
 
-Needs ``pip install 'gametalearn[torchjd]'``. TorchJD (Quinton and Rey 2024, arXiv 2406.16232) calls
-a row of ``(T, P)`` an objective, the matrix a Jacobian and its ``(T, T)`` products the Gramian.
+Needs the extra ``torchjd``: ``pip install '.[torchjd]'`` in a clone, or ``pip install
+'torchjd[quadprog-projector]>=0.18'``. TorchJD (Quinton and Rey 2024, arXiv 2406.16232) calls a row of ``(T, P)`` an objective, the matrix a Jacobian and its ``(T, T)`` products the Gramian.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
+from gametalearn.registry import TORCHJD_PACKAGE
 from gametalearn.weighting.agreement import agreement_weights_from_gramian
 from gametalearn.weighting.options import check_options
 from gametalearn.weighting.weights import Weights, check_finite, largest_entries
@@ -29,7 +30,7 @@ try:
     from torchjd.linalg import PSDMatrix
 except ImportError as error:
     raise InputError(
-        f"TorchJD 0.18 or later is not installed ({error}); pip install 'gametalearn[torchjd]'"
+        f"TorchJD 0.18 or later is not installed ({error}); pip install '{TORCHJD_PACKAGE}'"
     ) from error
 
 __all__ = ["AgreementWeighting", "TorchJDRule", "torchjd_rules"]
