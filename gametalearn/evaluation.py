@@ -254,8 +254,8 @@ def adapt(
     taken: call ``eval()`` on it before it is used.
 
     The copy is of the model's own class, with layers of PyTorch's (a `gametalearn.models.TaskNorm` has
-    become a `torch.nn.BatchNorm2d`), and needs no gametalearn where it is used. This was tried, all
-    but ONNX by the library's tests:
+    become a `torch.nn.BatchNorm2d`), and needs no gametalearn where it is used. This is tried by
+    the library's tests:
 
     - its ``state_dict`` in plain layers of PyTorch in eval mode, or in `Conv4` and `ResNet12` with
       ``norm="frozen"``;
