@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gametalearn.figures import Records
+from gametalearn.logs import Records
 from gametalearn.statistics import FEWEST
 from gametalearn.tables import HALF_A_POINT, TWENTIETH, Units, verdict_of
 

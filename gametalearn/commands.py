@@ -101,7 +101,8 @@ def episodes(args: argparse.Namespace) -> None:
     """Sample episodes, and draw them."""
     from gametalearn.build import build_source
     from gametalearn.episodes import EpisodeSampler
-    from gametalearn.report import contact_sheet
+    from gametalearn.sheet import ROWS, contact_sheet, drawn_of
+    from gametalearn.tables import subject
 
     config = config_of(args)
     if args.episodes < 1:
@@ -120,8 +121,17 @@ def episodes(args: argparse.Namespace) -> None:
     for i, classes in enumerate(batch.classes.tolist()):
         names.append([data.classes[c] for c in classes])
         groups = sorted({data.groups[int(data.class_group[c])] for c in classes})
-        print(f"  {i + 1}: {', '.join(names[-1])}  [{', '.join(groups)}]")
-    print(f"wrote {contact_sheet(batch, args.out, config.ways, names)}")
+        print(f"  {i + 1}: {_listed(names[-1], ROWS)}  [{_listed(groups, ROWS)}]")
+    title = f"{subject(config.as_dict())} ({args.on}), seed {config.seed}"
+    shown = drawn_of(batch, config.ways)
+    file = contact_sheet(batch, args.out, config.ways, names, title)
+    print(f"wrote {file}{f', with {shown}' if shown else ''}")
+
+
+def _listed(names: list[str], most: int) -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def train(args: argparse.Namespace) -> None:

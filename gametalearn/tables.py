@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from gametalearn.places import folder_of, names_in
 from gametalearn.statistics import FEWEST, LEVEL, seeds_needed, verdict
 from gametalearn.words import counted
 
@@ -24,6 +26,7 @@ __all__ = [
     "objectives",
     "rows",
     "sentence",
+    "subject",
     "table",
     "title",
     "verdict_of",
@@ -76,6 +79,18 @@ class Units:
     def heading(self) -> str:
         """The score with its unit."""
         return f"{self.name} %" if self.percent else self.name
+
+
+def subject(found: Mapping[str, Any]) -> str:
+    """The data set in short, ways and shots, of results or of settings.
+
+    >>> subject({"dataset": "glyphs+folder:/data/birds", "ways": 5, "shots": 1})
+    'glyphs+birds, 5-way 1-shot'
+    """
+    paths = ((name, folder_of(name)) for name in names_in(found["dataset"]))
+    names = "+".join(name if path is None else Path(path).name or name for name, path in paths)
+    what = "regression" if found["ways"] is None else f"{found['ways']}-way"
+    return f"{names}, {what} {found['shots']}-shot"
 
 
 def title(results: dict[str, Any]) -> str:

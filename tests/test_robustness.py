@@ -27,8 +27,8 @@ from gametalearn.errors import InputError
 from gametalearn.files import held
 from gametalearn.gradients import meta_gradients
 from gametalearn.images import ClassImages
-from gametalearn.report import contact_sheet
 from gametalearn.runfolder import load_run
+from gametalearn.sheet import contact_sheet
 from tests.support.runs import assert_same_run
 
 FLAGS = "--dataset sinusoid --meta-batch 3 --hidden 8 --rule agreement --threads 1 --quiet"
@@ -368,7 +368,7 @@ from gametalearn.episodes import EpisodeSampler
 from gametalearn.errors import InputError
 from gametalearn.gradients import meta_gradients
 from gametalearn.images import ClassImages
-from gametalearn.report import contact_sheet
+from gametalearn.sheet import contact_sheet
 
 early, late, me, gradients, steps, seen = *map(int, sys.argv[1:3]), psutil.Process(), \
     training.meta_gradients, [], []
