@@ -303,13 +303,13 @@ def test_a_batch_is_made_of_tensors() -> None:
 def test_tasks_of_a_batch() -> None:
     batch = EpisodeSampler(numbered([9] * 5), queries=2).sample(4)
     for number in (0, 3, -1, torch.tensor(2), np.int64(2)):
-        one = batch[number]  # type: ignore[index]
+        one = batch[number]
         assert len(one) == 1
         assert torch.equal(one.support_x[0], batch.support_x[int(number)])
     assert_equal(TaskBatch.cat(list(batch)), batch)
     assert len(list(batch)) == 4
     for some in ([2, 0], torch.tensor([2, 0]), np.array([2, 0]), range(2, -1, -2)):
-        assert torch.equal(batch[some].query_x, batch.query_x[[2, 0]])  # type: ignore[index]
+        assert torch.equal(batch[some].query_x, batch.query_x[[2, 0]])
     assert len(batch[torch.tensor([True, False, True, False])]) == 2
     with pytest.raises(IndexError, match="task 4 of a batch of 4"):
         batch[4]

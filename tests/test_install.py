@@ -32,7 +32,8 @@ def commands(file: Path) -> list[str]:
     """``pip install ...`` as it stands in backquotes, in a block or at the end of an error."""
     text = re.sub(r"install\n\s*", "install ", file.read_text(encoding="utf-8"))
     found = re.findall(r"pip install [^`\"\n;]+", text)
-    return [line.replace("{TORCHJD_PACKAGE}", TORCHJD_PACKAGE).strip() for line in found]
+    lines = (line.partition(", ")[0].strip() for line in found)  # a sentence may go on
+    return [line.replace("{TORCHJD_PACKAGE}", TORCHJD_PACKAGE) for line in lines]
 
 
 def requirements(command: str) -> list[str]:

@@ -203,6 +203,8 @@ def test_an_older_run_that_took_an_option_without_effect_goes_on(tmp_path: Path)
     assert train(config, tmp_path / "a", progress=False).config == config  # they are the same run
     with pytest.raises(InputError, match=r"other settings \(shots\)"):
         train(dataclasses.replace(older, shots=3), tmp_path / "a", progress=False)
+
+
 @pytest.mark.parametrize(
     "dataset", ["glyphs", "omniglot+mini-imagenet", "folder:/birds", "./birds"]
 )

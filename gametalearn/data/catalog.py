@@ -22,12 +22,6 @@ def prepare(name: str, root: Path, source: Path | None = None, *, skip_bad: bool
         InputError: an unknown name, or a source that is missing or damaged.
     """
     read = name in ("omniglot", "mini-imagenet")
-    if name in PREPARED and not read and source is not None:
-        raise InputError(f"data prepare: {name} is drawn, not read; leave out `source` {source}")
-    if name in PREPARED and skip_bad and name != "mini-imagenet":
-        raise InputError(
-            f"data prepare: `skip_bad` is for mini-imagenet, not for {name}; leave it out"
-        )
     before = read and source is None and is_packed(root / name, name)
     if name == "omniglot":
         from gametalearn.data.omniglot import prepare_omniglot

@@ -205,20 +205,6 @@ def test_what_is_prepared_needs_no_network(
     assert "no route to host" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ("glyphs --source a", "glyphs is drawn, not read; leave out --source a"),
-        ("omniglot --skip-bad", "--skip-bad is for mini-imagenet, not for omniglot"),
-    ],
-)
-def test_what_has_no_effect_is_refused(
-    capsys: pytest.CaptureFixture[str], flags: str, said: str
-) -> None:
-    assert main(["data", "prepare", *flags.split()]) == 2
-    assert said in capsys.readouterr().err
-
-
 @pytest.fixture(scope="module")
 def real(omniglot_root: Path) -> Path:
     return omniglot_root
