@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gametalearn import registry
+from gametalearn import __version__, registry
 from gametalearn.config import EPISODES, MACHINE, MODEL, OUTER, RESUMABLE
 from gametalearn.engine.allocator import keep_memory
 from gametalearn.errors import InputError, SharedError
-from gametalearn.flags import add_settings, in_flags, read_config
+from gametalearn.flags import add_settings, in_flags, parsed, read_config
 from gametalearn.terminal import (
     Help,
     Parser,
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = parser_of(words)
     try:
-        args = parser.parse_args(read_config(parser, words))
+        args = parsed(parser, read_config(parser, words))
         with ended_by_ctrl_c():
             from gametalearn import commands  # imports torch
         keep_memory()
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(str(stop) or "interrupted; what was done is saved", shared=True)
         return 130
     except BrokenPipeError:  # the reader of stdout has gone, as in `gametalearn ... | head`
-        sys.stderr.close()
+        if sys.stderr is not None:
+            sys.stderr.close()
         return 0
     except (OSError, MemoryError, RuntimeError) as error:
         if not (reason := of_the_machine(error)) or "--debug" in words:
@@ -78,6 +79,7 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
         "  gametalearn train --dataset omniglot --rule agreement --out runs/omniglot\n"
         "  gametalearn evaluate runs/omniglot --episodes 1000",
     )
+    parser.add_argument("--version", action="version", version=f"gametalearn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, does: str, example: str) -> Callable[..., Any]:

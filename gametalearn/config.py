@@ -9,8 +9,9 @@ from typing import Any, Self
 
 from gametalearn import registry
 from gametalearn.errors import InputError
-from gametalearn.places import absolute
+from gametalearn.places import absolute, folder_of, names_in
 from gametalearn.settings import check, refuse_unused, setting, settings_of, unmet
+from gametalearn.words import did_you_mean
 
 __all__ = ["DEFAULTS", "RESUMABLE", "TrainConfig", "default_text"]
 
@@ -72,7 +73,7 @@ class TrainConfig:
     dataset: str = setting(
         "glyphs", "data set: {names}, folder:PATH (class folders of images), module:attribute, or "
         "several joined by +, each of them an objective", EPISODES)
-    ways: int = setting(5, "classes per episode", EPISODES, least=1)
+    ways: int = setting(5, "classes per episode", EPISODES)
     shots: int = setting(1, "support examples per class", EPISODES, least=1)
     queries: int = setting(5, "query examples per class", EPISODES, least=1)
     split: str = setting(
@@ -87,7 +88,7 @@ class TrainConfig:
         needs={"dataset": IMAGES})
     channels: int = setting(
         0, "1 for grayscale, 3 for RGB; 0 is the data set's own, 1 for glyphs, omniglot and several "
-        "data sets, 3 for mini-imagenet and folders", EPISODES, least=0, needs={"dataset": IMAGES})
+        "data sets, 3 for mini-imagenet and folders", EPISODES, needs={"dataset": IMAGES})
     objectives: str = setting(
         "dataset", "each data set is one objective, or each alphabet or script (group), from which "
         "all classes of an episode then come", EPISODES, choices=("dataset", "group"),
@@ -204,14 +205,22 @@ class TrainConfig:
             other = unmet(field, vars(self), IMPOSSIBLE)
             if other and getattr(self, name) != field.default:
                 refuse_unused(field, other, f"`{other}` {getattr(self, other)}")
-        single = self.model == "mlp" and self.ways == 1
-        own = self.model not in registry.BUILT_IN["model"] or registry.is_handed_in(self.dataset)
-        classes = all(name in registry.BUILT_IN["dataset"] for name in self.datasets)
-        if not own and single != self.regression and (self.regression or classes):
-            wanted = "model='mlp', ways=1" if self.regression else "another model or ways >= 2"
+        self._check_images()
+        built_in = self.model in registry.BUILT_IN["model"]
+        if self.regression and built_in and (self.model, self.ways) != ("mlp", 1):
             raise InputError(
-                f"TrainConfig: dataset '{self.dataset}' needs {wanted}; got model='{self.model}', "
-                f"ways={self.ways} (TrainConfig.of('{self.dataset}') fills in its defaults)"
+                f"TrainConfig: dataset '{self.dataset}' needs model='mlp', ways=1; got "
+                f"model='{self.model}', ways={self.ways} (TrainConfig.of('{self.dataset}') fills in "
+                "its defaults)"
+            )
+
+    def _check_images(self) -> None:
+        """What the data sets of images will ask for, in one answer and before they are read."""
+        if self.ways < (least := 2 if self.of_images else 1):
+            raise InputError(f"`ways` must be at least {least}, got {self.ways}")
+        if self.channels < 0 or (self.of_images and self.channels not in (0, 1, 3)):
+            raise InputError(
+                f"`channels` must be 1, 3, or 0 for the data set's own; got {self.channels}"
             )
 
     @classmethod
@@ -224,11 +233,13 @@ class TrainConfig:
                 is given, there may be several, and what is for some of them passes.
         """
         if unknown := given.keys() - settings_of(cls).keys():
-            raise InputError(f"TrainConfig: unknown settings {', '.join(sorted(unknown))}")
+            hint = did_you_mean(min(unknown), settings_of(cls))
+            raise InputError(f"TrainConfig: unknown settings {', '.join(sorted(unknown))}; {hint}"
+                             "docs/settings.md lists them")  # fmt: skip
         for kind in registry.KINDS:
             if kind in given and given[kind] is not None:
                 registry.require_known(kind, str(given[kind]))
-        defaults = DEFAULTS.get(dataset.split("+")[0].split(":")[0], DEFAULTS["folder"])
+        defaults = DEFAULTS.get(names_in(dataset)[0].split(":")[0], DEFAULTS["folder"])
         values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
         values.setdefault("validate_every", max(1, min(500, values["iterations"] // 10)))
         config = cls(dataset=dataset, **values)
@@ -243,13 +254,21 @@ class TrainConfig:
 
     @property
     def datasets(self) -> list[str]:
-        """The names joined by ``+``."""
-        return self.dataset.split("+")
+        """The names joined by ``+``; see `gametalearn.places.names_in`."""
+        return names_in(self.dataset)
 
     @property
     def regression(self) -> bool:
         """Whether a built-in data set has real targets: sinusoid."""
         return "sinusoid" in self.datasets
+
+    @property
+    def of_images(self) -> bool:
+        """Whether all data sets are folders of images or built in, and none is regression."""
+        return not self.regression and all(
+            name in registry.BUILT_IN["dataset"] or folder_of(name) is not None
+            for name in self.datasets
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for TOML and checkpoints; ``rule_options`` where there are any."""

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gametalearn.bridges.plain import WeightsFunction, flatten, weigh, write_gradient
-from gametalearn.episodes import TaskBatch
+from gametalearn.bridges.plain import WeightsFunction, as_rule, flatten, weigh, write_gradient
+from gametalearn.episodes import TaskBatch, checked
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients, finite_scores
 from gametalearn.losses import Loss, apply_loss, default_loss
 from gametalearn.scores import ScoreLike, default_score, measured, score_function
-from gametalearn.weighting.agreement import GradientAgreement
 from gametalearn.weighting.weights import Rule, Weights
 
 __all__ = ["TasksetSource", "meta_step"]
@@ -80,6 +79,8 @@ def meta_step(
             "meta_step: expected learn2learn's MAML, MetaSGD or another module with clone() and "
             f"adapt(), got a {type(maml).__name__}; wrap it: l2l.algorithms.MAML(model, lr=...)"
         )
+    checked(batch, "meta_step: `batch` is")
+    rule = as_rule(rule, "meta_step")
     body = nn.Identity() if features is None else features
     parameters = [
         p for p in dict.fromkeys([*body.parameters(), *maml.parameters()]) if p.requires_grad
@@ -112,7 +113,7 @@ def meta_step(
         score=finite_scores(maml, loss, function, value, points),
         group=batch.group,
     )
-    weights = weigh(GradientAgreement() if rule is None else rule, gradients)
+    weights = weigh(rule, gradients)
     write_gradient(parameters, present, weights, gradients.rows)
     return weights, gradients
 
