@@ -65,7 +65,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", default=default, help=f"{text} (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default 3)")
-    parser.add_argument("--episodes", type=int, default=600, help="test episodes a seed (600)")
+    parser.add_argument("--episodes", type=int, default=600, help="test episodes per seed (600)")
     parser.add_argument("--iterations", type=int, help="meta-updates (default: the config's)")
     parser.add_argument("--adam-lr", type=float, help="Adam's meta rate (default: the config's)")
     parser.add_argument("--sgd-lr", type=float, default=1.0, help="SGD's (default %(default)s)")

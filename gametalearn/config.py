@@ -71,128 +71,136 @@ class TrainConfig:
     """
 
     dataset: str = setting(
-        "glyphs", "data set: {names}, folder:PATH (class folders of images), module:attribute, or "
-        "several joined by +, each of them an objective", EPISODES)
-    ways: int = setting(5, "classes per episode", EPISODES)
-    shots: int = setting(1, "support examples per class", EPISODES, least=1)
-    queries: int = setting(5, "query examples per class", EPISODES, least=1)
+        "glyphs", "the data set: {names}, folder:PATH for class folders of images, or "
+        "module:attribute; several joined by + are an objective each", EPISODES)
+    ways: int = setting(5, "number of classes per episode", EPISODES)
+    shots: int = setting(1, "number of support examples per class", EPISODES, least=1)
+    queries: int = setting(5, "number of query examples per class", EPISODES, least=1)
     split: str = setting(
-        "", "how classes are split into training, validation and test: lake or maml for omniglot",
+        "", "how classes are divided into training, validation and test; for omniglot, lake or maml",
         EPISODES, shown="the data set's own")
     rotations: bool = setting(
-        False, "add each training class turned by 90, 180 and 270 degrees as a class of its own",
+        False, "add each training class, turned by 90, 180 and 270 degrees, as further classes",
         EPISODES, needs={"dataset": ("omniglot",)})
     image_size: int = setting(
-        0, "side in pixels that images are resized to; 0 is the data set's own, 28 for glyphs, "
-        "omniglot and several data sets, 84 for mini-imagenet and folders", EPISODES, least=0,
-        needs={"dataset": IMAGES})
+        0, "resize images to squares of this side in pixels; 0 keeps the data set's own size, "
+        "which is 28 for glyphs, omniglot and several data sets, and 84 for mini-imagenet and "
+        "folders", EPISODES, least=0, needs={"dataset": IMAGES})
     channels: int = setting(
-        0, "1 for grayscale, 3 for RGB; 0 is the data set's own, 1 for glyphs, omniglot and several "
-        "data sets, 3 for mini-imagenet and folders", EPISODES, needs={"dataset": IMAGES})
+        0, "convert images to 1 channel (grayscale) or 3 (RGB); 0 keeps the data set's own number, "
+        "which is 1 for glyphs, omniglot and several data sets, and 3 for mini-imagenet and folders",
+        EPISODES, needs={"dataset": IMAGES})
     objectives: str = setting(
-        "dataset", "each data set is one objective, or each alphabet or script (group), from which "
-        "all classes of an episode then come", EPISODES, choices=("dataset", "group"),
-        needs={"dataset": IMAGES})
+        "dataset", "what counts as an objective: each data set, or each alphabet or script "
+        "(group), in which case all classes of an episode come from one of them", EPISODES,
+        choices=("dataset", "group"), needs={"dataset": IMAGES})
     share: str = setting(
-        "fixed", "tasks of each data set in a meta-batch: equal numbers, or by their classes",
-        OUTER, choices=("fixed", "proportional"), needs={"dataset": 1})
+        "fixed", "how the tasks of a meta-batch are divided among the data sets: in equal numbers, "
+        "or in proportion to their classes", OUTER, choices=("fixed", "proportional"),
+        needs={"dataset": 1})
     disagree: float = setting(
-        0.0, "share of the training tasks, in [0, 1], whose query targets are wrong", OUTER,
-        least=0, most=1)
+        0.0, "the share of training tasks, in [0, 1], that get wrong query targets", OUTER, least=0,
+        most=1)
     disagree_kind: str = setting(
-        "shuffled", "how they are wrong: shuffled within each task, permuted the same way in all of "
-        "them, or contradictory to another task of the meta-batch", OUTER,
+        "shuffled", "how those targets are wrong: shuffled within each task, permuted in the same "
+        "way in all of them, or contradictory to another task of the meta-batch", OUTER,
         choices=("shuffled", "permuted", "contradictory"), needs={"disagree": 0})
-    learner: str = setting("maml", "inner loop: {names}, or module:attribute", MODEL)
+    learner: str = setting("maml", "the inner loop: {names}, or module:attribute", MODEL)
     rule: str = setting(
-        "uniform", "weighting rule: {names}, torchjd:NAME for TorchJD's UPGrad, MGDA, CAGrad and "
-        "others, or module:attribute", OUTER)
+        "uniform", "the weighting rule: {names}, torchjd:NAME for UPGrad, MGDA, CAGrad and others "
+        "of TorchJD, or module:attribute", OUTER)
     rule_options: dict[str, dict[str, Any]] = setting(
-        {}, "options of weighting rules; in TOML a table [rule-options.RULE]", OUTER, shown="none")
+        {}, "set options of weighting rules; in TOML, use a table [rule-options.RULE]", OUTER,
+        shown="none")
     within: str = setting(
-        "uniform", "how the tasks of one objective are combined", OUTER,
+        "uniform", "how a rule over objectives combines the tasks of one objective", OUTER,
         choices=("uniform", "agreement"), needs={"rule": OF_OBJECTIVES})
     shared: str = setting(
-        "", "weights that the objectives share, the name of a parameter or module", OUTER,
+        "", "the weights that the objectives share, by the name of a parameter or module", OUTER,
         needs={"rule": ("gradnorm",)}, shown="the last shared layer")
-    model: str = setting("conv4", "network: {names}, or module:attribute", MODEL)
+    model: str = setting("conv4", "the network: {names}, or module:attribute", MODEL)
     hidden: int = setting(
-        64, "filters or units per layer", MODEL, least=1, needs={"model": ("conv4", "mlp")})
+        64, "number of filters or units per layer", MODEL, least=1,
+        needs={"model": ("conv4", "mlp")})
     pool: str = setting(
-        "stride", "strided convolutions, or max-pooling", MODEL, choices=("stride", "max"),
-        needs={"model": ("conv4",)})
+        "stride", "how the resolution is reduced: by strided convolutions or by max-pooling", MODEL,
+        choices=("stride", "max"), needs={"model": ("conv4",)})
     norm: str = setting(
         "batch", "how features are normalised: by the batch at hand (transductive), by the support "
         "set, by groups of channels, or not at all", MODEL,
         choices=("batch", "support", "group", "none"), needs={"model": ("conv4", "resnet12")})
     protocol: str = setting(
-        "auto", "how queries are normalised in validation and test; auto is what the model does",
+        "auto", "how queries are normalised in validation and test; auto leaves it to the model",
         MODEL, choices=("auto", "transductive", "inductive"))
     loss: str = setting(
-        "default", "loss of both loops: {names} (cross-entropy for labels, mean squared error for "
-        "real targets), or module:attribute, a function of prediction and target", MODEL)
+        "default", "the loss of both loops: {names} (cross-entropy for labels, mean squared error "
+        "for real targets), or module:attribute, a function of prediction and target", MODEL)
     score: str = setting(
         "default", "what is validated and reported: {names}, or module:attribute, a Score or a "
         "function of prediction and target", MODEL, shown="what goes with the loss")
     inner_lr: float = setting(
-        1.0, "learning rate of the inner loop, which descends on a mean loss", MODEL, above=0)
-    inner_steps: int = setting(1, "inner steps in training", MODEL, least=0)
-    test_steps: int = setting(3, "inner steps in validation and test", MODEL, least=0)
+        1.0, "learning rate of the inner loop; it multiplies the gradient of a mean loss", MODEL,
+        above=0)
+    inner_steps: int = setting(1, "number of inner steps in training", MODEL, least=0)
+    test_steps: int = setting(3, "number of inner steps in validation and test", MODEL, least=0)
     inner_optimizer: str = setting(
-        "sgd", "inner optimiser; adam has beta1 = 0", MODEL, choices=("sgd", "adam"),
-        learners=("reptile",))
+        "sgd", "optimiser of the inner loop; adam uses beta1 = 0, as Reptile's code does", MODEL,
+        choices=("sgd", "adam"), learners=("reptile",))
     inner_batch: int = setting(
-        0, "support examples per inner step, in random order; 0 is all of them", MODEL, least=0,
-        learners=("reptile",))
+        0, "number of support examples per inner step, in random order; 0 uses all of them", MODEL,
+        least=0, learners=("reptile",))
     train_shots: int = setting(
-        0, "support examples per class in training; 0 is as many as in validation and test", MODEL,
-        least=0)
+        0, "number of support examples per class in training; 0 uses as many as in validation and "
+        "test", MODEL, least=0)
     learned_rates: bool = setting(
-        False, "learn an inner rate for each layer and step, as MAML++ does", MODEL,
+        False, "learn one inner rate per layer and step, as MAML++ does", MODEL,
         learners=("maml", "fomaml"))
     multi_step_loss: int = setting(
-        0, "iterations over which the query losses after all inner steps count, the last one's more "
-        "and more, as in MAML++; 0 is none", MODEL, least=0,
+        0, "for so many iterations, count the query losses after every inner step, the last one "
+        "more and more, as MAML++ does; 0 counts the last one only", MODEL, least=0,
         learners=("maml", "fomaml", "anil", "metasgd"), needs={"inner_steps": 1})
     first_order_until: int = setting(
-        0, "iterations that ignore second derivatives, as in MAML++; 0 is none", MODEL, least=0,
-        learners=("maml", "anil", "metasgd"))
+        0, "ignore second derivatives for so many iterations, as MAML++ does; 0 never ignores them",
+        MODEL, least=0, learners=("maml", "anil", "metasgd"))
     constant_memory: bool = setting(
-        False, "for many inner steps: memory that does not grow with them, for two to three times "
-        "the time", MODEL, learners=("maml", "anil", "metasgd"))
-    iterations: int = setting(1000, "meta-updates", OUTER, least=1, resumable=True)
-    meta_batch: int = setting(16, "tasks per meta-update", OUTER, least=1)
+        False, "use memory that does not grow with the number of inner steps, at two to three "
+        "times the computing time", MODEL, learners=("maml", "anil", "metasgd"))
+    iterations: int = setting(1000, "number of meta-updates", OUTER, least=1, resumable=True)
+    meta_batch: int = setting(16, "number of tasks per meta-update", OUTER, least=1)
     meta_lr: float = setting(3e-3, "learning rate of the outer loop", OUTER, above=0)
     meta_optimizer: str = setting(
-        "adam", "outer optimiser: {names}, or module:attribute, a function of named parameters",
+        "adam", "the outer optimiser: {names}, or module:attribute, a function of named parameters",
         OUTER)
     meta_schedule: str = setting(
-        "cosine", "course of the outer rate over the run", OUTER,
+        "cosine", "how the outer learning rate changes over the run", OUTER,
         choices=("constant", "linear", "cosine"), needs={"meta_optimizer": ("adam", "sgd")})
     meta_lr_final: float = setting(
-        0.0, "outer rate that a schedule ends at", OUTER, least=0,
+        0.0, "the outer learning rate at the end of a schedule", OUTER, least=0,
         needs={"meta_schedule": ("linear", "cosine")})
     clip_value: float = setting(
-        0.0, "bound on the meta-gradient's entries; 0 is none", OUTER, least=0)
+        0.0, "clip the entries of the meta-gradient to this absolute value; 0 does not clip", OUTER,
+        least=0)
     clip_norm: float = setting(
-        0.0, "bound on the meta-gradient's length; 0 is none", OUTER, least=0)
+        0.0, "clip the length of the meta-gradient to this value; 0 does not clip", OUTER, least=0)
     nonfinite: str = setting(
-        "error", "what to do about a task whose loss or gradient is NaN or infinite: stop, or skip "
-        "it and count it", OUTER, choices=("error", "skip"))
+        "error", "what to do about a task whose loss or gradient is NaN or infinite: stop with an "
+        "error, or skip the task and count it", OUTER, choices=("error", "skip"))
     seed: int = setting(
-        0, "seed of initial weights and of all episodes", OUTER, least=-(2**60), most=2**60)
+        0, "seed of the initial weights and of all episodes", OUTER, least=-(2**60), most=2**60)
     log_every: int = setting(
-        10, "iterations between lines of metrics.jsonl", OUTER, least=1, resumable=True)
+        10, "write a line of metrics.jsonl every so many iterations", OUTER, least=1,
+        resumable=True)
     validate_every: int = setting(
-        100, "iterations between validations", OUTER, least=1, resumable=True,
+        100, "validate every so many iterations", OUTER, least=1, resumable=True,
         shown="a tenth of the run, at most 500")
-    validation_episodes: int = setting(200, "episodes per validation", OUTER, least=2)
+    validation_episodes: int = setting(200, "number of episodes per validation", OUTER, least=2)
     checkpoint_every: int = setting(
-        100, "iterations between checkpoints", OUTER, least=1, resumable=True)
-    device: str = setting("cpu", "cpu, cuda or mps", MACHINE, resumable=True)
+        100, "write a checkpoint every so many iterations", OUTER, least=1, resumable=True)
+    device: str = setting(
+        "cpu", "the device to compute on: cpu, cuda or mps", MACHINE, resumable=True)
     threads: int = setting(
-        0, "CPU threads; results are bit-identical for equal numbers only; 0 is PyTorch's choice",
-        MACHINE, least=0, resumable=True)
+        0, "number of CPU threads; results are bit-identical only for equal numbers, and 0 leaves "
+        "the choice to PyTorch", MACHINE, least=0, resumable=True)
     # fmt: on
 
     def __post_init__(self) -> None:

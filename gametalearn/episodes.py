@@ -60,7 +60,7 @@ class TaskBatch:
             if getattr(self, x).shape[1:2] != getattr(self, y).shape[1:2]:
                 raise InputError(
                     f"TaskBatch: {x} {tuple(getattr(self, x).shape)} and "
-                    f"{y} {tuple(getattr(self, y).shape)} differ in examples a task"
+                    f"{y} {tuple(getattr(self, y).shape)} differ in examples per task"
                 )
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -187,9 +187,9 @@ class EpisodeSampler:
     Args:
         dataset: a `ClassImages` (see `gametalearn.data.load_dataset`), or any map-style data set of
             ``(image, label)`` pairs such as torchvision's, which is read into memory once.
-        ways: classes an episode, N.
-        shots: support examples a class, K.
-        queries: query examples a class.
+        ways: classes per episode, N.
+        shots: support examples per class, K.
+        queries: query examples per class.
         seed: any int64; the start of the stream of episodes.
         within_group: draw each episode's classes from one group (alphabet, script) of the data set,
             a group with enough classes chosen uniformly, and report it as the task's ``group``.
@@ -271,7 +271,7 @@ class EpisodeSampler:
             name = data.classes[int(data.count.argmin())]
             raise InputError(
                 f"EpisodeSampler: {counted(self.shots, 'shot')} + "
-                f"{counted(self.queries, 'query', 'queries')} = {need} examples a class asked, but class '{name}' in {where} has {smallest}; "
+                f"{counted(self.queries, 'query', 'queries')} = {need} examples per class asked, but class '{name}' in {where} has {smallest}; "
                 "lower `shots` or `queries`"
             )
 

@@ -153,8 +153,8 @@ def evaluate(
             episode otherwise.
         tasks_at_once: episodes adapted together.
         progress: called with the number of episodes done since its last call.
-        team: processes that all call this and share the episodes out; the values are those that one
-            process finds (see `gametalearn.distributed.joined`).
+        team: processes that all call this and split the episodes among them; the values are those that
+            one process finds (see `gametalearn.distributed.joined`).
 
     Returns:
         An `Evaluation`, with its mean and 95% interval.

@@ -109,7 +109,7 @@ def meta_gradients(
             at calls 2, 10, 100, ...; where they differ, or a module cannot be replayed, it falls to
             the loop with one warning.
         chunk: tasks computed by one replay; chosen from the shapes by default.
-        threads: threads to share the tasks out to; by default `torch.get_num_threads`.
+        threads: threads to split the tasks across; by default `torch.get_num_threads`.
         constant_memory: for many inner steps of second order: memory that does not grow with them,
             for two to three times the time. Tasks are looped over, and each inner step is
             differentiated by a Hessian-vector product when its turn comes.

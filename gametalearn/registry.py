@@ -121,7 +121,7 @@ BUILT_IN: dict[str, dict[str, Part]] = {
     },
     "meta_optimizer": {"adam": _part("update:adam"), "sgd": _part("update:sgd")},
 }
-"""A line a part."""
+"""One line per part."""
 
 TORCHJD = "torchjd:"
 TORCHJD_PACKAGE = "torchjd[quadprog-projector]>=0.18"

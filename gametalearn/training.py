@@ -84,7 +84,7 @@ def train(
         overwrite: start anew, whatever run ``out`` holds.
         progress: show progress on stderr.
         label: what the progress bar says.
-        team: processes that all call this and share the tasks of each meta-batch out (see
+        team: processes that all call this and split the tasks of each meta-batch among them (see
             `gametalearn.distributed.joined`). The first one's ``config`` and ``out`` count; a run
             may go on with another number of them.
         moved: the folders of images of the run in ``out`` have moved to where ``config`` says. They

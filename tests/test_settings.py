@@ -72,7 +72,7 @@ def test_the_table_of_settings_is_current() -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     assert table(TrainConfig, texts) in page
     *most, last = (f"`{name}`" for name in RESUMABLE)
-    assert f"When a run goes on, {', '.join(most)} and {last} may" in " ".join(page.split())
+    assert f"When a run continues, {', '.join(most)} and {last} may" in " ".join(page.split())
 
 
 def test_settings_of_the_data_sets_are_settings() -> None:

@@ -145,8 +145,8 @@ class TasksetSource:
     Args:
         taskset: ``l2l.data.Taskset`` whose transforms end in labels 0 to ways - 1 (NWays, KShots,
             LoadData, RemapLabels).
-        ways: classes a task.
-        shots: support examples a class; all others of the task are queries.
+        ways: classes per task.
+        shots: support examples per class; all others of the task are queries.
         seed: any int64; the start of the stream of episodes.
         group: the objective that all tasks belong to.
 
@@ -242,7 +242,7 @@ class TasksetSource:
         if len(set(counts.tolist())) > 1 or int(counts[0]) <= self.shots:
             raise InputError(
                 f"TasksetSource: classes of equal size above {self.shots} shots are needed, but a "
-                f"task has {counts.tolist()[:8]} examples a class; use KShots(k = shots + queries)"
+                f"task has {counts.tolist()[:8]} examples per class; use KShots(k = shots + queries)"
             )
         if x.dtype == torch.uint8:
             x = x.to(torch.float32) / 255

@@ -100,7 +100,7 @@ class GradientCollector:
             loss: the task's loss, before AMP's scaling; for rules over losses.
             score: its accuracy in [0, 1]; for DTP.
             group: its objective; for rules over objectives.
-            update: the inner loop's theta - theta_i, one tensor a parameter in the order of
+            update: the inner loop's theta - theta_i, one tensor per parameter in the order of
                 ``parameters`` (None: zeros); for ``GradientAgreement(signal="update")``.
 
         Raises:
@@ -304,6 +304,6 @@ def _scalar(name: str, value: Tensor | float | None) -> Tensor | None:
     scalar = torch.as_tensor(value).detach()
     if scalar.numel() != 1:
         raise InputError(
-            f"GradientCollector: {name} must be one number a task, got {tuple(scalar.shape)}"
+            f"GradientCollector: {name} must be one number per task, got {tuple(scalar.shape)}"
         )
     return scalar.reshape(())

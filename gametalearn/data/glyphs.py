@@ -85,7 +85,7 @@ def build_glyphs(folder: Path, seed: int = 0, samples: int = SAMPLES, size: int 
     Args:
         folder: for `gametalearn.data.packed.read_packed`; what it holds is replaced.
         seed: of the distortions, at least 0.
-        samples: images a class.
+        samples: images per class.
         size: side of an image in pixels, at least 8.
 
     Raises:

@@ -417,7 +417,7 @@ def test_bad_input():
         collect.add(update=[None])
     with pytest.raises(InputError, match=r"update 0 is torch.strided \(1,\); expected .* \(5, 3\)"):
         collect.add(update=[torch.zeros(1), None, None, None])
-    with pytest.raises(InputError, match=r"loss must be one number a task, got \(2,\)"):
+    with pytest.raises(InputError, match=r"loss must be one number per task, got \(2,\)"):
         collect.add(loss=torch.zeros(2))
     collect.add()  # what was refused took no gradient away
 
