@@ -14,10 +14,11 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-wa
 DEMO_FLAGS := --dataset glyphs --rules uniform,agreement,norm-control --ways 5 --shots 1 \
   --seeds 5 --iterations 60 --validate-every 30 --validation-episodes 50 --episodes 300 \
   --threads 1 --jobs 2
+DOCS := .venv-docs
 BENCH_FLAGS := --config omniglot-5w1s --threads 2
 PYTEST_FLAGS :=
 
-.PHONY: help demo test lint format bench learn2learn clean FORCE
+.PHONY: help demo test lint format docs bench learn2learn clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,14 +38,18 @@ format: $(VENV)/.installed-dev ## Format, and mend what can be mended
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+docs: $(DOCS)/.installed ## Build the documentation into site/, and check it; open site/index.html
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+	$(DOCS)/bin/python docs/scripts/check_site.py site
+
 bench: $(VENV)/.installed-learn2learn ## Time a meta-gradient against learn2learn's; result in runs/bench.json
 	mkdir -p runs
 	$(VENV)/bin/gametalearn bench $(BENCH_FLAGS) --json runs/bench.json
 
 learn2learn: $(VENV)/.installed-learn2learn ## Build learn2learn 0.2.0 and install it into .venv
 
-clean: ## Remove .venv, built wheels and caches; runs/ and prepared data stay
-	rm -rf $(VENV) .wheels build dist *.egg-info
+clean: ## Remove the environments, the site, built wheels and caches; runs/ and prepared data stay
+	rm -rf $(VENV) $(DOCS) site .wheels build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -72,4 +77,15 @@ $(VENV)/.installed-learn2learn: $(VENV)/.installed-dev .ci/build_learn2learn.sh
 	@bash .ci/build_learn2learn.sh $(VENV)/bin/python .wheels
 	@$(PIP) gym==0.26.2 requests
 	@$(PIP) --no-deps --no-index --find-links .wheels learn2learn==0.2.0
+	@touch $@
+
+# The documentation has an environment of its own: it is built from the source text, without torch, and
+# what builds it does not meet what the library needs. Groups of requirements came with pip 25.1.
+$(DOCS)/.python: FORCE
+	@sh .ci/make_venv.sh $(DOCS) $(PYTHON)
+
+$(DOCS)/.installed: $(DOCS)/.python pyproject.toml
+	@echo "Installing what builds the documentation into $(DOCS)."
+	@$(DOCS)/bin/python -m pip install -qq --disable-pip-version-check 'pip>=25.1'
+	@$(DOCS)/bin/python -m pip install -qq --disable-pip-version-check --group docs
 	@touch $@

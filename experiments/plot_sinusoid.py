@@ -19,8 +19,9 @@ import torch
 
 from gametalearn import InputError, Sinusoid, adapt, evaluate, load_run
 from gametalearn.build import stream_seed
-from gametalearn.figures import COLOURS
+from gametalearn.canvas import COLOURS, entitle, figure, legend_below, saved, tidy
 from gametalearn.run import Run
+from gametalearn.tables import subject
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -58,48 +59,49 @@ def errors(run: Run, most: int, tasks: int) -> list[float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from matplotlib.figure import Figure
-
     args = parse(argv)
     try:
         if args.out.suffix != ".png":
             raise InputError(f"--out {args.out}: a PNG is drawn; let it end in .png")
         try:
-            drawn = [int(s) for s in args.steps.split(",")]
+            wanted = [int(s) for s in args.steps.split(",")]
         except ValueError:
             raise InputError(f"--steps takes numbers such as 0,1,10; got '{args.steps}'") from None
         runs = [load_run(folder) for folder in args.runs]
         for run in runs:
             if run.config.dataset != "sinusoid":
                 raise InputError(f"{run.out}: a run of {run.config.dataset}, not of sinusoid")
-        most = args.most or max(drawn)
-        figure = Figure(figsize=(4 * (len(runs) + 1), 3.8), layout="constrained")
-        *panels, last = figure.subplots(1, len(runs) + 1)
+        most = args.most or max(wanted)
+        drawn = figure(4 * (len(runs) + 1), 4.2)
+        *panels, last = drawn.subplots(1, len(runs) + 1)
         for number, (run, axes) in enumerate(zip(runs, panels, strict=True)):
             x, y, (grid, truth) = one_curve(run.config.shots, args.seed, args.half)
             axes.plot(grid, truth, color="black", linewidth=1, label="truth")
             axes.plot(x, y, "^", color="black", markersize=6, label=f"{len(x)} points")
-            for i, steps in enumerate(drawn):
+            for i, steps in enumerate(wanted):
                 model = adapt(run.model, x, y, run.learner.for_test(steps), meta=run.meta)
                 with torch.no_grad():
                     axes.plot(grid, model(grid), color=COLOURS[i], linestyle="--" if i else ":",
                               label="1 step" if steps == 1 else f"{steps} steps")  # fmt: skip
             name = f"{run.config.learner}, {run.config.rule}"
-            axes.set_title(name, fontsize=10)
-            axes.legend(frameon=False, fontsize=8)
+            axes.set_title(f"{name}, seed {run.config.seed}", fontsize=10)
+            axes.set_xlabel("x")
+            axes.set_ylabel("y")
+            handles = axes.get_legend_handles_labels()[0]
             curve = errors(run, most, args.tasks)
             last.plot(range(most + 1), curve, color=COLOURS[number % len(COLOURS)], marker="o",
                       markersize=3, label=name)  # fmt: skip
             print(f"{run.out}: mean squared error {curve[-1]:.4f} after {most} steps")
         last.set_yscale("log")
+        last.set_ylabel("mean squared error")
         last.set_xlabel("inner steps")
-        last.set_title(f"mean squared error over {args.tasks} tasks", fontsize=10)
+        last.set_title(f"error over {args.tasks} unseen tasks", fontsize=10)
         last.legend(frameon=False, fontsize=8)
         for axes in (*panels, last):
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out, dpi=140)
+            tidy(axes, "both")
+        entitle(drawn, subject({**runs[0].config.as_dict(), "ways": None}))
+        legend_below(drawn, handles)
+        saved(drawn, args.out, 140)
     except InputError as error:
         print(f"plot_sinusoid: {error}", file=sys.stderr)
         return 2

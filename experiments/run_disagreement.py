@@ -28,12 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.lines import Line2D
 
 from gametalearn import InputError, TrainConfig, compare, keep_memory
-from gametalearn.figures import COLOURS
+from gametalearn.canvas import COLOURS, entitle, figure, legend_below, saved, tidy
 from gametalearn.files import replacing
 from gametalearn.jobs import place_of
 from gametalearn.settings import read_toml
+from gametalearn.statistics import FEWEST
+from gametalearn.tables import subject
+from gametalearn.words import counted
 
 HERE = Path(__file__).parent
 RULES = "uniform,agreement,agreement-update,agreement-cosine,norm-control"
@@ -61,7 +65,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", default=default, help=f"{text} (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default 3)")
-    parser.add_argument("--episodes", type=int, default=600, help="test episodes a seed (600)")
+    parser.add_argument("--episodes", type=int, default=600, help="test episodes per seed (600)")
     parser.add_argument("--iterations", type=int, help="meta-updates (default: the config's)")
     parser.add_argument("--adam-lr", type=float, help="Adam's meta rate (default: the config's)")
     parser.add_argument("--sgd-lr", type=float, default=1.0, help="SGD's (default %(default)s)")
@@ -183,8 +187,8 @@ def percent(paired: dict[str, Any]) -> str:
     interval = ""
     if paired["ci95"] is not None:
         low, high = (100 * v for v in paired["ci95"])
-        interval = f" [{low:+.2f}, {high:+.2f}]"
-    return f"{100 * paired['difference']:+.2f}{interval}"
+        interval = f" [{low:+z.2f}, {high:+z.2f}]"
+    return f"{100 * paired['difference']:+z.2f}{interval}"
 
 
 def over_seeds(entry: dict[str, Any]) -> str:
@@ -262,65 +266,58 @@ def panels(cells: list[Cell]) -> dict[tuple[str, str, int], list[Cell]]:
     }
 
 
-def plot(cells: list[Cell], rules: list[str], out: Path) -> None:
+def plot(cells: list[Cell], rules: list[str], out: Path, about: str) -> None:
     """``disagreement.png`` and ``weights.png``; a line goes through the cells that have its rule."""
-    from matplotlib.figure import Figure
-
     found = panels(cells)
-    columns = list(dict.fromkeys(key[1:] for key in found))
-    rows = list(dict.fromkeys(key[0] for key in found))
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
+    seeds = len(cells[0]["rules"][rules[0]]["by_seed"])
+    notes = {
+        "disagreement": "mean over seeds" + ", with 95% intervals" * (seeds >= FEWEST),
+        "weights": "solid and full: clean tasks, dashed and empty: spoiled ones",
+    }
     for name, label in (("disagreement", "test accuracy (%)"), ("weights", "mean weight x T")):
-        figure = Figure(figsize=(3.4 * len(columns) + 0.6, 2.9 * len(rows) + 0.7))
-        grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
-        for axes in grid.flat:
-            axes.set_visible(False)
-        for (kind, optimizer, tasks), own in found.items():
-            axes = grid[rows.index(kind)][columns.index((optimizer, tasks))]
-            axes.set_visible(True)
+        drawn = figure(3.3 * columns, 2.7 * rows + 0.9)
+        grid = drawn.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for axes in grid.flat[len(found) :]:
+            axes.remove()
+        for axes, ((kind, optimizer, tasks), own) in zip(grid.flat, found.items(), strict=False):
             for i, rule in enumerate(rules):
-                colour = COLOURS[i % len(COLOURS)]
                 with_rule = [c for c in own if rule in c["rules"]]
-                if not with_rule:
-                    continue
-                shares = [100 * c["share"] for c in with_rule]
-                results = [c["rules"][rule] for c in with_rule]
-                if name == "disagreement":
-                    y = [100 * r["accuracy"] for r in results]
-                    error = [100 * (r["ci95"] or 0) for r in results]
-                    x = [s + 0.5 * (i - len(rules) / 2) for s in shares]
-                    axes.errorbar(x, y, error, color=colour, label=rule, capsize=2, marker="o",
-                                  markersize=3, linewidth=1.2)  # fmt: skip
-                    continue
-                for of, style in (("clean", "-"), ("spoiled", "--")):
-                    pairs = [
-                        (s, r["tasks"][f"weight_{of}"])
-                        for s, r in zip(shares, results, strict=True)
-                    ]
-                    pairs = [(s, w) for s, w in pairs if w is not None]
-                    axes.plot(*zip(*pairs, strict=True), style, color=colour, marker="o",
-                              markersize=3, label=rule if of == "clean" else None)  # fmt: skip
+                if with_rule:
+                    curve = accuracies if name == "disagreement" else mean_weights
+                    curve(axes, with_rule, rule, i, 0.5 * (i - len(rules) / 2))
             axes.set_title(f"{kind}, {optimizer}, {tasks} tasks", fontsize=9)
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(labelbottom=True, labelleft=True, labelsize=8)
             axes.set_xlabel("spoiled tasks (%)", fontsize=8)
-            if name == "weights":
-                axes.axhline(0, color="black", linewidth=0.8)
-        for line in grid:
-            line[0].set_ylabel(label, fontsize=8)
-        handles, labels = next(a for a in grid.flat if a.get_visible()).get_legend_handles_labels()
-        note = "; solid: clean tasks, dashed: spoiled ones"
-        if name == "disagreement":
-            note = (
-                "; intervals of 95% over seeds"
-                if len(cells[0]["rules"][rules[0]]["by_seed"]) >= 3
-                else ""
-            )
-        figure.suptitle(f"{label}{note}", fontsize=10)
-        ncols = min(len(labels), 2 * len(columns))
-        figure.legend(handles, labels, loc="lower center", ncols=ncols, frameon=False, fontsize=8)
-        lines = -(-len(labels) // ncols)
-        figure.tight_layout(rect=(0, (0.1 + 0.2 * lines) / (2.9 * len(rows)), 1, 1))
-        figure.savefig(out / f"{name}.png", dpi=140)
+            axes.set_ylabel(label, fontsize=8)
+            tidy(axes, "both")
+        entitle(drawn, about, notes[name])
+        legend_below(drawn, [Line2D([], [], color=COLOURS[i % len(COLOURS)], marker="o",
+                             markersize=3, label=rule) for i, rule in enumerate(rules)])  # fmt: skip
+        saved(drawn, out / f"{name}.png", 140)
+
+
+def accuracies(axes: Any, cells: list[Cell], rule: str, number: int, shift: float) -> None:
+    """A rule's test accuracy over the share, moved aside a little so that intervals can be told apart."""
+    results = [c["rules"][rule] for c in cells]
+    axes.errorbar(
+        [100 * c["share"] + shift for c in cells], [100 * r["accuracy"] for r in results],
+        [100 * (r["ci95"] or 0) for r in results], color=COLOURS[number % len(COLOURS)],
+        capsize=2, marker="o", markersize=3, linewidth=1.2,
+    )  # fmt: skip
+
+
+def mean_weights(axes: Any, cells: list[Cell], rule: str, number: int, _shift: float) -> None:
+    """A rule's mean weights of clean and of spoiled tasks over the share."""
+    axes.axhline(0, color="black", linewidth=0.8)
+    colour = COLOURS[number % len(COLOURS)]
+    for of, style, face in (("clean", "-", colour), ("spoiled", "--", "white")):
+        pairs = [(100 * c["share"], c["rules"][rule]["tasks"][f"weight_{of}"]) for c in cells]
+        known = [pair for pair in pairs if pair[1] is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), style, color=colour, marker="o", markersize=3,
+                      markerfacecolor=face)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -358,7 +355,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             ):
                 with replacing(args.out / file) as stream:
                     stream.write(text.encode())
-            plot(list(done.values()), known, args.out)
+            about = f"{subject(settings(args, cell).as_dict())}, {counted(args.seeds, 'seed')}"
+            plot(list(done.values()), known, args.out, about)
     except InputError as error:
         print(f"run_disagreement: {error}", file=sys.stderr)
         return 2

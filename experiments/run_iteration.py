@@ -2,7 +2,7 @@
 
 Trains a run, and prints the median milliseconds of a whole iteration, of its meta-gradients, and the
 share of everything else (sampling, weighting, the optimiser's step, logging); tracing, validation
-and checkpoints are not counted. Then the milliseconds an episode of ``evaluate`` beside those of its
+and checkpoints are not counted. Then the milliseconds per episode of ``evaluate`` beside those of its
 own inner part, sampling and `adapt_and_score` on as many tasks as a meta-batch has, with the same
 inner steps. That part is training without its backward pass, operator by operator (there is a test of
 that), so the two figures tell what evaluation adds to it. Flags that are not listed go to
@@ -93,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda: adapt_and_score(run.model, run.source.sample(tasks), run.learner, meta=run.meta)
     )
     print(
-        f"evaluate: {tested / args.episodes:.2f} ms an episode; training without its backward pass: "
-        f"{inner / tasks:.2f} ms a task"
+        f"evaluate: {tested / args.episodes:.2f} ms per episode; training without its backward pass: "
+        f"{inner / tasks:.2f} ms per task"
     )
     return 0
 

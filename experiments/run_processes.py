@@ -1,6 +1,6 @@
 """Throughput of N processes of one thread beside one process of N threads, on this machine's CPU.
 
-Trains the same run both ways, in turn, and prints the meta-iterations a second of each training and
+Trains the same run both ways, in turn, and prints the meta-iterations per second of each training and
 the ratio of the medians: above 1, processes are faster. The first tenth of a run is not timed
 (tracing, warm caches), nor are validation, logging and checkpoints. Flags that are not listed go to
 ``gametalearn train``. Needs an otherwise idle machine with N cores.
@@ -41,7 +41,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def throughput(folder: Path) -> float:
-    """Meta-iterations a second between the first tenth of a run and its end."""
+    """Meta-iterations per second between the first tenth of a run and its end."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     first, last = lines[1], lines[-1]  # the line before is that of the first iteration
     seconds = last["seconds"]["total"] - first["seconds"]["total"]

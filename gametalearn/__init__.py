@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from gametalearn.public import *  # noqa: F403
 
 
+__version__ = "0.1.0"  # pyproject.toml reads it here
+
 HERE = Path(__file__).parent
 
 

@@ -52,7 +52,7 @@ class SupportLoss(Protocol):
 class Learner(Protocol):
     """An inner loop. Learners are small frozen dataclasses; they hold settings, never tensors.
 
-    A learner may have ``step_weights``, one a step, and ``path(meta, loss, gradient)``, which yields
+    A learner may have ``step_weights``, one per step, and ``path(meta, loss, gradient)``, which yields
     the parameters before the first step and after each: rows then differentiate the query losses
     after all steps, so weighted (MAML++'s multi-step loss), not the last one alone. See `MAML`.
     """
@@ -108,14 +108,16 @@ def _rates(learner: MAML, meta: Params) -> tuple[Params, Params]:
 class MAML:
     """Model-agnostic meta-learning (Finn et al. 2017, arXiv 1703.03400, algorithm 1).
 
-    theta_i = theta - inner_lr * grad L_i(theta), ``steps`` times, L_i the *mean* support loss; the
-    row is the derivative of the query loss at theta_i with respect to theta.
+        theta_i <- theta_i - inner_lr * grad L_i(theta_i)
+
+    ``steps`` times from theta_i = theta on, L_i the *mean* support loss; the row is the derivative of
+    the query loss at theta_i with respect to theta.
 
     Args:
         inner_lr: multiplies a mean loss (MAML's code sums over ways: its 0.4 is 2.0 here).
         steps: inner gradient steps.
         first_order: FOMAML; treats the inner gradients as constants.
-        step_weights: empty, or one weight v_j a step: the rows are then those of the multi-step loss
+        step_weights: empty, or one weight v_j per step: the rows are then those of the multi-step loss
             sum_j v_j L_query(theta_i after step j) of MAML++ (Antoniou et al. 2019, arXiv
             1810.09502, equation 3). ``loss`` and ``score`` stay those after the last step.
     """
@@ -183,7 +185,7 @@ class ANIL(MAML):
 
 @dataclass(frozen=True)
 class MetaSGD(MAML):
-    """Meta-SGD (Li et al. 2017, arXiv 1707.09835): one learned inner rate a parameter.
+    """Meta-SGD (Li et al. 2017, arXiv 1707.09835): one learned inner rate per parameter.
 
     The rates are meta-parameters named ``inner_lr.NAME`` after the model's own, started at
     ``inner_lr``; they are kept by whoever trains (see `Learner.meta_parameters`).
@@ -214,7 +216,7 @@ class LSLR(MAML):
     """
 
     def meta_parameters(self, params: Params) -> Params:
-        """The model's own, then one rate a parameter tensor and step."""
+        """The model's own, then one rate per parameter tensor and step."""
         shape = (max(1, self.steps),)
         rates = {RATE + n: p.new_full(shape, self.inner_lr) for n, p in params.items()}
         return {**params, **rates}
@@ -246,7 +248,7 @@ class Reptile:
         inner_lr: the inner optimiser's rate.
         steps: inner steps on the support set.
         optimizer: ``"sgd"``, or ``"adam"`` with beta1 = 0, beta2 = 0.999 as in the paper's code.
-        batch: support examples a step, in their order and in a circle; 0 is all of them, as is more
+        batch: support examples per step, in their order and in a circle; 0 is all of them, as is more
             than there are. Let the source shuffle them (`EpisodeSampler`'s ``shuffle_support``):
             otherwise they come class after class.
     """

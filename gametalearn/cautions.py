@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gametalearn.figures import Records
+from gametalearn.logs import Records
 from gametalearn.statistics import FEWEST
 from gametalearn.tables import HALF_A_POINT, TWENTIETH, Units, verdict_of
 
@@ -81,7 +81,7 @@ def _not_converged(results: dict[str, Any]) -> list[str]:
         return []
     return [
         f"Not converged: the best validation was the last one, at iteration {last}, for "
-        f"{', '.join(found.values())} seeds. Longer training may change the order."
+        f"{', '.join(found.values())} seed{'s' * (_count(results) > 1)}. Longer training may change the order."
     ]
 
 

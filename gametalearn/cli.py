@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gametalearn import registry
+from gametalearn import __version__, registry
 from gametalearn.config import EPISODES, MACHINE, MODEL, OUTER, RESUMABLE
 from gametalearn.engine.allocator import keep_memory
 from gametalearn.errors import InputError, SharedError
-from gametalearn.flags import add_settings, in_flags, read_config
+from gametalearn.flags import add_settings, in_flags, parsed, read_config
 from gametalearn.terminal import (
     Help,
     Parser,
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = parser_of(words)
     try:
-        args = parser.parse_args(read_config(parser, words))
+        args = parsed(parser, read_config(parser, words))
         with ended_by_ctrl_c():
             from gametalearn import commands  # imports torch
         keep_memory()
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(str(stop) or "interrupted; what was done is saved", shared=True)
         return 130
     except BrokenPipeError:  # the reader of stdout has gone, as in `gametalearn ... | head`
-        sys.stderr.close()
+        if sys.stderr is not None:
+            sys.stderr.close()
         return 0
     except (OSError, MemoryError, RuntimeError) as error:
         if not (reason := of_the_machine(error)) or "--debug" in words:
@@ -70,14 +71,15 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     parser = Parser(
         prog="gametalearn",
         formatter_class=Help,
-        description="Few-shot meta-learning by gradients: MAML, gradient agreement and other ways "
-        "to weight tasks.",
+        description="Gradient-based few-shot meta-learning: MAML, gradient agreement and other "
+        "weighting rules.",
         epilog="examples:\n"
         "  gametalearn compare --rules uniform,agreement,norm-control --out runs/first\n"
         "  gametalearn data prepare omniglot\n"
         "  gametalearn train --dataset omniglot --rule agreement --out runs/omniglot\n"
         "  gametalearn evaluate runs/omniglot --episodes 1000",
     )
+    parser.add_argument("--version", action="version", version=f"gametalearn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, does: str, example: str) -> Callable[..., Any]:
@@ -85,82 +87,81 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
             name, help=does, description=f"{does[0].upper()}{does[1:]}.", formatter_class=Help,
             epilog=f"example:\n  gametalearn {example}", allow_abbrev=False,
         )  # fmt: skip
-        sub.add_argument("--debug", action="store_true", help="Show a traceback for bad input.")
+        sub.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
         if name != "bench":
             sub.add_argument("--config", type=Path, metavar="FILE",
-                             help="TOML file of options; flags win over it.")  # fmt: skip
+                             help="Read options from a TOML file; flags win over it.")  # fmt: skip
         return sub.add_argument
 
-    add = command("data", "prepare data sets, or list what is there",
+    add = command("data", "prepare data sets, or list them",
                   "data prepare omniglot --source ~/omniglot")  # fmt: skip
-    add("action", choices=("prepare", "list"), help="What to do.")
-    add("name", nargs="?", help="omniglot, mini-imagenet or glyphs.")
+    add("action", choices=("prepare", "list"),
+        help="Prepare one data set, or list which ones are there.")  # fmt: skip
+    add("name", nargs="?", help="The data set to prepare: omniglot, mini-imagenet or glyphs.")
     add("--source", type=Path, metavar="PATH",
-        help="Folder or archives to read; without it, download where that exists.")  # fmt: skip
-    add("--skip-bad", action="store_true", help="Leave out unreadable images.")
+        help="The folder or archives to read. Without it, the data set is downloaded if it can be.")  # fmt: skip
+    add("--skip-bad", action="store_true", help="Leave out unreadable images instead of stopping.")
 
-    add = command("episodes", "sample episodes, and draw them as a PNG",
+    add = command("episodes", "sample episodes and draw them as a PNG",
                   "episodes --dataset glyphs --ways 5 --shots 2 --out episodes.png")  # fmt: skip
     add_settings(commands.choices["episodes"], (EPISODES,), also=("seed",))
-    add("--episodes", type=int, default=4, metavar="N", help="How many. Default: 4.")
-    add("--on", choices=SPLITS, default="train", help="Classes to draw from. Default: train.")
+    add("--episodes", type=int, default=4, metavar="N", help="Number of episodes. Default: 4.")
+    add("--on", choices=SPLITS, default="train",
+        help="Draw from the classes of this split. Default: train.")  # fmt: skip
     add("--out", type=Path, default=Path("episodes.png"), metavar="PNG",
-        help="The sheet. Default: episodes.png.")  # fmt: skip
+        help="Draw them into this file. Default: episodes.png.")  # fmt: skip
 
     add = command("train", "meta-train one model",
                   "train --dataset omniglot --rule agreement --iterations 2000 --out runs/a")  # fmt: skip
     add_settings(commands.choices["train"], (EPISODES, MODEL, OUTER, MACHINE))
     add("--quiet", action="store_true", help="Show no progress on stderr.")
-    add("--out", type=Path, metavar="RUN", help="Folder of the run.")
+    add("--out", type=Path, metavar="RUN",
+        help="The run's folder. An interrupted run of the same settings continues there.")  # fmt: skip
     may = ", ".join("--" + name.replace("_", "-") for name in RESUMABLE)
     add("--resume", type=Path, metavar="RUN",
-        help="Go on with RUN; needs no other flag, but --dataset folder:PATH where its folder of "
-        "images has moved, and the names of parts that are not built in or installed. These may "
+        help="Continue RUN. No other flag is needed, except --dataset folder:PATH if its folder of "
+        "images has moved, and the names of parts that are neither built in nor installed. These may "
         f"change: {may}. More --iterations than RUN had make it longer, unless its outer rate "
         "follows a schedule.")  # fmt: skip
     add("--trust", action="store_true",
-        help="With --resume: import the parts that the run's files name as module:attribute.")  # fmt: skip
-    add("--overwrite", action="store_true", help="Start anew if RUN exists.")
+        help="With --resume, import the parts that the run's files name as module:attribute.")  # fmt: skip
+    add("--overwrite", action="store_true", help="Start from the beginning, even if RUN exists.")
     add("--tensorboard", action="store_true", help=TENSORBOARD)
 
     add = command("evaluate", "test a trained run on unseen classes",
                   "evaluate runs/a runs/b --episodes 1000 --protocol both")  # fmt: skip
     add("folders", type=Path, nargs="+", metavar="RUN",
-        help="What train --out wrote; of several, a table sets each beside the first.")  # fmt: skip
-    add("--episodes", type=int, metavar="N", help="Test episodes. Default: 1000.")
+        help="The folder that train --out wrote. With several, a table sets each beside the first.")  # fmt: skip
+    add("--episodes", type=int, metavar="N", help="Number of test episodes. Default: 1000.")
     add("--protocol", choices=("auto", "transductive", "inductive", "both", "lake"),
-        help="How queries are normalised; lake: the 20 runs of Lake's one-shot task, both ways. "
-        "Default: as in training.")  # fmt: skip
+        help="How queries are normalised. With both, test transductively and inductively; with lake, "
+        "test the 20 runs of Lake's one-shot task, both ways. Default: as in training.")  # fmt: skip
     add("--query-at-a-time", action="store_true",
-        help="Predict each query from the support set and itself alone, the strictest way; with "
-        "--protocol both or lake, beside the others.")  # fmt: skip
+        help="Predict each query from the support set and itself alone, which is the strictest way. "
+        "With --protocol both or lake, report it beside the others.")  # fmt: skip
     add("--source", type=Path, metavar="PATH",
-        help="Of --protocol lake: all_runs.zip, or the folder with run01 to run20.")  # fmt: skip
+        help="For --protocol lake: all_runs.zip, or the folder that holds run01 to run20.")  # fmt: skip
     add("--checkpoint", default="best", metavar="NAME",
         help="best, the weights that were best on validation; latest; or the iteration of a "
         "checkpoint that train --keep-every kept. Default: best.")  # fmt: skip
     add("--on", choices=(*SPLITS, "all"),
-        help="Classes to test on; all is for other data than RUN's. Default: test; all of a folder "
-        "of other images.")  # fmt: skip
-    add("--inner-steps", type=int, metavar="N", help="Inner steps. Default: the run's.")
-    add(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="Seed of the episodes. Default: the run's, or that of the first one.",
-    )
+        help="Draw from the classes of this split; all is for other data than RUN's. Default: test, or "
+        "all for a folder of other images.")  # fmt: skip
+    add("--inner-steps", type=int, metavar="N", help="Number of inner steps. Default: the run's.")
+    add("--seed", type=int, metavar="N",
+        help="Seed of the episodes. Default: the run's, or the first run's.")  # fmt: skip
     add("--dataset", metavar="NAME",
-        help="Other data to test on, such as folder:PATH, which are brought to the run's image size; or "
-        "where the run's own folder of images lies now, if it has moved.")  # fmt: skip
+        help="Test on other data, such as folder:PATH, whose images are resized to the run's size; or "
+        "say where the run's own folder of images is now, if it has moved.")  # fmt: skip
     for name in ("model", "learner", "loss", "score"):
         add(f"--{name}", metavar="NAME",
-            help=f"The run's {name}, repeated, where it is a module:attribute.")  # fmt: skip
+            help=f"Repeat the run's {name} here if it is a module:attribute.")  # fmt: skip
     add("--trust", action="store_true",
         help="Import the parts that the run's files name as module:attribute.")  # fmt: skip
     add_settings(commands.choices["evaluate"], (MACHINE,), default="the run's")
     add("--quiet", action="store_true", help="Show no progress on stderr.")
 
-    add = command("compare", "train several rules on the same episodes, and compare them",
+    add = command("compare", "train several rules on the same episodes and compare them",
                   "compare --dataset omniglot --rules uniform,agreement,norm-control --seeds 3 "
                   "--out runs/cmp")  # fmt: skip
     add_settings(
@@ -168,26 +169,27 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     )
     rules = "uniform,agreement,norm-control"
     add("--rules", default=rules, metavar="A,B,...",
-        help=f"Weighting rules: {', '.join(registry.names('rule'))}, torchjd:NAME, "
+        help=f"The weighting rules to compare: {', '.join(registry.names('rule'))}, torchjd:NAME, "
         f"module:attribute. Default: {rules}.")  # fmt: skip
     add("--seeds", default="5", metavar="N|A,B,...",
-        help="N: the seeds 0 to N-1; or a list, one seed as 7, with a comma (in TOML [7]). Seeds that "
-        "are added later are trained alone; below 3 there is no interval. Default: 5.")  # fmt: skip
+        help="A number N for the seeds 0 to N-1, or a list; a single seed is written 7, with a comma "
+        "(in TOML [7]). Seeds that are added later are trained alone. With fewer than 3 there is no "
+        "interval. Default: 5.")  # fmt: skip
     add("--primary", default="", metavar="A,B,...",
-        help="Rules whose difference from uniform is what the comparison is for: their p-values are "
-        "adjusted among themselves alone.")  # fmt: skip
+        help="The rules that the comparison is about. Their p-values are adjusted among themselves "
+        "only.")  # fmt: skip
     add("--episodes", type=int, default=600, metavar="N",
-        help="Test episodes per seed. Default: 600.")  # fmt: skip
+        help="Number of test episodes per seed. Default: 600.")  # fmt: skip
     add("--out", type=Path, required=True, metavar="DIR",
-        help="Folder for results.json, plots and runs; finished runs are kept.")  # fmt: skip
+        help="Folder for results.json, plots and runs. Finished runs in it are kept.")  # fmt: skip
     add("--jobs", type=int, default=1, metavar="N",
-        help="Runs trained at once, each with --threads threads. Default: 1.")  # fmt: skip
+        help="Number of runs to train at once, each with --threads threads. Default: 1.")  # fmt: skip
     add("--quiet", action="store_true", help="Show no progress on stderr.")
-    add("--overwrite", action="store_true", help="Train everything anew.")
+    add("--overwrite", action="store_true", help="Train everything from the beginning.")
     add("--tensorboard", action="store_true", help=TENSORBOARD)
     add("--plan", action="store_true",
-        help="Train nothing: print a `gametalearn train` for each run, for xargs, GNU parallel or a "
-        "cluster; the same compare without --plan collects them.")  # fmt: skip
+        help="Train nothing, and print one `gametalearn train` command per run, for xargs, GNU "
+        "parallel or a cluster. The same compare without --plan collects the results.")  # fmt: skip
 
     add = command("probe", "measure what weighting rules gain in one step from a run's weights",
                   "probe runs/a --rules uniform,agreement,normalized-mean")  # fmt: skip
@@ -221,9 +223,9 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     add("--quiet", action="store_true", help="Show no progress on stderr.")
 
     add = command("report", "write report.html of a finished comparison", "report runs/cmp")
-    add("folder", type=Path, metavar="DIR", help="What compare --out wrote.")
+    add("folder", type=Path, metavar="DIR", help="The folder that compare --out wrote.")
 
-    command("bench", "time a meta-gradient beside learn2learn's, and compare both with float64",
+    command("bench", "time a meta-gradient beside learn2learn's and compare both with float64",
             "bench --config omniglot-5w1s --threads 2 --json bench.json")  # fmt: skip
     if "bench" in words:
         with ended_by_ctrl_c():

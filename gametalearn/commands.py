@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,8 @@ from gametalearn.distributed import Team, joined
 from gametalearn.environment import unusable
 from gametalearn.errors import InputError
 from gametalearn.settings import parse_rule_options, settings_of
+from gametalearn.terminal import tell
+from gametalearn.words import counted
 
 if TYPE_CHECKING:
     from gametalearn.protocols import Tested
@@ -101,7 +101,8 @@ def episodes(args: argparse.Namespace) -> None:
     """Sample episodes, and draw them."""
     from gametalearn.build import build_source
     from gametalearn.episodes import EpisodeSampler
-    from gametalearn.report import contact_sheet
+    from gametalearn.sheet import ROWS, contact_sheet, drawn_of
+    from gametalearn.tables import subject
 
     config = config_of(args)
     if args.episodes < 1:
@@ -109,7 +110,7 @@ def episodes(args: argparse.Namespace) -> None:
     source = build_source(config, args.on)
     batch = source.sample(args.episodes)
     print(
-        f"{len(batch)} episodes of {config.dataset} ({args.on}), seed {config.seed}: "
+        f"{counted(len(batch), 'episode')} of {config.dataset} ({args.on}), seed {config.seed}: "
         f"support {tuple(batch.support_x.shape[1:])}, query {tuple(batch.query_x.shape[1:])}"
     )
     if not isinstance(source, EpisodeSampler) or batch.classes is None:
@@ -120,8 +121,17 @@ def episodes(args: argparse.Namespace) -> None:
     for i, classes in enumerate(batch.classes.tolist()):
         names.append([data.classes[c] for c in classes])
         groups = sorted({data.groups[int(data.class_group[c])] for c in classes})
-        print(f"  {i + 1}: {', '.join(names[-1])}  [{', '.join(groups)}]")
-    print(f"wrote {contact_sheet(batch, args.out, config.ways, names)}")
+        print(f"  {i + 1}: {_listed(names[-1], ROWS)}  [{_listed(groups, ROWS)}]")
+    title = f"{subject(config.as_dict())} ({args.on}), seed {config.seed}"
+    shown = drawn_of(batch, config.ways)
+    file = contact_sheet(batch, args.out, config.ways, names, title)
+    print(f"wrote {file}{f', with {shown}' if shown else ''}")
+
+
+def _listed(names: list[str], most: int) -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def train(args: argparse.Namespace) -> None:
@@ -137,13 +147,11 @@ def train(args: argparse.Namespace) -> None:
             watch=_watch(args),
         )  # fmt: skip
         value = run.best["value"] * (1 if run.score.higher_is_better else -1)
-        shown = f"{100 * value:.2f}%" if run.score.format == "percent" else f"{value:.4g}"
-        shown = shown if math.isfinite(value) else "not finite"
         if team.first:
             print(
-                f"{run.iteration} iterations in {run.elapsed:.0f} s (training alone: "
+                f"{counted(run.iteration, 'iteration')} in {run.elapsed:.0f} s (training alone: "
                 f"{run.seconds:.0f} s); best validation "
-                f"{run.score.name} {shown} at iteration {run.best['iteration']}; next: "
+                f"{run.score.name} {run.score.show(value)} at iteration {run.best['iteration']}; next: "
                 f"gametalearn evaluate {out}"
             )
 
@@ -364,10 +372,7 @@ def compare(args: argparse.Namespace) -> None:
 def _print_plan(lines: list[str]) -> None:
     print("\n".join(lines))
     if any(set(line) & set("'\"\\") for line in lines):
-        print(
-            "gametalearn: xargs takes quotes away; write | tr '\\n' '\\0' | xargs -0 -n 1 sh -c",
-            file=sys.stderr,
-        )
+        tell("gametalearn: xargs takes quotes away; write | tr '\\n' '\\0' | xargs -0 -n 1 sh -c")
 
 
 def probe(args: argparse.Namespace) -> None:

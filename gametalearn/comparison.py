@@ -63,7 +63,7 @@ def compare(
             no test; those that are added later are trained alone.
         episodes: test episodes for each seed, at least 2.
         out: folder for ``results.json``, plots and ``RULE/seedN`` runs; what is finished there is
-            not trained again, what was interrupted goes on. None keeps all in memory.
+            not trained again, and what was interrupted continues. None keeps all in memory.
         model, source, validation, test: functions of a seed that give a model (called under that
             seed) and the episodes of training, validation and test; see `gametalearn.train`.
         learner, loss, score, optimizer: as in `gametalearn.train`, for every run; tests and their

@@ -9,8 +9,9 @@ from typing import Any, Self
 
 from gametalearn import registry
 from gametalearn.errors import InputError
-from gametalearn.places import absolute
+from gametalearn.places import absolute, folder_of, names_in
 from gametalearn.settings import check, refuse_unused, setting, settings_of, unmet
+from gametalearn.words import did_you_mean
 
 __all__ = ["DEFAULTS", "RESUMABLE", "TrainConfig", "default_text"]
 
@@ -70,131 +71,139 @@ class TrainConfig:
     """
 
     dataset: str = setting(
-        "glyphs", "data set: {names}, folder:PATH (class folders of images), module:attribute, or "
-        "several joined by +, each of them an objective", EPISODES)
-    ways: int = setting(5, "classes per episode", EPISODES, least=1)
-    shots: int = setting(1, "support examples per class", EPISODES, least=1)
-    queries: int = setting(5, "query examples per class", EPISODES, least=1)
+        "glyphs", "the data set: {names}, folder:PATH for class folders of images, or "
+        "module:attribute; several joined by + are an objective each", EPISODES)
+    ways: int = setting(5, "number of classes per episode", EPISODES)
+    shots: int = setting(1, "number of support examples per class", EPISODES, least=1)
+    queries: int = setting(5, "number of query examples per class", EPISODES, least=1)
     split: str = setting(
-        "", "how classes are split into training, validation and test: lake or maml for omniglot",
+        "", "how classes are divided into training, validation and test; for omniglot, lake or maml",
         EPISODES, shown="the data set's own")
     rotations: bool = setting(
-        False, "add each training class turned by 90, 180 and 270 degrees as a class of its own",
+        False, "add each training class, turned by 90, 180 and 270 degrees, as further classes",
         EPISODES, needs={"dataset": ("omniglot",)})
     image_size: int = setting(
-        0, "side in pixels that images are resized to; 0 is the data set's own, 28 for glyphs, "
-        "omniglot and several data sets, 84 for mini-imagenet and folders", EPISODES, least=0,
-        needs={"dataset": IMAGES})
+        0, "resize images to squares of this side in pixels; 0 keeps the data set's own size, "
+        "which is 28 for glyphs, omniglot and several data sets, and 84 for mini-imagenet and "
+        "folders", EPISODES, least=0, needs={"dataset": IMAGES})
     channels: int = setting(
-        0, "1 for grayscale, 3 for RGB; 0 is the data set's own, 1 for glyphs, omniglot and several "
-        "data sets, 3 for mini-imagenet and folders", EPISODES, least=0, needs={"dataset": IMAGES})
+        0, "convert images to 1 channel (grayscale) or 3 (RGB); 0 keeps the data set's own number, "
+        "which is 1 for glyphs, omniglot and several data sets, and 3 for mini-imagenet and folders",
+        EPISODES, needs={"dataset": IMAGES})
     objectives: str = setting(
-        "dataset", "each data set is one objective, or each alphabet or script (group), from which "
-        "all classes of an episode then come", EPISODES, choices=("dataset", "group"),
-        needs={"dataset": IMAGES})
+        "dataset", "what counts as an objective: each data set, or each alphabet or script "
+        "(group), in which case all classes of an episode come from one of them", EPISODES,
+        choices=("dataset", "group"), needs={"dataset": IMAGES})
     share: str = setting(
-        "fixed", "tasks of each data set in a meta-batch: equal numbers, or by their classes",
-        OUTER, choices=("fixed", "proportional"), needs={"dataset": 1})
+        "fixed", "how the tasks of a meta-batch are divided among the data sets: in equal numbers, "
+        "or in proportion to their classes", OUTER, choices=("fixed", "proportional"),
+        needs={"dataset": 1})
     disagree: float = setting(
-        0.0, "share of the training tasks, in [0, 1], whose query targets are wrong", OUTER,
-        least=0, most=1)
+        0.0, "the share of training tasks, in [0, 1], that get wrong query targets", OUTER, least=0,
+        most=1)
     disagree_kind: str = setting(
-        "shuffled", "how they are wrong: shuffled within each task, permuted the same way in all of "
-        "them, or contradictory to another task of the meta-batch", OUTER,
+        "shuffled", "how those targets are wrong: shuffled within each task, permuted in the same "
+        "way in all of them, or contradictory to another task of the meta-batch", OUTER,
         choices=("shuffled", "permuted", "contradictory"), needs={"disagree": 0})
-    learner: str = setting("maml", "inner loop: {names}, or module:attribute", MODEL)
+    learner: str = setting("maml", "the inner loop: {names}, or module:attribute", MODEL)
     rule: str = setting(
-        "uniform", "weighting rule: {names}, torchjd:NAME for TorchJD's UPGrad, MGDA, CAGrad and "
-        "others, or module:attribute", OUTER)
+        "uniform", "the weighting rule: {names}, torchjd:NAME for UPGrad, MGDA, CAGrad and others "
+        "of TorchJD, or module:attribute", OUTER)
     rule_options: dict[str, dict[str, Any]] = setting(
-        {}, "options of weighting rules; in TOML a table [rule-options.RULE]", OUTER, shown="none")
+        {}, "set options of weighting rules; in TOML, use a table [rule-options.RULE]", OUTER,
+        shown="none")
     within: str = setting(
-        "uniform", "how the tasks of one objective are combined", OUTER,
+        "uniform", "how a rule over objectives combines the tasks of one objective", OUTER,
         choices=("uniform", "agreement"), needs={"rule": OF_OBJECTIVES})
     shared: str = setting(
-        "", "weights that the objectives share, the name of a parameter or module", OUTER,
+        "", "the weights that the objectives share, by the name of a parameter or module", OUTER,
         needs={"rule": ("gradnorm",)}, shown="the last shared layer")
-    model: str = setting("conv4", "network: {names}, or module:attribute", MODEL)
+    model: str = setting("conv4", "the network: {names}, or module:attribute", MODEL)
     hidden: int = setting(
-        64, "filters or units per layer", MODEL, least=1, needs={"model": ("conv4", "mlp")})
+        64, "number of filters or units per layer", MODEL, least=1,
+        needs={"model": ("conv4", "mlp")})
     pool: str = setting(
-        "stride", "strided convolutions, or max-pooling", MODEL, choices=("stride", "max"),
-        needs={"model": ("conv4",)})
+        "stride", "how the resolution is reduced: by strided convolutions or by max-pooling", MODEL,
+        choices=("stride", "max"), needs={"model": ("conv4",)})
     norm: str = setting(
         "batch", "how features are normalised: by the batch at hand (transductive), by the support "
         "set, by groups of channels, or not at all", MODEL,
         choices=("batch", "support", "group", "none"), needs={"model": ("conv4", "resnet12")})
     protocol: str = setting(
-        "auto", "how queries are normalised in validation and test; auto is what the model does",
+        "auto", "how queries are normalised in validation and test; auto leaves it to the model",
         MODEL, choices=("auto", "transductive", "inductive"))
     loss: str = setting(
-        "default", "loss of both loops: {names} (cross-entropy for labels, mean squared error for "
-        "real targets), or module:attribute, a function of prediction and target", MODEL)
+        "default", "the loss of both loops: {names} (cross-entropy for labels, mean squared error "
+        "for real targets), or module:attribute, a function of prediction and target", MODEL)
     score: str = setting(
         "default", "what is validated and reported: {names}, or module:attribute, a Score or a "
         "function of prediction and target", MODEL, shown="what goes with the loss")
     inner_lr: float = setting(
-        1.0, "learning rate of the inner loop, which descends on a mean loss", MODEL, above=0)
-    inner_steps: int = setting(1, "inner steps in training", MODEL, least=0)
-    test_steps: int = setting(3, "inner steps in validation and test", MODEL, least=0)
+        1.0, "learning rate of the inner loop; it multiplies the gradient of a mean loss", MODEL,
+        above=0)
+    inner_steps: int = setting(1, "number of inner steps in training", MODEL, least=0)
+    test_steps: int = setting(3, "number of inner steps in validation and test", MODEL, least=0)
     inner_optimizer: str = setting(
-        "sgd", "inner optimiser; adam has beta1 = 0", MODEL, choices=("sgd", "adam"),
-        learners=("reptile",))
+        "sgd", "optimiser of the inner loop; adam uses beta1 = 0, as Reptile's code does", MODEL,
+        choices=("sgd", "adam"), learners=("reptile",))
     inner_batch: int = setting(
-        0, "support examples per inner step, in random order; 0 is all of them", MODEL, least=0,
-        learners=("reptile",))
+        0, "number of support examples per inner step, in random order; 0 uses all of them", MODEL,
+        least=0, learners=("reptile",))
     train_shots: int = setting(
-        0, "support examples per class in training; 0 is as many as in validation and test", MODEL,
-        least=0)
+        0, "number of support examples per class in training; 0 uses as many as in validation and "
+        "test", MODEL, least=0)
     learned_rates: bool = setting(
-        False, "learn an inner rate for each layer and step, as MAML++ does", MODEL,
+        False, "learn one inner rate per layer and step, as MAML++ does", MODEL,
         learners=("maml", "fomaml"))
     multi_step_loss: int = setting(
-        0, "iterations over which the query losses after all inner steps count, the last one's more "
-        "and more, as in MAML++; 0 is none", MODEL, least=0,
+        0, "for so many iterations, count the query losses after every inner step, the last one "
+        "more and more, as MAML++ does; 0 counts the last one only", MODEL, least=0,
         learners=("maml", "fomaml", "anil", "metasgd"), needs={"inner_steps": 1})
     first_order_until: int = setting(
-        0, "iterations that ignore second derivatives, as in MAML++; 0 is none", MODEL, least=0,
-        learners=("maml", "anil", "metasgd"))
+        0, "ignore second derivatives for so many iterations, as MAML++ does; 0 never ignores them",
+        MODEL, least=0, learners=("maml", "anil", "metasgd"))
     constant_memory: bool = setting(
-        False, "for many inner steps: memory that does not grow with them, for two to three times "
-        "the time", MODEL, learners=("maml", "anil", "metasgd"))
-    iterations: int = setting(1000, "meta-updates", OUTER, least=1, resumable=True)
-    meta_batch: int = setting(16, "tasks per meta-update", OUTER, least=1)
+        False, "use memory that does not grow with the number of inner steps, at two to three "
+        "times the computing time", MODEL, learners=("maml", "anil", "metasgd"))
+    iterations: int = setting(1000, "number of meta-updates", OUTER, least=1, resumable=True)
+    meta_batch: int = setting(16, "number of tasks per meta-update", OUTER, least=1)
     meta_lr: float = setting(3e-3, "learning rate of the outer loop", OUTER, above=0)
     meta_optimizer: str = setting(
-        "adam", "outer optimiser: {names}, or module:attribute, a function of named parameters",
+        "adam", "the outer optimiser: {names}, or module:attribute, a function of named parameters",
         OUTER)
     meta_schedule: str = setting(
-        "cosine", "course of the outer rate over the run", OUTER,
+        "cosine", "how the outer learning rate changes over the run", OUTER,
         choices=("constant", "linear", "cosine"), needs={"meta_optimizer": ("adam", "sgd")})
     meta_lr_final: float = setting(
-        0.0, "outer rate that a schedule ends at", OUTER, least=0,
+        0.0, "the outer learning rate at the end of a schedule", OUTER, least=0,
         needs={"meta_schedule": ("linear", "cosine")})
     clip_value: float = setting(
-        0.0, "bound on the meta-gradient's entries; 0 is none", OUTER, least=0)
+        0.0, "clip the entries of the meta-gradient to this absolute value; 0 does not clip", OUTER,
+        least=0)
     clip_norm: float = setting(
-        0.0, "bound on the meta-gradient's length; 0 is none", OUTER, least=0)
+        0.0, "clip the length of the meta-gradient to this value; 0 does not clip", OUTER, least=0)
     nonfinite: str = setting(
-        "error", "what to do about a task whose loss or gradient is NaN or infinite: stop, or skip "
-        "it and count it", OUTER, choices=("error", "skip"))
+        "error", "what to do about a task whose loss or gradient is NaN or infinite: stop with an "
+        "error, or skip the task and count it", OUTER, choices=("error", "skip"))
     seed: int = setting(
-        0, "seed of initial weights and of all episodes", OUTER, least=-(2**60), most=2**60)
+        0, "seed of the initial weights and of all episodes", OUTER, least=-(2**60), most=2**60)
     log_every: int = setting(
-        10, "iterations between lines of metrics.jsonl", OUTER, least=1, resumable=True)
+        10, "write a line of metrics.jsonl every so many iterations", OUTER, least=1,
+        resumable=True)
     validate_every: int = setting(
-        100, "iterations between validations", OUTER, least=1, resumable=True,
+        100, "validate every so many iterations", OUTER, least=1, resumable=True,
         shown="a tenth of the run, at most 500")
-    validation_episodes: int = setting(200, "episodes per validation", OUTER, least=2)
+    validation_episodes: int = setting(200, "number of episodes per validation", OUTER, least=2)
     checkpoint_every: int = setting(
-        100, "iterations between checkpoints", OUTER, least=1, resumable=True)
+        100, "write a checkpoint every so many iterations", OUTER, least=1, resumable=True)
     keep_every: int = setting(
-        0, "iterations between checkpoints that are kept, beside the latest and the best; 0 keeps "
-        "none", OUTER, least=0, resumable=True)
-    device: str = setting("cpu", "cpu, cuda or mps", MACHINE, resumable=True)
+        0, "keep a checkpoint every so many iterations, beside the latest and the best; 0 keeps no "
+        "others", OUTER, least=0, resumable=True)
+    device: str = setting(
+        "cpu", "the device to compute on: cpu, cuda or mps", MACHINE, resumable=True)
     threads: int = setting(
-        0, "CPU threads; results are bit-identical for equal numbers only; 0 is PyTorch's choice",
-        MACHINE, least=0, resumable=True)
+        0, "number of CPU threads; results are bit-identical only for equal numbers, and 0 leaves "
+        "the choice to PyTorch", MACHINE, least=0, resumable=True)
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -207,14 +216,22 @@ class TrainConfig:
             other = unmet(field, vars(self), IMPOSSIBLE)
             if other and getattr(self, name) != field.default:
                 refuse_unused(field, other, f"`{other}` {getattr(self, other)}")
-        single = self.model == "mlp" and self.ways == 1
-        own = self.model not in registry.BUILT_IN["model"] or registry.is_handed_in(self.dataset)
-        classes = all(name in registry.BUILT_IN["dataset"] for name in self.datasets)
-        if not own and single != self.regression and (self.regression or classes):
-            wanted = "model='mlp', ways=1" if self.regression else "another model or ways >= 2"
+        self._check_images()
+        built_in = self.model in registry.BUILT_IN["model"]
+        if self.regression and built_in and (self.model, self.ways) != ("mlp", 1):
             raise InputError(
-                f"TrainConfig: dataset '{self.dataset}' needs {wanted}; got model='{self.model}', "
-                f"ways={self.ways} (TrainConfig.of('{self.dataset}') fills in its defaults)"
+                f"TrainConfig: dataset '{self.dataset}' needs model='mlp', ways=1; got "
+                f"model='{self.model}', ways={self.ways} (TrainConfig.of('{self.dataset}') fills in "
+                "its defaults)"
+            )
+
+    def _check_images(self) -> None:
+        """What the data sets of images will ask for, in one answer and before they are read."""
+        if self.ways < (least := 2 if self.of_images else 1):
+            raise InputError(f"`ways` must be at least {least}, got {self.ways}")
+        if self.channels < 0 or (self.of_images and self.channels not in (0, 1, 3)):
+            raise InputError(
+                f"`channels` must be 1, 3, or 0 for the data set's own; got {self.channels}"
             )
 
     @classmethod
@@ -227,11 +244,13 @@ class TrainConfig:
                 is given, there may be several, and what is for some of them passes.
         """
         if unknown := given.keys() - settings_of(cls).keys():
-            raise InputError(f"TrainConfig: unknown settings {', '.join(sorted(unknown))}")
+            hint = did_you_mean(min(unknown), settings_of(cls))
+            raise InputError(f"TrainConfig: unknown settings {', '.join(sorted(unknown))}; {hint}"
+                             "docs/settings.md lists them")  # fmt: skip
         for kind in registry.KINDS:
             if kind in given and given[kind] is not None:
                 registry.require_known(kind, str(given[kind]))
-        defaults = DEFAULTS.get(dataset.split("+")[0].split(":")[0], DEFAULTS["folder"])
+        defaults = DEFAULTS.get(names_in(dataset)[0].split(":")[0], DEFAULTS["folder"])
         values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
         values.setdefault("validate_every", max(1, min(500, values["iterations"] // 10)))
         config = cls(dataset=dataset, **values)
@@ -246,13 +265,21 @@ class TrainConfig:
 
     @property
     def datasets(self) -> list[str]:
-        """The names joined by ``+``."""
-        return self.dataset.split("+")
+        """The names joined by ``+``; see `gametalearn.places.names_in`."""
+        return names_in(self.dataset)
 
     @property
     def regression(self) -> bool:
         """Whether a built-in data set has real targets: sinusoid."""
         return "sinusoid" in self.datasets
+
+    @property
+    def of_images(self) -> bool:
+        """Whether all data sets are folders of images or built in, and none is regression."""
+        return not self.regression and all(
+            name in registry.BUILT_IN["dataset"] or folder_of(name) is not None
+            for name in self.datasets
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for TOML and checkpoints; ``rule_options`` where there are any."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
+from gametalearn.records import one_line
 from gametalearn.weighting.vectors import gramian, update_length
 from gametalearn.weighting.weights import Weights, check_finite
 
@@ -80,6 +81,8 @@ class Diagnostics:
     negative_share: float
     objectives: dict[int, ObjectiveDiagnostics]
     objective_cosine: Tensor
+
+    __repr__ = one_line
 
     def as_record(self, *, matrices: bool = True, digits: int = 4) -> dict[str, Any]:
         """Plain numbers, lists and dictionaries for a line of JSON, without NaN.

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gametalearn import __version__
 from gametalearn.config import TrainConfig
 
 __all__ = ["environment", "unusable", "version"]
@@ -53,7 +54,7 @@ def version() -> str:
 
     Like ``0.1.0`` or ``0.1.0 (commit 0123456789ab, changed)``.
     """
-    found = _installed("gametalearn")
+    found = __version__
     if _git("ls-files", "--error-unmatch", "__init__.py"):  # not another project's checkout
         changed = ", changed" if _git("status", "--porcelain", "-uno", "--", ".") else ""
         found += f" (commit {_git('rev-parse', '--short=12', 'HEAD')}{changed})"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, SupportsIndex, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
+from gametalearn.records import one_line
+from gametalearn.words import counted
 
-__all__ = ["EpisodeSampler", "Source", "TaskBatch", "draw", "input_shape_of"]
+__all__ = ["EpisodeSampler", "Source", "TaskBatch", "checked", "draw", "input_shape_of"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,16 @@ class TaskBatch:
     group: Tensor
     classes: Tensor | None = None
 
+    __repr__ = one_line
+
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value: Any = getattr(self, field.name)
+            if not isinstance(value, Tensor) and (value is not None or field.default is not None):
+                raise InputError(
+                    f"TaskBatch: {field.name} must be a tensor, got a {type(value).__name__}; stack what the "
+                    "tasks have into one tensor, tasks first"
+                )
         tasks = {f: t.shape[0] for f, t in self._tensors() if t.ndim}
         if len(tasks) < len(list(self._tensors())) or len(set(tasks.values())) != 1:
             raise InputError(
@@ -48,7 +60,7 @@ class TaskBatch:
             if getattr(self, x).shape[1:2] != getattr(self, y).shape[1:2]:
                 raise InputError(
                     f"TaskBatch: {x} {tuple(getattr(self, x).shape)} and "
-                    f"{y} {tuple(getattr(self, y).shape)} differ in examples a task"
+                    f"{y} {tuple(getattr(self, y).shape)} differ in examples per task"
                 )
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -61,9 +73,33 @@ class TaskBatch:
         """The number of tasks T."""
         return self.support_x.shape[0]
 
-    def __getitem__(self, tasks: slice | Tensor) -> TaskBatch:
-        """A batch of the tasks in a slice, as views, or of those numbered in a tensor."""
-        return TaskBatch(**{name: tensor[tasks] for name, tensor in self._tensors()})
+    def __getitem__(self, tasks: SupportsIndex | slice | Sequence[int] | Tensor) -> TaskBatch:
+        """A batch of some of the tasks: one by its number, or those of a slice, a list or a tensor.
+
+        A number gives a batch of one task, so that it can be passed on as any other; ``for task in
+        batch`` gives each in its turn. Of numbers and slices the tensors are views.
+
+        Raises:
+            IndexError: there is no such task.
+            InputError: something else than these.
+        """
+        chosen: Any = tasks
+        if isinstance(tasks, SupportsIndex) and not getattr(tasks, "ndim", 0):
+            number = operator.index(tasks)
+            if not -len(self) <= number < len(self):
+                raise IndexError(f"task {number} of a batch of {len(self)}")
+            chosen = slice(number % len(self), number % len(self) + 1)
+        elif not isinstance(tasks, slice | list | range) and not hasattr(tasks, "__array__"):
+            raise InputError(
+                "TaskBatch: tasks are taken by a number, a slice, a list or a tensor of numbers; got "
+                f"a {type(tasks).__name__}"
+            )
+        chosen = list(chosen) if isinstance(chosen, range) else chosen
+        return TaskBatch(**{name: tensor[chosen] for name, tensor in self._tensors()})
+
+    def __iter__(self) -> Iterator[TaskBatch]:
+        """Each task as a batch of one."""
+        return (self[number] for number in range(len(self)))
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -113,14 +149,26 @@ class Source(Protocol):
         ...
 
 
+def checked(batch: object, where: str) -> None:
+    """Raise an `InputError` for what is no `TaskBatch`; ``where`` says whose it is."""
+    if not isinstance(batch, TaskBatch):
+        raise InputError(
+            f"{where} a {type(batch).__name__} and no TaskBatch; make one: TaskBatch(support_x, "
+            "support_y, query_x, query_y, group)"
+        )
+
+
 def draw(source: Source, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
-    """The episodes in ``part`` of the next ``num_tasks``; a source need not know of parts."""
-    if part == slice(None):
-        return source.sample(num_tasks)
+    """The episodes in ``part`` of the next ``num_tasks``; a source need not know of parts.
+
+    Raises:
+        InputError: the source gave something else.
+    """
     sample: Any = source.sample
-    if "part" in inspect.signature(sample).parameters:
-        return sample(num_tasks, part)  # type: ignore[no-any-return]
-    return source.sample(num_tasks)[part]
+    told = part != slice(None) and "part" in inspect.signature(sample).parameters
+    batch = sample(num_tasks, part) if told else sample(num_tasks)
+    checked(batch, f"{type(source).__name__}.sample gave")
+    return batch if told or part == slice(None) else batch[part]  # type: ignore[no-any-return]
 
 
 def input_shape_of(source: Source) -> tuple[int, ...]:
@@ -139,9 +187,9 @@ class EpisodeSampler:
     Args:
         dataset: a `ClassImages` (see `gametalearn.data.load_dataset`), or any map-style data set of
             ``(image, label)`` pairs such as torchvision's, which is read into memory once.
-        ways: classes an episode, N.
-        shots: support examples a class, K.
-        queries: query examples a class.
+        ways: classes per episode, N.
+        shots: support examples per class, K.
+        queries: query examples per class.
         seed: any int64; the start of the stream of episodes.
         within_group: draw each episode's classes from one group (alphabet, script) of the data set,
             a group with enough classes chosen uniformly, and report it as the task's ``group``.
@@ -208,22 +256,22 @@ class EpisodeSampler:
         data, where = self.dataset, f"split '{self.dataset.split}' of '{self.dataset.name}'"
         if self.ways > data.num_classes:
             raise InputError(
-                f"EpisodeSampler: {self.ways} ways asked, but {where} has {data.num_classes} "
-                "classes; lower `ways` or use another split"
+                f"EpisodeSampler: {self.ways} ways asked, but {where} has "
+                f"{counted(data.num_classes, 'class', 'classes')}; lower `ways` or use another split"
             )
         if self.within_group:
             largest = int(torch.bincount(data.class_group).max())
             if self.ways > largest:
                 raise InputError(
                     f"EpisodeSampler: {self.ways} ways within one group asked, but the largest "
-                    f"group of {where} has {largest} classes; lower `ways`"
+                    f"group of {where} has {counted(largest, 'class', 'classes')}; lower `ways`"
                 )
         need, smallest = self.shots + self.queries, int(data.count.min())
         if need > smallest:
             name = data.classes[int(data.count.argmin())]
             raise InputError(
-                f"EpisodeSampler: {self.shots} shots + {self.queries} queries = {need} examples a "
-                f"class asked, but class '{name}' in {where} has {smallest}; "
+                f"EpisodeSampler: {counted(self.shots, 'shot')} + "
+                f"{counted(self.queries, 'query', 'queries')} = {need} examples per class asked, but class '{name}' in {where} has {smallest}; "
                 "lower `shots` or `queries`"
             )
 

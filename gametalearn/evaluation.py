@@ -35,8 +35,10 @@ from gametalearn.losses import Loss, default_loss
 from gametalearn.normalisation import Protocol, check_statistics, protocol_of
 from gametalearn.peek import score_for
 from gametalearn.predictor import bake
+from gametalearn.records import one_line
 from gametalearn.scores import SCORES, Format, ScoreLike, default_score
 from gametalearn.statistics import LARGEST, half_width
+from gametalearn.words import counted
 
 B = TypeVar("B", TaskBatch, Tensor)
 
@@ -77,6 +79,8 @@ class Evaluation:
     seed: int
     format: Format | None = None
 
+    __repr__ = one_line
+
     @property
     def mean(self) -> float:
         """The mean over episodes; with several objectives, the mean over them."""
@@ -106,12 +110,12 @@ class Evaluation:
         scale, unit = (100, "%") if self.percent else (1, "")
         if bad := int((~np.isfinite(self.values)).sum()):
             return (
-                f"{self.metric} nan: {bad} of {len(self.values)} episodes diverged "
+                f"{self.metric} nan: {bad} of {counted(len(self.values), 'episode')} diverged "
                 f"({self.protocol})"
             )
         return (
             f"{self.metric} {self.mean * scale:.4g}{unit} +/- {self.ci95 * scale:.2g}{unit} "
-            f"({len(self.values)} episodes, {self.protocol})"
+            f"({counted(len(self.values), 'episode')}, {self.protocol})"
         )
 
 
@@ -149,8 +153,8 @@ def evaluate(
             episode otherwise.
         tasks_at_once: episodes adapted together.
         progress: called with the number of episodes done since its last call.
-        team: processes that all call this and share the episodes out; the values are those that one
-            process finds (see `gametalearn.distributed.joined`).
+        team: processes that all call this and split the episodes among them; the values are those that
+            one process finds (see `gametalearn.distributed.joined`).
 
     Returns:
         An `Evaluation`, with its mean and 95% interval.
@@ -250,8 +254,8 @@ def adapt(
     taken: call ``eval()`` on it before it is used.
 
     The copy is of the model's own class, with layers of PyTorch's (a `gametalearn.models.TaskNorm` has
-    become a `torch.nn.BatchNorm2d`), and needs no gametalearn where it is used. This was tried, all
-    but ONNX by the library's tests:
+    become a `torch.nn.BatchNorm2d`), and needs no gametalearn where it is used. This is tried by
+    the library's tests:
 
     - its ``state_dict`` in plain layers of PyTorch in eval mode, or in `Conv4` and `ResNet12` with
       ``norm="frozen"``;

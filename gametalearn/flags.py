@@ -12,8 +12,9 @@ from typing import Any
 from gametalearn.config import TrainConfig, default_text
 from gametalearn.errors import InputError
 from gametalearn.settings import read_toml, settings_of, text_of
+from gametalearn.words import did_you_mean
 
-__all__ = ["add_settings", "in_flags", "read_config", "subcommands"]
+__all__ = ["add_settings", "in_flags", "parsed", "read_config", "subcommands"]
 
 
 def add_settings(
@@ -65,6 +66,20 @@ def in_flags(parser: argparse.ArgumentParser, message: str) -> str:
     return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), message)
 
 
+def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """What the words say; flags that a command does not have end it with the one that was meant."""
+    found, left = parser.parse_known_args(words)
+    if left:
+        commands = subcommands(parser)
+        flag, own = left[0].partition("=")[0], commands[found.command]
+        others = [name for name, one in commands.items() if flag in one._option_string_actions]
+        elsewhere = f"that is a flag of {', '.join(others)}" if others else ""
+        near, like = (did_you_mean(flag, own._option_string_actions, c).strip() for c in (0.8, 0.6))
+        hint = near or elsewhere or like
+        own.error(f"unrecognized arguments: {' '.join(left)}{'; ' * bool(hint)}{hint}")
+    return found
+
+
 def read_config(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
     """Make the values of a ``--config`` file the command's defaults; flags win over them."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -79,8 +94,11 @@ def read_config(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
     for key, value in read_toml(file).items():
         action = options.get(key.replace("-", "_"))
         if action is None:
-            known = ", ".join(sorted(name.replace("_", "-") for name in options))
-            raise InputError(f"{file}: '{key[:60]}' is no option of {words[0]}; options: {known}")
+            known = sorted(name.replace("_", "-") for name in options)
+            raise InputError(
+                f"{file}: '{key[:60]}' is no option of {words[0]}; {did_you_mean(key, known)}options: "
+                f"{', '.join(known)}"
+            )
         if action.dest == "rule_options":
             before = command.get_default("rule_options_of_file") or {}
             joined = {**before, **value} if isinstance(value, dict) else value

@@ -20,10 +20,11 @@ from gametalearn.engine.plan import Method, choose
 from gametalearn.engine.replay import replay_gradients, replay_scores
 from gametalearn.engine.swap import swapping
 from gametalearn.engine.task import Recipe, data_of, predict
-from gametalearn.episodes import TaskBatch
+from gametalearn.episodes import TaskBatch, checked
 from gametalearn.errors import InputError
 from gametalearn.losses import Loss, default_loss, name_of
 from gametalearn.normalisation import Protocol, check_protocol
+from gametalearn.records import one_line
 from gametalearn.scores import ScoreLike, default_score, no_default, score_function
 
 __all__ = ["TaskGradients", "adapt_and_score", "meta_gradients", "predict"]
@@ -50,6 +51,8 @@ class TaskGradients:
     loss: Tensor
     score: Tensor
     group: Tensor
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if self.rows.ndim != 2:
@@ -106,7 +109,7 @@ def meta_gradients(
             at calls 2, 10, 100, ...; where they differ, or a module cannot be replayed, it falls to
             the loop with one warning.
         chunk: tasks computed by one replay; chosen from the shapes by default.
-        threads: threads to share the tasks out to; by default `torch.get_num_threads`.
+        threads: threads to split the tasks across; by default `torch.get_num_threads`.
         constant_memory: for many inner steps of second order: memory that does not grow with them,
             for two to three times the time. Tasks are looped over, and each inner step is
             differentiated by a Hessian-vector product when its turn comes.
@@ -120,6 +123,7 @@ def meta_gradients(
             operation of which PyTorch has no second derivative.
     """
     check_protocol(model, protocol)
+    checked(batch, "meta_gradients: `batch` is")
     meta, function, data = meta_of(model, learner, meta), score_function(score), data_of(batch)
     if constant_memory and method in ("replay", "verify"):
         raise InputError(
@@ -166,6 +170,7 @@ def adapt_and_score(
         InputError: as in `meta_gradients`.
     """
     check_protocol(model, protocol)
+    checked(batch, "adapt_and_score: `batch` is")
     meta, function, data = meta_of(model, learner, meta), score_function(score), data_of(batch)
     if not len(batch):
         return _nothing(meta), _nothing(meta)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from gametalearn.errors import InputError, summary
-from gametalearn.pixels import eight_bit, to_uint8
+from gametalearn.pixels import eight_bit, is_finer, to_uint8
+from gametalearn.records import one_line
 
 __all__ = ["ClassImages"]
 
@@ -41,6 +43,8 @@ class ClassImages:
     classes: tuple[str, ...]
     class_group: Tensor
     groups: tuple[str, ...]
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
@@ -135,12 +139,16 @@ class ClassImages:
     ) -> ClassImages:
         """Wrap ``(N, C, H, W)`` images (any type that `gametalearn.pixels.eight_bit` takes) and N labels.
 
+        Warns where 8 bits do not hold what they hold.
+
         Raises:
             InputError: numbers or shapes that do not fit, or pixels without a known range.
         """
         label = torch.as_tensor(labels)
         if len(images) != len(label):
             raise InputError(f"ClassImages '{name}': {len(images)} images but {len(label)} labels")
+        if is_finer(images):
+            _warn_of_8_bits(name)
         try:
             images = eight_bit(images)
         except ValueError as error:
@@ -163,19 +171,21 @@ class ClassImages:
         """Read a map-style data set of ``(image, label)`` pairs (torchvision's, say) into memory.
 
         Images may be Pillow images of any mode, arrays ``(H, W[, C])`` or tensors ``(C, H, W)``, as
-        `gametalearn.pixels.to_uint8` says; all of one size and number of channels.
+        `gametalearn.pixels.to_uint8` says; all of one size and number of channels. Warns where 8 bits
+        do not hold what arrays or tensors hold.
 
         Raises:
             InputError: no such data set, an image that cannot be read (the message names the item),
                 or images of different sizes.
         """
         name = name or type(dataset).__name__
-        images, labels = list[Tensor](), list[int]()
+        images, labels, finer = list[Tensor](), list[int](), False
         try:
             for i in range(len(dataset)):
                 image, label = dataset[i]
                 images.append(_item(image, f"item {i} of {name}"))
                 labels.append(int(label))
+                finer = finer or is_finer(image)
         except InputError:
             raise
         except (TypeError, ValueError) as error:
@@ -185,6 +195,8 @@ class ClassImages:
             ) from error
         if not images:
             raise InputError(f"{name}: the data set holds no images")
+        if finer:
+            _warn_of_8_bits(name)
         sizes = {tuple(image.shape) for image in images}
         if len(sizes) != 1:
             raise InputError(
@@ -192,6 +204,15 @@ class ClassImages:
                 f"{sorted(sizes)[:3]}; resize them, or convert them to one mode"
             )
         return ClassImages.from_tensors(torch.stack(images), labels, name=name)
+
+
+def _warn_of_8_bits(name: str) -> None:
+    warnings.warn(
+        f"{name}: images are kept in 8 bits, and these lie between the 256 steps: they were rounded, "
+        "by up to 1/510; where that matters, give them by a source of your own "
+        "(gametalearn.episodes.Source)",
+        stacklevel=4,
+    )
 
 
 def _item(image: Any, what: str) -> Tensor:

@@ -15,6 +15,7 @@ from gametalearn.evaluation import Evaluation
 from gametalearn.progress import duration
 from gametalearn.scores import SCORES
 from gametalearn.tables import Units, aligned
+from gametalearn.words import counted
 
 __all__ = ["Outlook", "Standing"]
 
@@ -73,14 +74,14 @@ class Standing:
         stream: TextIO | None = None,
     ) -> None:
         self.rules, self.seeds, self.baseline, self.jobs = rules, seeds, baseline, jobs
-        self.there, self.show = set(there), show
         self.stream = sys.stderr if stream is None else stream
+        self.there, self.show = set(there), show and self.stream is not None
         self.done: dict[Key, Evaluation] = {}
         self.begun: dict[Key, float] = {}
         self.took: list[float] = []
         self.drawn = 0
         high = len(rules) + 5 < shutil.get_terminal_size().lines
-        self.redraws = show and jobs == 1 and high and self.stream.isatty()
+        self.redraws = self.show and jobs == 1 and high and self.stream.isatty()
         if self.redraws:
             self._draw()
 
@@ -134,12 +135,12 @@ class Standing:
         if not both:
             return ""
         mean = np.mean([self.done[rule, s].mean - self.done[self.baseline, s].mean for s in both])
-        return f"{self._units().show(float(mean), '+')} ({len(both)} seed{'s' * (len(both) > 1)})"
+        return f"{self._units().show(float(mean), '+')} ({counted(len(both), 'seed')})"
 
     def _progress(self) -> str:
         runs = len(self.rules) * len(self.seeds)
         left = runs - len(self.done)
-        text = f"{len(self.done)} of {runs} runs done"
+        text = f"{len(self.done)} of {counted(runs, 'run')} done"
         new = left - len(self.there - self.done.keys())
         if new and self.took:
             # the runs that are left in rounds of `jobs`, each as long as those that were timed

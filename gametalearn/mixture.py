@@ -18,7 +18,7 @@ class MixedSource:
 
     Args:
         sources: K sources whose episodes have equal shapes.
-        share: ``"fixed"``, equal numbers of tasks a source (the first ones get the remainder), or a
+        share: ``"fixed"``, equal numbers of tasks per source (the first ones get the remainder), or a
             sequence of K positive weights, by which each task's source is drawn at random.
         seed: of that draw.
 

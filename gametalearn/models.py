@@ -141,7 +141,7 @@ class Conv4(_Backbone):
         ways: outputs N.
         channels: input channels C.
         image_size: height and width of the input, at least 16.
-        hidden: filters a block; 64 for Omniglot, 32 for mini-ImageNet in MAML.
+        hidden: filters per block; 64 for Omniglot, 32 for mini-ImageNet in MAML.
         pool: ``"stride"``, stride-2 convolutions and a spatial mean (MAML's Omniglot network), or
             ``"max"``, 2 x 2 max-pooling and flattened features.
         norm: see the module's docstring.

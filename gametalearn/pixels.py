@@ -16,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["eight_bit", "plain", "to_uint8"]
+__all__ = ["eight_bit", "is_finer", "plain", "to_uint8"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -168,3 +168,25 @@ def eight_bit(pixels: Tensor | Array) -> Tensor:
             "65535), bool, or float in [0, 1]"
         )
     return torch.from_numpy(found)
+
+
+def is_finer(pixels: Any) -> bool:
+    """Whether an array or a tensor has values between the 256 steps that `eight_bit` keeps.
+
+    A step that a narrow type had to round is one. Other things than arrays and tensors are not looked
+    at: a file's 16 bits are known to lose the lower 8.
+
+    >>> is_finer(np.array([0.0, 7 / 255])), is_finer(np.array([0.0, 0.5])), is_finer(torch.ones(1))
+    (False, True, False)
+    """
+    if isinstance(pixels, Tensor):
+        if pixels.dtype == torch.bfloat16:  # coarser than 8 bits itself
+            return False
+        pixels = pixels.numpy(force=True)
+    if not isinstance(pixels, np.ndarray):
+        return False
+    if pixels.dtype.kind == "f":
+        scaled = pixels.astype(np.float64) * 255
+        rounding = min(512 * float(np.finfo(pixels.dtype).eps), 0.25)
+        return bool((np.abs(scaled - scaled.round()) > rounding).any())
+    return pixels.dtype.name == "uint16" and bool((pixels % 257).any())

@@ -1,14 +1,74 @@
-"""Names of data sets that are folders: made absolute, found, and compared apart from their place."""
+"""Names of data sets: taken apart at ``+``, and those that are folders made absolute and compared.
+
+Several data sets are joined by ``+``. The ``+`` of a path is written ``%2B`` in settings files, so that
+they need no disk to be read; a person may write it as it is (see `names_in`).
+"""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 
 from gametalearn import registry
 
-__all__ = ["absolute", "folder_of", "folders", "placeless"]
+__all__ = ["absolute", "folder_of", "folders", "joined", "names_in", "placeless"]
 
 PREFIX = "folder:"
+
+_PLUS = re.compile("%((?:25)*)2B")
+"""A ``+`` of a path, or what would be read as one: with one ``25`` more, it is not."""
+
+
+def names_in(dataset: str) -> list[str]:
+    """The names of the data sets that are joined by ``+``, with the ``+`` of their paths as they are.
+
+    After a folder, what follows a ``+`` belongs to its path if the two are the path of a folder that
+    exists; or, where neither does, if it could be no data set: no known name, ``folder:PATH``, path or
+    ``module:attribute``.
+
+    >>> names_in("glyphs+omniglot"), names_in("folder:/data/c%2B%2B+folder:birds")
+    (['glyphs', 'omniglot'], ['folder:/data/c++', 'folder:birds'])
+    >>> names_in("folder:/data/a+b+glyphs")
+    ['folder:/data/a+b', 'glyphs']
+    """
+    parts = [_PLUS.sub(_decoded, part) for part in dataset.split("+")]
+    names = []
+    while parts:
+        count = _parts_of_path(parts)
+        names.append("+".join(parts[:count]))
+        parts = parts[count:]
+    return names
+
+
+def _decoded(found: re.Match[str]) -> str:
+    return f"%{found[1][2:]}2B" if found[1] else "+"
+
+
+def _parts_of_path(parts: list[str]) -> int:
+    """How many of the parts between ``+`` the first one's data set has: 1, unless it is a folder."""
+    count, path = 1, folder_of(parts[0])
+    if path is None:
+        return count
+    for longest in range(len(parts), 0, -1):
+        if os.path.isdir(os.path.expanduser("+".join([path, *parts[1:longest]]))):
+            return longest
+    while count < len(parts) and not (
+        registry.known("dataset", parts[count])
+        or registry.from_outside("dataset", parts[count])
+        or folder_of(parts[count]) is not None
+    ):
+        count += 1
+    return count
+
+
+def joined(names: Iterable[str]) -> str:
+    """One name of several data sets, which `names_in` takes apart again.
+
+    >>> joined(["folder:/data/c++", "glyphs"])
+    'folder:/data/c%2B%2B+glyphs'
+    """
+    return "+".join(_PLUS.sub(r"%25\g<1>2B", name).replace("+", "%2B") for name in names)
 
 
 def folder_of(name: str) -> str | None:
@@ -30,28 +90,24 @@ def folder_of(name: str) -> str | None:
 
 def folders(dataset: str) -> list[str]:
     """The absolute paths of a data set's folders; several data sets are joined by ``+``."""
-    found = [folder_of(name) for name in dataset.split("+")]
+    found = [folder_of(name) for name in names_in(dataset)]
     return [os.path.realpath(os.path.expanduser(path)) for path in found if path is not None]
 
 
 def absolute(dataset: str) -> str:
     """The data set with absolute paths, so that it is the same one wherever it is read.
 
-    ``~`` is the user's home; links are followed. A path stays relative where its absolute form has
-    a ``+``, at which it would be taken apart.
+    ``~`` is the user's home; links are followed.
 
-    >>> absolute("glyphs+folder:/tmp/../birds/")
-    'glyphs+folder:/birds'
+    >>> absolute("glyphs+folder:/tmp/../birds/"), absolute("folder:/a+b")
+    ('glyphs+folder:/birds', 'folder:/a%2Bb')
     """
-    return "+".join(map(_absolute, dataset.split("+")))
+    return joined(map(_absolute, names_in(dataset)))
 
 
 def _absolute(name: str) -> str:
     given = folder_of(name)
-    if given is None:
-        return name
-    path = os.path.realpath(os.path.expanduser(given))
-    return PREFIX + (given if "+" in path else path)
+    return name if given is None else PREFIX + os.path.realpath(os.path.expanduser(given))
 
 
 def placeless(dataset: str) -> str:
@@ -60,4 +116,5 @@ def placeless(dataset: str) -> str:
     >>> placeless("glyphs+folder:/birds")
     'glyphs+folder:'
     """
-    return "+".join(PREFIX if folder_of(name) is not None else name for name in dataset.split("+"))
+    names = names_in(dataset)
+    return joined(PREFIX if folder_of(name) is not None else name for name in names)

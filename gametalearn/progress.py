@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from gametalearn.run import Run
+from gametalearn.terminal import on_terminal, tell
 
-__all__ = ["Progress", "counting", "duration", "interruptible", "shown"]
+__all__ = ["Progress", "counting", "duration", "interruptible", "pace", "shown"]
 
 EVERY = 10.0
 """Seconds between two lines, where there is no terminal."""
@@ -61,11 +61,7 @@ def duration(seconds: float) -> str:
 
 def _on_terminal() -> bool:
     """Several processes would fight over one terminal line."""
-    return sys.stderr.isatty() and multiprocessing.parent_process() is None
-
-
-def _line(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return on_terminal() and multiprocessing.parent_process() is None
 
 
 @contextlib.contextmanager
@@ -85,7 +81,7 @@ def counting(label: str, total: int, show: bool = True) -> Iterator[Callable[[in
         if show and not terminal and now - spoke > EVERY and 0 < done < total:
             spoke = now
             left = duration((now - started) / done * (total - done))
-            _line(f"{label}: {done} of {total} episodes, about {left} left")
+            tell(f"{label}: {done} of {total} episodes, about {left} left")
 
     with tqdm(total=total, desc=label, disable=not (show and terminal), leave=False) as bar:
         yield advance
@@ -121,9 +117,8 @@ class Progress:
         """Show a line of ``metrics.jsonl``."""
         if "validation" in record:
             value = record["validation"][self.metric]
-            self.validation = "not finite" if value is None else f"{value:.3f}"
-        value = record[self.metric]
-        values = {self.metric: "not finite" if value is None else f"{value:.3f}"}
+            self.validation = self.run.score.show(value)
+        values = {self.metric: self.run.score.show(record[self.metric])}
         if self.validation:
             values["validation"] = self.validation
         self.bar.set_postfix(values, refresh=False)
@@ -132,16 +127,25 @@ class Progress:
             self.spoke = now
             each = max(now - self.started, 1e-9) / (done - self.first)  # validations included
             text = ", ".join(f"{k} {v}" for k, v in values.items())
-            text = f"{self.label}: {done}/{total}, {text}, {1 / each:.1f} it/s"
+            text = f"{self.label}: {done}/{total}, {text}, {pace(1 / each)}"
             if done < total:
                 text += f", about {duration(each * (total - done))} left"
             if self.outlook is not None:
                 text += f"; {self.outlook(each * (total - done), each * total)}"
-            _line(text)
+            tell(text)
 
     def validating(self) -> contextlib.AbstractContextManager[Callable[[int], None]]:
         """`counting` of a validation's episodes."""
         return counting(f"{self.label}: validation", self.run.config.validation_episodes)
+
+
+def pace(rate: float) -> str:
+    """Iterations in a second, or the seconds of one.
+
+    >>> pace(12.345), pace(0.04)
+    ('12.3 it/s', '25.0 s/it')
+    """
+    return f"{rate:.1f} it/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s/it"
 
 
 class _Silent:

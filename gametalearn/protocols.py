@@ -17,7 +17,7 @@ from gametalearn.data.lake import WAYS, FixedTasks
 from gametalearn.distributed import ALONE, Team
 from gametalearn.episodes import Source, TaskBatch
 from gametalearn.errors import InputError
-from gametalearn.evaluation import Evaluation, ci95, evaluate
+from gametalearn.evaluation import Evaluation, evaluate
 from gametalearn.files import write_json
 from gametalearn.losses import Loss, default_loss
 from gametalearn.normalisation import Protocol, protocol_of, switchable
@@ -216,8 +216,8 @@ def write_lake(
     """Write ``lake.json``, schema ``gametalearn.lake/1``; the record of each protocol.
 
     A record holds ``error_rate`` in [0, 1], the mean over runs, their standard deviation ``std``,
-    the half width ``ci95`` of the mean's interval, and the error rates of the ``runs``. The run's
-    own protocol stands at the top, all of them in ``protocols``.
+    the half width ``ci95`` of the mean's t interval (19 degrees of freedom), and the error rates of the
+    ``runs``. The run's own protocol stands at the top, all of them in ``protocols``.
     """
     records: dict[Protocol, dict[str, Any]] = {}
     for protocol, result in found.items():
@@ -225,7 +225,7 @@ def write_lake(
         records[protocol] = {
             "error_rate": float(errors.mean()),
             "std": float(errors.std(ddof=1)),
-            "ci95": ci95(errors),
+            "ci95": over_episodes(errors).half,
             "runs": errors.tolist(),
         }
     top = own if own in records else next(iter(records))

@@ -19,7 +19,7 @@ from gametalearn.config import RESUMABLE, TrainConfig
 from gametalearn.data.identity import FolderIdentity, differences
 from gametalearn.errors import InputError, summary
 from gametalearn.files import replacing
-from gametalearn.places import absolute, folder_of, folders, placeless
+from gametalearn.places import absolute, folder_of, folders, joined, names_in, placeless
 from gametalearn.settings import read_toml, settings_of, unmet
 
 __all__ = [
@@ -137,7 +137,7 @@ def _same(run: Path, config: TrainConfig, before: FolderIdentity, place: str) ->
 
 def _seen_from(given: str) -> str:
     """Whence a relative path was looked up."""
-    paths = [path for name in given.split("+") if (path := folder_of(name)) is not None]
+    paths = [path for name in names_in(given) if (path := folder_of(name)) is not None]
     if all(os.path.isabs(os.path.expanduser(path)) for path in paths):
         return ""
     return f" (a relative path, seen from {os.getcwd()})"
@@ -145,10 +145,8 @@ def _seen_from(given: str) -> str:
 
 def _anew(config: TrainConfig, place: str) -> str:
     """What to do about a folder that is elsewhere now."""
-    names = [
-        "folder:PATH" if folders(name) == [place] else name for name in config.dataset.split("+")
-    ]
-    return f"if the folder has moved, give its place by `dataset` {'+'.join(names)}"
+    names = ["folder:PATH" if folders(joined([n])) == [place] else n for n in config.datasets]
+    return f"if the folder has moved, give its place by `dataset` {joined(names)}"
 
 
 def relocated(config: TrainConfig, dataset: str) -> TrainConfig:

@@ -14,7 +14,6 @@ Nothing is imported before it is used, so a package that fails to import stops o
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -28,6 +27,7 @@ from importlib import metadata
 from typing import Any
 
 from gametalearn.errors import InputError, summary
+from gametalearn.words import did_you_mean
 
 __all__ = [
     "BUILT_IN",
@@ -123,9 +123,11 @@ BUILT_IN: dict[str, dict[str, Part]] = {
     },
     "meta_optimizer": {"adam": _part("update:adam"), "sgd": _part("update:sgd")},
 }
-"""A line a part."""
+"""One line per part."""
 
 TORCHJD = "torchjd:"
+TORCHJD_PACKAGE = "torchjd[quadprog-projector]>=0.18"
+"""What pip installs for it, wherever this package came from; pyproject.toml's extra is the same."""
 PREFIXES: dict[str, str] = {"rule": TORCHJD, "dataset": "folder:"}
 """What is never read as ``module:attribute``."""
 
@@ -342,7 +344,7 @@ def _imported(kind: str, name: str, target: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if name.startswith(TORCHJD):
             raise InputError(
-                f"rule '{name}': {error.name} is not installed; pip install 'gametalearn[torchjd]'"
+                f"rule '{name}': {error.name} is not installed; pip install '{TORCHJD_PACKAGE}'"
             ) from error
         raise InputError(f"{_word(kind)} '{name}': no module {error.name}") from error
     except Exception as error:  # another package's code may raise anything
@@ -359,8 +361,7 @@ def _imported(kind: str, name: str, target: str) -> Callable[..., Any]:
 
 def _unknown(kind: str, name: str) -> str:
     choices = names(kind)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'? " if near else ""
+    hint = did_you_mean(name, choices)
     more = {"rule": ", torchjd:NAME", "dataset": ", folder:PATH"}.get(kind, "")
     return (
         f"unknown {_word(kind)} '{name}'; {hint}known: {', '.join(choices)}{more}, or "

@@ -1,4 +1,4 @@
-"""What a person looks at: a comparison's plots and its ``report.html``, and sheets of episodes."""
+"""What a person looks at of a comparison: its plots and its ``report.html``."""
 
 from __future__ import annotations
 
@@ -11,24 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gametalearn.canvas import drawing, saved
 from gametalearn.cautions import cautions
 from gametalearn.config import TrainConfig
-from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError
-from gametalearn.figures import (
-    Record,
-    Records,
-    accuracy,
-    differences,
-    drawing,
-    figure,
-    learning_curves,
-    records_of,
-    vary,
-    weights,
-)
+from gametalearn.figures import accuracy, differences, learning_curves, vary, weights
 from gametalearn.files import replacing
 from gametalearn.jobs import Planned, commands_of, flags_of, place_of
+from gametalearn.logs import Record, Records, records_of
 from gametalearn.registry import is_handed_in
 from gametalearn.results import Comparison
 from gametalearn.stored import earlier_looks, read_results
@@ -37,7 +27,7 @@ from gametalearn.tables import Units, notes, objectives, rows, sentence, title
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["contact_sheet", "html_of", "plot_comparison", "plot_results", "write_report"]
+__all__ = ["html_of", "plot_comparison", "plot_results", "write_report"]
 
 
 def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -55,7 +45,7 @@ def plot_results(results: dict[str, Any], records: Records, folder: Path) -> lis
 
     Args:
         results: the content of ``results.json``.
-        records: what the runs logged, by `gametalearn.figures.records_of`.
+        records: what the runs logged, by `gametalearn.logs.records_of`.
         folder: where they are to lie.
     """
     with drawing():
@@ -67,28 +57,14 @@ def plot_results(results: dict[str, Any], records: Records, folder: Path) -> lis
             drawn["differences"] = differences(results)
         for rule, runs in records.items():
             if vary(runs):
-                drawn[f"weights-{rule.replace(':', '-')}"] = weights(rule, runs)
-        return [_saved(one, folder / f"{name}.png", 140) for name, one in drawn.items()]
+                drawn[f"weights-{rule.replace(':', '-')}"] = weights(results, rule, runs)
+        return [saved(one, folder / f"{name}.png", 140) for name, one in drawn.items()]
 
 
 def _file_name(name: str) -> str:
     """A score's name without what a file system may object to, and other than other plots'."""
     plain = re.sub(r"[^\w.+-]+", "-", name).strip(".-") or "score"
     return f"test-{plain}" if plain in ("learning_curves", "differences") else plain
-
-
-def _saved(figure: Figure, file: Path, dpi: int) -> Path:
-    """Write a figure in the format of the file's suffix, or not at all."""
-    kinds = figure.canvas.get_supported_filetypes()
-    if (kind := file.suffix.lower().lstrip(".")) not in kinds:
-        raise InputError(f"{file}: pictures are {', '.join(sorted(kinds))}; end its name on one")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{file.parent}: cannot be made ({error.strerror})") from error
-    with replacing(file) as stream:
-        figure.savefig(stream, dpi=dpi, format=kind)
-    return file
 
 
 def write_report(folder: Path) -> Path:
@@ -206,7 +182,7 @@ def _pictures(results: dict[str, Any], records: Records | None) -> list[dict[str
                     caption = f"The weights that {rule} gave the tasks of a meta-batch."
                     last = runs[0][-1].effective
                     told = f"At the end they are between {last.min():.3f} and {last.max():.3f}."
-                    drawn = weights(rule, runs, width, most=80)
+                    drawn = weights(results, rule, runs, width, most=80)
                     found.append((f"weights{number}", drawn, caption, told))
         return [
             {"svg": _svg(drawn, name, f"{caption} {told}"), "caption": caption}
@@ -291,46 +267,3 @@ def _commands(results: dict[str, Any], folder: Path) -> list[dict[str, str]]:
     what = "Run by run, for the queue of a cluster; the command above then collects them:"
     found.append({"what": what, "text": "\n".join(commands_of(runs))})
     return found
-
-
-@drawing()
-def contact_sheet(
-    batch: TaskBatch, file: Path, ways: int, names: list[list[str]] | None = None, most: int = 8
-) -> Path:
-    """Draw episodes as a PNG: a block for each, a row per class, support left and queries right.
-
-    Args:
-        batch: image episodes, support and queries ordered by label.
-        file: the PNG to write.
-        ways: classes in each episode.
-        names: the classes' names, by episode and label.
-        most: query columns at the most.
-    """
-    shots, queries = batch.support_x.shape[1] // ways, batch.query_x.shape[1] // ways
-    shown = min(queries, most)
-    tasks = len(batch)
-    across = min(tasks, 2)
-    down = -(-tasks // across)
-    sheet = figure(across * (1.5 + 0.55 * (shots + shown)), down * (0.6 + 0.55 * ways))
-    for task, place in enumerate(sheet.subfigures(down, across, squeeze=False).flat):
-        if task >= tasks:
-            break
-        place.suptitle(f"episode {task + 1}: support | queries", fontsize=9)
-        grid = place.subplots(
-            ways, shots + shown + 1, squeeze=False, width_ratios=[1] * shots + [0.3] + [1] * shown
-        )
-        for label in range(ways):
-            support = batch.support_x[task, label * shots : (label + 1) * shots]
-            query = batch.query_x[task, label * queries : label * queries + shown]
-            for column, axes in enumerate(grid[label]):
-                axes.set_axis_off()
-                if column == shots:
-                    continue
-                image = support[column] if column < shots else query[column - shots - 1]
-                axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-            if names is not None:
-                grid[label][0].text(
-                    -0.1, 0.5, names[task][label], fontsize=6, ha="right", va="center",
-                    transform=grid[label][0].transAxes,
-                )  # fmt: skip
-    return _saved(sheet, file, 130)

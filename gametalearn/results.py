@@ -20,6 +20,7 @@ from gametalearn.environment import environment
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation
 from gametalearn.files import replacing, write_json
+from gametalearn.records import one_line
 from gametalearn.scores import SCORES, Score
 from gametalearn.statistics import (
     Estimate,
@@ -60,6 +61,8 @@ class Result:
     seconds: float
     iteration: int
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -85,6 +88,8 @@ class Comparison:
     given: Score | None = None
     primary: tuple[str, ...] = ()
     command: str | None = None
+
+    __repr__ = one_line
 
     @property
     def score(self) -> Score:

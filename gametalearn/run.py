@@ -31,6 +31,7 @@ from gametalearn.errors import InputError
 from gametalearn.losses import Loss, default_loss
 from gametalearn.peek import score_for
 from gametalearn.provenance import checked
+from gametalearn.records import one_line
 from gametalearn.schedules import learner_at
 from gametalearn.scores import SCORES, Score, ScoreLike, as_score, default_score
 from gametalearn.update import meta_rate
@@ -67,6 +68,15 @@ class Parts:
     score: ScoreLike = default_score
     optimizer: Callable[..., Any] | None = None
     rule_factory: Callable[..., Rule] | None = None
+
+    def __post_init__(self) -> None:
+        settings = {"source": "dataset", "validation": "dataset", "optimizer": "meta_optimizer"}
+        for name in ("model", "source", "validation", "learner", "rule", "loss", "optimizer"):
+            if isinstance(given := getattr(self, name), str):
+                raise InputError(
+                    f"{name}='{given}' is a name, and parts are handed in themselves; names are "
+                    f"settings: TrainConfig.of(..., {settings.get(name, name)}='{given}')"
+                )
 
     def named(self, config: TrainConfig) -> TrainConfig:
         """The settings, in which what was handed in stands by its name."""
@@ -129,6 +139,8 @@ class Run:
     team: Team = ALONE
     drawn: Source | None = None
     outer: Outer | None = None
+
+    __repr__ = one_line
 
     @property
     def source(self) -> Source:

@@ -254,7 +254,7 @@ def load_run(
     What was handed in to `gametalearn.train` is needed again: ``model``, ``learner``, ``loss`` and
     ``score``, as it was then. Where the run's files name one as ``module:attribute``, which loading
     does not import unasked, repeat that name, hand the part in, or give ``trust``. Of a ``team``,
-    only the first process reads files. To test it::
+    only the first process reads files. To test it:
 
         run = load_run("runs/demo/uniform/seed0")
         result = evaluate(run.model, source, run.test_learner, meta=run.meta, loss=run.loss)

@@ -25,8 +25,8 @@ no class makes an accuracy NaN, as does a target other than 0 and 1 where those 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -45,6 +45,7 @@ from gametalearn.losses import (
     name_of,
 )
 from gametalearn.trees import mapped
+from gametalearn.words import did_you_mean
 
 __all__ = [
     "SCORES",
@@ -100,6 +101,16 @@ class Score:
                 f"Score '{self.name}': format must be one of {', '.join(get_args(Format))}; "
                 f"got {self.format!r}"
             )
+
+    def show(self, value: float | None) -> str:
+        """A value as people are told it; None stands for one that is not finite.
+
+        >>> SCORES["accuracy"].show(0.79935), SCORES["mse"].show(0.123456), SCORES["mse"].show(None)
+        ('79.94%', '0.1235', 'not finite')
+        """
+        if value is None or not math.isfinite(value):
+            return "not finite"
+        return f"{100 * value:z.2f}%" if self.format == "percent" else f"{value:z.4g}"
 
 
 ScoreLike = str | Score | ScoreFunction
@@ -225,11 +236,9 @@ def as_score(score: ScoreLike) -> Score | None:
     if isinstance(score, str):
         if score in SCORES:
             return SCORES[score]
-        near = difflib.get_close_matches(score, SCORES, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'? " if near else ""
         raise InputError(
-            f"unknown score '{score}'; {hint}known: {', '.join(SCORES)}, or pass a function of "
-            "(prediction, target)"
+            f"unknown score '{score}'; {did_you_mean(score, SCORES)}known: {', '.join(SCORES)}, or "
+            "pass a function of (prediction, target)"
         )
     if not callable(score):
         raise InputError(

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from gametalearn import registry
 from gametalearn.errors import InputError, summary
+from gametalearn.places import names_in
 
 __all__ = [
     "check",
@@ -111,7 +112,7 @@ def unmet(field: Field, values: Mapping[str, Any], among: Sequence[str] = ()) ->
 
 
 def _met(other: str, value: Any, need: Need) -> bool:
-    several = str(value).split("+") if other == "dataset" else [str(value)]
+    several = names_in(str(value)) if other == "dataset" else [str(value)]
     if not isinstance(need, tuple):
         number = len(several) if other == "dataset" else value
         return not isinstance(number, int | float) or number > need

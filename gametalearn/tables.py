@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from gametalearn.places import folder_of, names_in
 from gametalearn.statistics import FEWEST, LEVEL, seeds_needed, verdict
+from gametalearn.words import counted
 
 __all__ = [
     "WIDTH",
@@ -23,6 +26,7 @@ __all__ = [
     "objectives",
     "rows",
     "sentence",
+    "subject",
     "table",
     "title",
     "verdict_of",
@@ -77,14 +81,26 @@ class Units:
         return f"{self.name} %" if self.percent else self.name
 
 
+def subject(found: Mapping[str, Any]) -> str:
+    """The data set in short, ways and shots, of results or of settings.
+
+    >>> subject({"dataset": "glyphs+folder:/data/birds", "ways": 5, "shots": 1})
+    'glyphs+birds, 5-way 1-shot'
+    """
+    paths = ((name, folder_of(name)) for name in names_in(found["dataset"]))
+    names = "+".join(name if path is None else Path(path).name or name for name, path in paths)
+    what = "regression" if found["ways"] is None else f"{found['ways']}-way"
+    return f"{names}, {what} {found['shots']}-shot"
+
+
 def title(results: dict[str, Any]) -> str:
     """What was compared, in a line."""
     what = "regression" if results["ways"] is None else f"{results['ways']}-way"
     seeds = _seeds(results)
     return (
         f"{results['dataset']}, {what} {results['shots']}-shot, {results['learner']}, "
-        f"{results['iterations']} iterations, {seeds} seed{'s' * (seeds != 1)} x "
-        f"{results['episodes']} test episodes, {results['protocol']}"
+        f"{counted(results['iterations'], 'iteration')}, {counted(seeds, 'seed')} x "
+        f"{counted(results['episodes'], 'test episode')}, {results['protocol']}"
     )
 
 
@@ -165,8 +181,8 @@ def sentence(results: dict[str, Any], pair: dict[str, Any]) -> str:
     unit = "points" if units.percent else units.name
     if seeds < FEWEST:
         return (
-            f"{rule} minus {baseline}: {' and '.join(by_seed)} {unit} on {seeds} "
-            f"seed{'s' * (seeds > 1)}, too few for an interval or a test."
+            f"{rule} minus {baseline}: {' and '.join(by_seed)} {unit} on {counted(seeds, 'seed')}, "
+            "too few for an interval or a test."
         )
     if pair["p_holm"] is None:
         return (

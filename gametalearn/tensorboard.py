@@ -17,8 +17,8 @@ from PIL import Image
 
 from gametalearn.episodes import EpisodeSampler, draw
 from gametalearn.errors import InputError
-from gametalearn.report import contact_sheet
 from gametalearn.run import Run
+from gametalearn.sheet import contact_sheet
 
 __all__ = ["TensorBoard"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,14 +15,27 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gametalearn.errors import summary
+from gametalearn.words import did_you_mean
 
-__all__ = ["Help", "Parser", "ended_by_ctrl_c", "of_the_machine", "say", "warnings_in_one_line"]
+__all__ = [
+    "Help",
+    "Parser",
+    "ended_by_ctrl_c",
+    "of_the_machine",
+    "on_terminal",
+    "say",
+    "tell",
+    "warnings_in_one_line",
+]
 
 
 class Parser(argparse.ArgumentParser):
     """One line on stderr for bad usage."""
 
     def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice and (hint := did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))):
+            message = f"{message}; {hint.strip()}"
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
@@ -81,4 +95,15 @@ def say(message: str, shared: bool) -> None:
     rank = os.environ.get("RANK", "0")
     if rank == "0" or not shared:
         who = "" if rank == "0" else f" (process {rank})"
-        print(f"gametalearn{who}: {message}", file=sys.stderr)
+        tell(f"gametalearn{who}: {message}")
+
+
+def tell(line: str) -> None:
+    """A line on stderr, where there is one: a service and pythonw have none."""
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
+
+
+def on_terminal() -> bool:
+    """Whether stderr is a terminal, on which a bar can move."""
+    return sys.stderr is not None and sys.stderr.isatty()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from gametalearn.provenance import verified
 from gametalearn.run import Outer, Parts, Run, Watch, outer_of, start
 from gametalearn.runfolder import claim, is_kept, restore, save, save_best
 from gametalearn.scores import ScoreLike, default_score
+from gametalearn.terminal import tell
 from gametalearn.update import apply_update, clip
 from gametalearn.weighting import Rule
 
@@ -85,7 +85,7 @@ def train(
         overwrite: start anew, whatever run ``out`` holds.
         progress: show progress on stderr.
         label: what the progress bar says.
-        team: processes that all call this and share the tasks of each meta-batch out (see
+        team: processes that all call this and split the tasks of each meta-batch among them (see
             `gametalearn.distributed.joined`). The first one's ``config`` and ``out`` count; a run
             may go on with another number of them.
         moved: the folders of images of the run in ``out`` have moved to where ``config`` says. They
@@ -138,6 +138,7 @@ def train_parts(
         run = team.everywhere(lambda: start(config, parts, folder, team))
         run.outer = outer = team.everywhere(lambda: outer_of(run, parts))
         validation = team.everywhere(lambda: _validation(config, parts))
+        team.on_first(lambda: _testable(config, parts, folder))
         # the first process reads the files, the others are told
         saved = team.on_first(
             lambda: claim(folder, config, overwrite, moved, data, stack, exact) if folder else None
@@ -148,10 +149,7 @@ def train_parts(
             metrics = stack.enter_context(Metrics(run, watch))
             interrupted = stack.enter_context(interruptible())
             if progress and team.size > 1 and team.first:
-                print(
-                    f"{label}: {describe_team(outer.rule, team, config.meta_batch)}",
-                    file=sys.stderr,
-                )
+                tell(f"{label}: {describe_team(outer.rule, team, config.meta_batch)}")
             bar = stack.enter_context(shown(run, progress and team.first, label, outlook))
             _loop(run, outer, validation, metrics, interrupted, bar, began - run.elapsed)
     return run
@@ -233,6 +231,16 @@ def _validation(config: TrainConfig, parts: Parts) -> Source:
             "see, or the best weights would be chosen on the training classes"
         )
     return build_source(config, "val")
+
+
+def _testable(config: TrainConfig, parts: Parts, folder: Path | None) -> None:
+    """Refuse a new run whose test classes have too few images: better now than after the training.
+
+    Of data sets of one's own nothing is asked that training has no need of.
+    """
+    begun = folder is not None and (folder / "checkpoint.pt").exists()
+    if parts.source is None and config.of_images and not begun:
+        build_source(config, "test")
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -14,7 +14,7 @@ from gametalearn.config import TrainConfig
 from gametalearn.data.identity import FolderIdentity
 from gametalearn.episodes import Source, input_shape_of
 from gametalearn.errors import InputError
-from gametalearn.places import absolute, folder_of, folders, placeless
+from gametalearn.places import absolute, folder_of, folders, names_in, placeless
 from gametalearn.provenance import recorded
 from gametalearn.run import Run
 from gametalearn.settings import read_toml
@@ -49,7 +49,7 @@ def is_other(run: Path, dataset: str) -> bool:
 
 def usual_classes(dataset: str) -> str:
     """The classes that other data are tested on: all of folders of images, else those of the test."""
-    return "all" if all(folder_of(name) is not None for name in dataset.split("+")) else "test"
+    return "all" if all(folder_of(name) is not None for name in names_in(dataset)) else "test"
 
 
 def settings_for(run: Run, dataset: str) -> TrainConfig:
@@ -58,7 +58,7 @@ def settings_for(run: Run, dataset: str) -> TrainConfig:
     Raises:
         InputError: no such data set, or one that the run's model cannot be meant for.
     """
-    for name in dataset.split("+"):
+    for name in names_in(dataset):
         if folder_of(name) is None:
             registry.require_known("dataset", name)
     size: dict[str, Any] = {}
@@ -88,7 +88,7 @@ def file_name(dataset: str) -> str:
     >>> file_name("folder:/data/my birds"), file_name("glyphs+omniglot")
     ('evaluation-my-birds.json', 'evaluation-glyphs-omniglot.json')
     """
-    names = [folder_of(name) or name for name in dataset.split("+")]
+    names = [folder_of(name) or name for name in names_in(dataset)]
     short = "-".join(os.path.basename(name.rstrip("/")) for name in names)
     safe = re.sub(r"[^\w.]+", "-", short)
     return f"evaluation-{safe}.json"

@@ -119,7 +119,7 @@ def images(seed, classes=8, each=6):
     generator = torch.Generator().manual_seed(seed)
     middle = torch.rand(classes, 1, 1, 3, 3, generator=generator)
     noise = torch.rand(classes, each, 1, 3, 3, generator=generator)
-    data = (0.6 * middle + 0.4 * noise).flatten(0, 1)
+    data = ((0.6 * middle + 0.4 * noise).flatten(0, 1) * 255).round().to(torch.uint8)
     return ClassImages.from_tensors(data, torch.arange(classes).repeat_interleave(each))
 
 

@@ -1,14 +1,25 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from gametalearn import ClassImages, EpisodeSampler, InputError, TaskBatch
+from gametalearn import (
+    MAML,
+    ClassImages,
+    EpisodeSampler,
+    InputError,
+    TaskBatch,
+    evaluate,
+    meta_gradients,
+)
 from gametalearn.data import Sinusoid
 from gametalearn.episodes import Source
+from gametalearn.gradients import adapt_and_score
 
 
 def numbered(counts: list[int], groups: list[int] | None = None) -> ClassImages:
@@ -273,3 +284,56 @@ def test_task_batch_slices_joins_and_casts() -> None:
     assert double.query_x.dtype == torch.float64
     assert double.query_y.dtype == torch.int64
     assert Sinusoid().sample(1).to(dtype=torch.float64).query_y.dtype == torch.float64
+
+
+def test_a_batch_is_made_of_tensors() -> None:
+    x, y = torch.zeros(2, 3, 1), torch.zeros(2, 3)
+    group: Any = torch.zeros(2, dtype=torch.int64)
+    for bad, said in (
+        ({"support_x": {"ids": x}}, "support_x must be a tensor, got a dict"),
+        ({"query_y": [0, 1]}, "query_y must be a tensor, got a list"),
+        ({"group": None}, "group must be a tensor, got a NoneType"),
+        ({"classes": (1, 2)}, "classes must be a tensor, got a tuple"),
+    ):
+        fields: Any = {"support_x": x, "support_y": y, "query_x": x, "query_y": y, "group": group}
+        with pytest.raises(InputError, match=said):
+            TaskBatch(**{**fields, **bad})
+
+
+def test_tasks_of_a_batch() -> None:
+    batch = EpisodeSampler(numbered([9] * 5), queries=2).sample(4)
+    for number in (0, 3, -1, torch.tensor(2), np.int64(2)):
+        one = batch[number]
+        assert len(one) == 1
+        assert torch.equal(one.support_x[0], batch.support_x[int(number)])
+    assert_equal(TaskBatch.cat(list(batch)), batch)
+    assert len(list(batch)) == 4
+    for some in ([2, 0], torch.tensor([2, 0]), np.array([2, 0]), range(2, -1, -2)):
+        assert torch.equal(batch[some].query_x, batch.query_x[[2, 0]])
+    assert len(batch[torch.tensor([True, False, True, False])]) == 2
+    with pytest.raises(IndexError, match="task 4 of a batch of 4"):
+        batch[4]
+    for bad in ("support_x", (0, 1), None, 1.0):
+        with pytest.raises(InputError, match="by a number, a slice, a list or a tensor"):
+            batch[bad]  # type: ignore[index]
+
+
+class Tuples:
+    """A source that gives what `TaskBatch` is made of, and no `TaskBatch`."""
+
+    def sample(self, num_tasks: int) -> Any:
+        batch = EpisodeSampler(numbered([9] * 5), queries=2).sample(num_tasks)
+        return tuple(tensor for _, tensor in batch._tensors())
+
+    def with_seed(self, seed: int) -> Any:
+        return self
+
+
+def test_a_tuple_is_no_batch() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 5))
+    tensors: Any = Tuples().sample(2)
+    for take in (meta_gradients, adapt_and_score):
+        with pytest.raises(InputError, match="`batch` is a tuple and no TaskBatch; make one: Task"):
+            take(model, tensors, MAML(0.1, 1))
+    with pytest.raises(InputError, match=r"Tuples.sample gave a tuple and no TaskBatch"):
+        evaluate(model, Tuples(), MAML(0.1, 1), episodes=2)  # type: ignore[arg-type]

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -134,3 +136,33 @@ def test_from_tensors_refuses() -> None:
         )
     with pytest.raises(InputError, match="uint8"):
         ClassImages.from_tensors(torch.zeros(3, 2, 2, dtype=torch.uint8), [0, 1, 2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_8_bits_hold_is_not_warned_of(dtype: torch.dtype) -> None:
+    every = torch.arange(256).view(1, 1, 16, 16).to(dtype) / 255
+    ClassImages.from_tensors(every, [0])  # a warning is an error here
+    ClassImages.from_pairs([(every[0], 0)])
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.linspace(0, 1, 1000).view(1, 25, 40),
+        np.linspace(0, 1, 1000).reshape(25, 40),
+        np.arange(1000, dtype=np.uint16).reshape(25, 40),
+        torch.linspace(0, 1, 1000).view(1, 25, 40).half(),
+    ],
+)
+def test_what_8_bits_do_not_hold_is_told_once(image: Any) -> None:
+    with pytest.warns(UserWarning, match="pairs: images are kept in 8 bits") as told:
+        data = ClassImages.from_pairs([(image, 0), (image, 1)], "pairs")
+    assert len(told) == 1
+    exact = torch.as_tensor(np.asarray(image).astype(np.float64))
+    exact = exact / 65535 if np.asarray(image).dtype == np.uint16 else exact
+    lost = (data.take(torch.tensor(0)).double().flatten() - exact.flatten()).abs().max()
+    assert lost <= 1 / 255
+    stacked = torch.as_tensor(np.asarray(image)).view(1, 1, 25, 40)
+    with pytest.warns(UserWarning, match="tensors: images are kept in 8 bits") as told:
+        ClassImages.from_tensors(stacked, [0])
+    assert len(told) == 1

@@ -343,3 +343,10 @@ def test_a_source_need_not_know_of_parts() -> None:
     assert torch.equal(draw(own.Tables(), 5, slice(1, 3)).query_y, whole.query_y[1:3])
     assert len(draw(own.Tables(), 5, slice(0, 0))) == 0
     assert isinstance(own.Net(), nn.Module)
+
+
+@pytest.mark.parametrize("part", ["model", "source", "learner", "rule", "loss", "optimizer"])
+def test_a_name_where_a_part_is_handed_in_is_refused(part: str) -> None:
+    handed: Any = {part: "reptile"}
+    with pytest.raises(InputError, match=rf"{part}='reptile' is a name, .*TrainConfig.of\(..., "):
+        train(TrainConfig.of("sinusoid", iterations=1), progress=False, **handed)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from scipy import stats
 
 from gametalearn import ClassImages, EpisodeSampler, InputError, TaskBatch, TrainConfig, adapt
 from gametalearn.adaptation import MAML
@@ -109,6 +110,8 @@ def test_lakes_error_rate_is_the_mean_over_runs(tmp_path: Path) -> None:
     assert stored["protocol"] == "transductive"
     assert stored["error_rate"] == pytest.approx(np.mean(errors))
     assert stored["std"] == pytest.approx(np.std(errors, ddof=1))
+    low, high = stats.t.interval(0.95, 19, np.mean(errors), stats.sem(errors))
+    assert stored["ci95"] == pytest.approx((high - low) / 2)  # not 1.96 errors: 2.09 for 20 runs
     assert stored["runs"] == pytest.approx(errors, abs=1e-12)
     assert list(stored["protocols"]) == NAMES
     rates = {name: record["error_rate"] for name, record in stored["protocols"].items()}

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import tomli_w
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import gametalearn
@@ -26,6 +29,7 @@ from gametalearn.data import folder as folder_module
 from gametalearn.data.identity import FolderIdentity, differences
 from gametalearn.flags import in_flags
 from gametalearn.gradients import meta_gradients
+from gametalearn.places import joined, names_in
 
 SPLITS = ("train", "val", "test")
 TINY = {
@@ -208,17 +212,53 @@ def test_results_of_a_comparison_name_the_absolute_path(
         compare(config("folder:imgs"), rules, 1, 2, here / "cmp", progress=False)
 
 
-def test_a_working_directory_with_a_plus_is_no_worse_than_before(
-    here: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("folder", ["c++", "a+b", "+", "a%2Bb", "a+glyphs", "++/x+"])
+def test_a_path_with_a_plus_is_a_path(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(here / "A", here / "c++")
-    monkeypatch.chdir(here / "c++")
-    train(config("folder:imgs"), here / "plus", progress=False)
-    assert train(config("folder:imgs"), here / "plus", progress=False).iteration == 2
-    assert record(here / "plus")["path"] == f"{here}/c++/imgs"
-    monkeypatch.chdir(here / "B")  # whose images it would take
-    with pytest.raises(InputError, match=r"trained on .*/c\+\+/imgs .*, but .*/B/imgs .* differs"):
-        load_run(here / "plus").episodes("test")
+    pictures(tmp_path / folder / "imgs")
+    monkeypatch.chdir(tmp_path / folder)
+    typed = f"folder:{tmp_path}/{folder}/imgs"
+    ways = ["folder:imgs", typed] if folder != "a%2Bb" else ["folder:imgs"]
+    for number, way in enumerate(ways):
+        run = train(config(way), tmp_path / f"run{number}", progress=False)
+        assert record(tmp_path / f"run{number}")["path"] == f"{tmp_path}/{folder}/imgs"
+        monkeypatch.chdir("/")
+        loaded = load_run(tmp_path / f"run{number}").config
+        assert loaded.dataset == run.config.dataset
+        assert loaded.datasets == [typed]
+        assert main(["evaluate", str(tmp_path / f"run{number}"), "--episodes", "2", "--quiet"]) == 0
+        both = config(f"{loaded.dataset}+glyphs", channels=1, image_size=4)
+        assert both.datasets == [typed, "glyphs"]
+        capsys.readouterr()
+        monkeypatch.chdir(tmp_path / folder)
+
+
+NAMES = st.sampled_from(["glyphs", "omniglot", "mine.data:Pairs", "sinusoid"]) | st.text(
+    "ab+%2B5/. ", min_size=1, max_size=12
+).map(lambda path: f"folder:/nowhere/{path}")
+
+
+@given(names=st.lists(NAMES, min_size=1, max_size=3))
+@hypothesis.settings(max_examples=300, deadline=None)
+def test_names_are_joined_and_taken_apart(names: list[str]) -> None:
+    assert names_in(joined(names)) == names
+
+
+def test_a_plus_that_is_typed() -> None:
+    assert names_in("folder:/nowhere/a+b/c+glyphs") == ["folder:/nowhere/a", "b/c", "glyphs"]
+    assert names_in("folder:/nowhere/a+b+glyphs") == ["folder:/nowhere/a+b", "glyphs"]
+    assert names_in("glyphs+omniglto") == ["glyphs", "omniglto"]
+    assert names_in("glyphs+") == ["glyphs", ""]
+
+
+def test_where_both_exist_the_longer_path_is_meant(tmp_path: Path) -> None:
+    for folder in ("a", "a+b", "b"):
+        (tmp_path / folder).mkdir()
+    assert names_in(f"folder:{tmp_path}/a+b") == [f"folder:{tmp_path}/a+b"]
+    assert names_in(f"folder:{tmp_path}/a+c") == [f"folder:{tmp_path}/a", "c"]
+    two = f"folder:{tmp_path}/a+folder:{tmp_path}/b"
+    assert names_in(two) == two.split("+")
 
 
 # ---------------------------------------------------------------------------------------------

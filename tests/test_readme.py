@@ -1,40 +1,53 @@
-"""The README's section on Python, run as it stands, one block after the other."""
+"""The README is short, and its links, like those of all pages, lead somewhere."""
+
+from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from gametalearn import Conv4, TrainConfig, train
+from tests.support.pages import README, ROOT, documents
 
-README = Path(__file__).parents[1] / "README.md"
+PAGES = [*documents(), *sorted((ROOT / "experiments").glob("*.md"))]
+FENCES = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
-def test_python_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    section = README.read_text(encoding="utf-8").partition("\n## In Python\n")[2]
-    section = re.split(r"^## ", section, flags=re.MULTILINE)[0]
-    blocks = re.findall(r"^```python\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
-    monkeypatch.chdir(tmp_path)
-    config = TrainConfig.of(iterations=2, meta_batch=2, validation_episodes=4, threads=1)
-    run = train(config, tmp_path / "runs" / "demo" / "uniform" / "seed0")  # what make demo leaves
-    names: dict[str, Any] = {}
-    for block in blocks[:2]:
-        exec(block, names)
-    assert "100 episodes, transductive" in capsys.readouterr().out
-    exec(blocks[2], {**names})
-    assert "% (600 episodes, inductive)" in capsys.readouterr().out.partition("near ")[2]
-    assert names["gradients"].rows.shape == (16, sum(p.numel() for p in run.model.parameters()))
-    weights = torch.load("fitted.pt", weights_only=True)
-    fitted, x = names["fitted"], names["batch"].query_x[0]
-    fresh = Conv4(config.ways, hidden=config.hidden, pool=config.pool, norm="frozen")  # type: ignore[arg-type]
-    fresh.load_state_dict(weights)  # strict: the same names and shapes
-    assert torch.equal(fresh(x), fitted(x))
-    torch.testing.assert_close(torch.export.load("fitted.pt2").module()(x), fitted(x))
-    for name in ("checkpoint.pt", "best.pt"):
-        saved = torch.load(run.out / name, weights_only=True) if run.out else {}
-        run.model.load_state_dict(saved["model"])
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 150
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub and the site make them."""
+    text = FENCES.sub("", page.read_text(encoding="utf-8"))
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+
+
+def dead_links(page: Path) -> list[str]:
+    """Relative links of a page that lead nowhere in the repository."""
+    text = FENCES.sub("", page.read_text(encoding="utf-8"))
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    assert dead_links(page) == []
+
+
+def test_a_dead_link_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One `two()`\n\n[a](#one-two) [b](#three) [c](page.md#one-two) [d](none.md)\n"
+    )
+    assert dead_links(page) == ["#three", "none.md"]

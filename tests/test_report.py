@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 import gametalearn
+from gametalearn.canvas import COLOURS
 from gametalearn.cautions import AFTER_A_LOOK, cautions
 from gametalearn.cli import main
 from gametalearn.config import TrainConfig
 from gametalearn.evaluation import Evaluation
-from gametalearn.figures import COLOURS, Record, Records, weights
+from gametalearn.figures import weights
+from gametalearn.logs import Record, Records
 from gametalearn.report import html_of
 from gametalearn.results import Comparison, Result
 from gametalearn.statistics import over_seeds
@@ -183,7 +185,7 @@ def test_contrasts() -> None:
 def test_the_share_of_negative_weights_is_drawn_where_there_are_any() -> None:
     def height(*values: float) -> float:
         runs = [[Record(i, np.array(values), None) for i in (1, 10, 20)]]
-        return float(weights("rule", runs).get_figheight())
+        return float(weights(results(), "uniform", runs).get_figheight())
 
     assert height(0.2, 0.8) < height(-0.2, 1.2)
 

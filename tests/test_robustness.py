@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from gametalearn import metrics, training
 from gametalearn.checkpoint import load_checkpoint
@@ -25,8 +27,8 @@ from gametalearn.errors import InputError
 from gametalearn.files import held
 from gametalearn.gradients import meta_gradients
 from gametalearn.images import ClassImages
-from gametalearn.report import contact_sheet
 from gametalearn.runfolder import load_run
+from gametalearn.sheet import contact_sheet
 from tests.support.runs import assert_same_run
 
 FLAGS = "--dataset sinusoid --meta-batch 3 --hidden 8 --rule agreement --threads 1 --quiet"
@@ -316,6 +318,46 @@ def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------
+# a service, and pythonw, have no stderr
+
+SILENT = """
+import sys
+sys.stderr = None
+from gametalearn.cli import main
+for words in (sys.argv[1] + " --out a/b", "train --resume a/b", "evaluate a/b --episodes 2",
+              sys.argv[1].replace("train", "compare") + " --seeds 1 --episodes 2 --out c",
+              "episodes --dataset folder:none", "train --no-such-flag"):
+    print(words.split()[0], main(words.split()))
+from gametalearn import TrainConfig, train
+train(TrainConfig.of("sinusoid", iterations=1, meta_batch=2, validation_episodes=2), progress=True)
+print("done")
+"""
+
+
+def test_without_stderr(tmp_path):
+    """Also the data sets that draw a bar while they are packed."""
+    for split, name in (("train", "a"), ("train", "b"), ("val", "c"), ("val", "d"),
+                        ("test", "e"), ("test", "f")):  # fmt: skip
+        for i in range(2):
+            file = tmp_path / "in" / split / name / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 40 * i + ord(name)).save(file)
+    train = "train --dataset folder:in --model mlp --hidden 4 --image-size 4 --ways 2 --shots 1"
+    train += " --queries 1 --meta-batch 2 --iterations 2 --validation-episodes 2"
+    root = Path(training.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", SILENT, train], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(root), "GAMETALEARN_DATA": str(tmp_path / "data")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    codes = [line for line in done.stdout.splitlines() if re.fullmatch(r"[a-z]+ \d", line)]
+    assert codes == ["train 0", "train 0", "evaluate 0", "compare 0", "episodes 2", "train 2"]
+    assert done.stdout.splitlines()[-1] == "done"
+    assert done.stderr == ""
+    assert "it/s" not in done.stdout  # progress does not go where results do
+
+
+# ---------------------------------------------------------------------------------------------
 # memory
 
 LOAD = """
@@ -326,7 +368,7 @@ from gametalearn.episodes import EpisodeSampler
 from gametalearn.errors import InputError
 from gametalearn.gradients import meta_gradients
 from gametalearn.images import ClassImages
-from gametalearn.report import contact_sheet
+from gametalearn.sheet import contact_sheet
 
 early, late, me, gradients, steps, seen = *map(int, sys.argv[1:3]), psutil.Process(), \
     training.meta_gradients, [], []

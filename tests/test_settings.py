@@ -72,7 +72,7 @@ def test_the_table_of_settings_is_current() -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     assert table(TrainConfig, texts) in page
     *most, last = (f"`{name}`" for name in RESUMABLE)
-    assert f"When a run goes on, {', '.join(most)} and {last} may" in " ".join(page.split())
+    assert f"When a run continues, {', '.join(most)} and {last} may" in " ".join(page.split())
 
 
 def test_settings_of_the_data_sets_are_settings() -> None:
@@ -203,3 +203,25 @@ def test_an_older_run_that_took_an_option_without_effect_goes_on(tmp_path: Path)
     assert train(config, tmp_path / "a", progress=False).config == config  # they are the same run
     with pytest.raises(InputError, match=r"other settings \(shots\)"):
         train(dataclasses.replace(older, shots=3), tmp_path / "a", progress=False)
+
+
+@pytest.mark.parametrize(
+    "dataset", ["glyphs", "omniglot+mini-imagenet", "folder:/birds", "./birds"]
+)
+def test_what_images_need_is_said_at_once(dataset: str) -> None:
+    """Not first that it must be at least 1, and then that it must be at least 2."""
+    for ways in (-1, 0, 1):
+        with pytest.raises(InputError, match=f"`ways` must be at least 2, got {ways}"):
+            TrainConfig.of(dataset, ways=ways)
+    for channels in (-1, 2, 4):
+        with pytest.raises(InputError, match=f"must be 1, 3, or 0 .* own; got {channels}"):
+            TrainConfig.of(dataset, channels=channels)
+
+
+def test_other_data_may_have_one_way_and_any_channels() -> None:
+    assert TrainConfig.of("sinusoid").ways == 1
+    assert TrainConfig.of("mine:Tables", ways=1, channels=5).channels == 5
+    with pytest.raises(InputError, match="`ways` must be at least 1, got 0"):
+        TrainConfig.of("mine:Tables", ways=0)
+    with pytest.raises(InputError, match="needs model='mlp', ways=1; got model='mlp', ways=2"):
+        TrainConfig(dataset="sinusoid", model="mlp", ways=2)

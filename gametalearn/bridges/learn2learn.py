@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gametalearn.bridges.plain import WeightsFunction, flatten, weigh, write_gradient
-from gametalearn.episodes import TaskBatch
+from gametalearn.bridges.plain import WeightsFunction, as_rule, flatten, weigh, write_gradient
+from gametalearn.episodes import TaskBatch, checked
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients, finite_scores
 from gametalearn.losses import Loss, apply_loss, default_loss
 from gametalearn.scores import ScoreLike, default_score, measured, score_function
-from gametalearn.weighting.agreement import GradientAgreement
 from gametalearn.weighting.weights import Rule, Weights
 
 __all__ = ["TasksetSource", "meta_step"]
@@ -80,6 +79,8 @@ def meta_step(
             "meta_step: expected learn2learn's MAML, MetaSGD or another module with clone() and "
             f"adapt(), got a {type(maml).__name__}; wrap it: l2l.algorithms.MAML(model, lr=...)"
         )
+    checked(batch, "meta_step: `batch` is")
+    rule = as_rule(rule, "meta_step")
     body = nn.Identity() if features is None else features
     parameters = [
         p for p in dict.fromkeys([*body.parameters(), *maml.parameters()]) if p.requires_grad
@@ -112,7 +113,7 @@ def meta_step(
         score=finite_scores(maml, loss, function, value, points),
         group=batch.group,
     )
-    weights = weigh(GradientAgreement() if rule is None else rule, gradients)
+    weights = weigh(rule, gradients)
     write_gradient(parameters, present, weights, gradients.rows)
     return weights, gradients
 
@@ -144,8 +145,8 @@ class TasksetSource:
     Args:
         taskset: ``l2l.data.Taskset`` whose transforms end in labels 0 to ways - 1 (NWays, KShots,
             LoadData, RemapLabels).
-        ways: classes a task.
-        shots: support examples a class; all others of the task are queries.
+        ways: classes per task.
+        shots: support examples per class; all others of the task are queries.
         seed: any int64; the start of the stream of episodes.
         group: the objective that all tasks belong to.
 
@@ -241,7 +242,7 @@ class TasksetSource:
         if len(set(counts.tolist())) > 1 or int(counts[0]) <= self.shots:
             raise InputError(
                 f"TasksetSource: classes of equal size above {self.shots} shots are needed, but a "
-                f"task has {counts.tolist()[:8]} examples a class; use KShots(k = shots + queries)"
+                f"task has {counts.tolist()[:8]} examples per class; use KShots(k = shots + queries)"
             )
         if x.dtype == torch.uint8:
             x = x.to(torch.float32) / 255

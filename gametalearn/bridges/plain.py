@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -14,7 +14,7 @@ from gametalearn.gradients import TaskGradients
 from gametalearn.weighting.agreement import GradientAgreement
 from gametalearn.weighting.weights import Rule, Weights
 
-__all__ = ["GradientCollector", "WeightsFunction", "flatten", "weigh", "write_gradient"]
+__all__ = ["GradientCollector", "WeightsFunction", "as_rule", "flatten", "weigh", "write_gradient"]
 
 WeightsFunction = Callable[[Tensor], Tensor]
 """From rows ``(T, P)`` to weights ``(T,)``, such as `gametalearn.agreement_weights`."""
@@ -34,15 +34,15 @@ class GradientCollector:
     they are combined (`stream_agreement` needs a fixed number).
 
     Args:
-        parameters: those of the optimiser: ``model.parameters()``. All on one device; of several
-            dtypes, the rows take the widest. Fixed from here on.
+        parameters: those of the optimiser: ``model.parameters()`` or ``optimizer.param_groups``. All
+            on one device; of several dtypes, the rows take the widest. Fixed from here on.
         rule: any `Rule` of `gametalearn.weighting` (a module from `TaskGradients` to `Weights`), or
             a plain function from rows ``(T, P)`` to weights ``(T,)``, such as `agreement_weights`.
             A rule's own state is advanced and saved as anywhere else. Default: gradient agreement.
 
     Raises:
         InputError: no parameters; something that is no leaf tensor of real floating point;
-            several devices.
+            several devices; a rule by its name or as a class.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -58,20 +58,25 @@ class GradientCollector:
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], rule: Rule | WeightsFunction | None = None
+        self,
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
+        rule: Rule | WeightsFunction | None = None,
     ) -> None:
-        if isinstance(parameters, (nn.Module, Tensor)):
+        if isinstance(parameters, (nn.Module, Tensor)) or not isinstance(parameters, Iterable):
             raise InputError(
                 "GradientCollector: parameters must be an iterable of parameters, got a "
                 f"{type(parameters).__name__}; pass model.parameters()"
             )
-        self._parameters = list(dict.fromkeys(parameters))
-        if not self._parameters:
+        listed: list[Any] = list(parameters)
+        if all(isinstance(group, Mapping) and "params" in group for group in listed):
+            listed = [p for group in listed for p in group["params"]]
+        if not listed:
             raise InputError("GradientCollector: parameters is empty; pass model.parameters()")
         device = None
-        for parameter in self._parameters:
+        for parameter in listed:
             device = _check_parameter(parameter, device)
-        self.rule = GradientAgreement() if rule is None else rule
+        self._parameters: list[Tensor] = list(dict.fromkeys(listed))
+        self.rule = as_rule(rule, "GradientCollector")
         self._tasks: list[_Task] = []
 
     def __len__(self) -> int:
@@ -95,7 +100,7 @@ class GradientCollector:
             loss: the task's loss, before AMP's scaling; for rules over losses.
             score: its accuracy in [0, 1]; for DTP.
             group: its objective; for rules over objectives.
-            update: the inner loop's theta - theta_i, one tensor a parameter in the order of
+            update: the inner loop's theta - theta_i, one tensor per parameter in the order of
                 ``parameters`` (None: zeros); for ``GradientAgreement(signal="update")``.
 
         Raises:
@@ -193,6 +198,26 @@ class _CollectedGradients(TaskGradients):
         raise AttributeError(name)
 
 
+def as_rule(rule: Rule | WeightsFunction | None, where: str) -> Rule | WeightsFunction:
+    """The rule that is meant: gradient agreement for None.
+
+    Raises:
+        InputError: it cannot be asked for weights: a name, a class, anything that cannot be called.
+    """
+    given: Any = GradientAgreement() if rule is None else rule
+    if callable(given) and not isinstance(given, type):
+        return given  # type: ignore[no-any-return]
+    got, remedy = f"a {type(given).__name__}", "pass one, such as GradientAgreement()"
+    if isinstance(given, str):
+        got, remedy = f"the name '{given}'", f"make it: gametalearn.make_rule('{given}')"
+    elif isinstance(given, type):
+        got, remedy = f"the class {given.__name__}", f"make one: {given.__name__}(...)"
+    raise InputError(
+        f"{where}: `rule` must be a rule, or a function from rows (T, P) to weights (T,); got {got}; "
+        f"{remedy}"
+    )
+
+
 def weigh(rule: Rule | WeightsFunction, gradients: TaskGradients) -> Weights:
     """The weights of T tasks by a rule, or by a function of their rows.
 
@@ -279,6 +304,6 @@ def _scalar(name: str, value: Tensor | float | None) -> Tensor | None:
     scalar = torch.as_tensor(value).detach()
     if scalar.numel() != 1:
         raise InputError(
-            f"GradientCollector: {name} must be one number a task, got {tuple(scalar.shape)}"
+            f"GradientCollector: {name} must be one number per task, got {tuple(scalar.shape)}"
         )
     return scalar.reshape(())

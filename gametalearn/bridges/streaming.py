@@ -38,7 +38,8 @@ def stream_agreement(
 ) -> tuple[G, Tensor]:
     """The agreement weights of T tasks, and their combination, from one gradient at a time.
 
-    w_i = s_i / sum_k |s_k|,  s_i = <g_i, sum_j g_j>;  combination = sum_i w_i g_i
+        w_i = s_i / sum_k |s_k|,  s_i = <g_i, sum_j g_j>
+        combination = sum_i w_i g_i
 
     as in `agreement_weights`. The first pass finds sum_j g_j and the largest entry of all, by which
     everything is divided so that products stay in range; the second finds s_i and sums s_i g_i, to

@@ -1,7 +1,7 @@
 """TorchJD: our agreement as one of its weightings, and its aggregators as rules here.
 
-Needs ``pip install 'gametalearn[torchjd]'``. TorchJD (Quinton and Rey 2024, arXiv 2406.16232) calls
-a row of ``(T, P)`` an objective, the matrix a Jacobian and its ``(T, T)`` products the Gramian.
+Needs the extra ``torchjd``: ``pip install '.[torchjd]'`` in a clone, or ``pip install
+'torchjd[quadprog-projector]>=0.18'``. TorchJD (Quinton and Rey 2024, arXiv 2406.16232) calls a row of ``(T, P)`` an objective, the matrix a Jacobian and its ``(T, T)`` products the Gramian.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
+from gametalearn.registry import TORCHJD_PACKAGE
 from gametalearn.weighting.agreement import agreement_weights_from_gramian
 from gametalearn.weighting.options import check_options
 from gametalearn.weighting.weights import Weights, check_finite, largest_entries
+from gametalearn.words import did_you_mean
 
 try:
     import torchjd.aggregation
@@ -28,7 +30,7 @@ try:
     from torchjd.linalg import PSDMatrix
 except ImportError as error:
     raise InputError(
-        f"TorchJD 0.18 or later is not installed ({error}); pip install 'gametalearn[torchjd]'"
+        f"TorchJD 0.18 or later is not installed ({error}); pip install '{TORCHJD_PACKAGE}'"
     ) from error
 
 __all__ = ["AgreementWeighting", "TorchJDRule", "torchjd_rules"]
@@ -44,7 +46,7 @@ class AgreementWeighting(Weighting[PSDMatrix]):
         normalize: as in `agreement_weights`.
 
     The weights are those of `agreement_weights_from_gramian`; a Gramian that is not finite raises an
-    `InputError`. TorchJD forms it in the gradients' own dtype, so in float32 gradients beyond 1e19
+    `InputError`, which names the task if it can be told. TorchJD forms it in the gradients' own dtype, so in float32 gradients beyond 1e19
     overflow there.
 
     >>> weighting = AgreementWeighting()
@@ -61,6 +63,12 @@ class AgreementWeighting(Weighting[PSDMatrix]):
 
     def forward(self, gramian: Tensor, /) -> Tensor:
         """Weights ``(T,)`` of a Gramian ``(T, T)``."""
+        if len(gramian) > 1 and not bool(torch.isfinite(gramian.diagonal()).any()):
+            raise InputError(
+                "no task's row of the Gramian is finite, and which task is to blame cannot be told: "
+                "TorchJD differentiates all losses together, and 0 times NaN is NaN; look which of the "
+                "losses is not finite before backward()"
+            )
         return agreement_weights_from_gramian(gramian, normalize=self.normalize)
 
     def extra_repr(self) -> str:
@@ -231,7 +239,8 @@ def _build(name: str, options: dict[str, Any]) -> WeightedAggregator:
     cls = known.get(_key(name))
     if cls is None:
         raise InputError(
-            f"TorchJDRule: TorchJD has no rule '{name}'; known: {', '.join(torchjd_rules())}"
+            f"TorchJDRule: TorchJD has no rule '{name}'; {did_you_mean(name, torchjd_rules())}known: "
+            f"{', '.join(torchjd_rules())}"
         )
     label = f"rule 'torchjd:{cls.__name__}'"
     parameters = inspect.signature(cls).parameters

@@ -16,21 +16,31 @@ from typing import Protocol, Self
 
 from gametalearn.errors import InputError, summary
 
-__all__ = ["FolderFiles", "SourceFiles", "ZipFiles", "is_image_name"]
+__all__ = ["OTHER_IMAGES", "FolderFiles", "SourceFiles", "ZipFiles", "is_image_name"]
 
 MAX_FILE = 64 * 2**20  # bytes of one image file; ImageNet's largest have 16 MiB
 MAX_TOTAL = 64 * 2**30  # bytes of all members of an archive; mini-ImageNet's originals have 7 GiB
 MAX_RATIO = 200  # uncompressed to compressed, of members above 1 MiB: images hardly compress
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
-IMAGE_SUFFIXES |= {".ppm", ".pgm", ".pbm"}
+IMAGE_SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg"})
+IMAGE_SUFFIXES |= {".pjp", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff"}
+IMAGE_SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm"}
+
+OTHER_IMAGES = frozenset(
+    {".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".svg", ".psd", ".tga"}
+)
+OTHER_IMAGES |= {".ico", ".eps", ".exr", ".hdr", ".dng", ".raw", ".cr2", ".nef", ".arw", ".npy"}
+"""Ends of the names of images that are not read."""
 
 
 def is_image_name(name: str) -> bool:
     """Whether a file's name ends like an image's and is not hidden."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES
+    return not is_hidden(name) and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder above it is hidden, or one of those that macOS adds to archives."""
+    return any(p.startswith(".") or p == "__MACOSX" for p in PurePosixPath(name).parts)
 
 
 class SourceFiles(Protocol):
@@ -72,6 +82,10 @@ class FolderFiles:
     def names(self) -> list[str]:
         """The image files, sorted, as relative paths with ``/``."""
         return sorted(filter(is_image_name, self._walk()))
+
+    def visible(self) -> list[str]:
+        """The image files and all others that are not hidden, likewise."""
+        return sorted(name for name in self._walk() if not is_hidden(name))
 
     def _walk(self) -> Iterator[str]:
         def refuse(error: OSError) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gametalearn.data.packed import read_packed
+from gametalearn.data.packed import is_packed, read_packed
 from gametalearn.errors import InputError
+from gametalearn.words import counted, did_you_mean
 
 __all__ = ["describe", "prepare"]
 
@@ -15,9 +16,13 @@ PREPARED = ("omniglot", "mini-imagenet", "glyphs")
 def prepare(name: str, root: Path, source: Path | None = None, *, skip_bad: bool = False) -> str:
     """Write a packed data set below ``root``; a line that says what is there now.
 
+    What was prepared before stays as it is where no source is given: then it needs no network.
+
     Raises:
         InputError: an unknown name, or a source that is missing or damaged.
     """
+    read = name in ("omniglot", "mini-imagenet")
+    before = read and source is None and is_packed(root / name, name)
     if name == "omniglot":
         from gametalearn.data.omniglot import prepare_omniglot
 
@@ -32,10 +37,11 @@ def prepare(name: str, root: Path, source: Path | None = None, *, skip_bad: bool
         load_glyphs("all", root=root)
     else:
         raise InputError(
-            f"data prepare: '{name}' is unknown; use one of {', '.join(PREPARED)} "
-            "(folder:PATH and sinusoid need no preparation)"
+            f"data prepare: '{name}' is unknown; {did_you_mean(name, PREPARED)}use one of "
+            f"{', '.join(PREPARED)} (folder:PATH and sinusoid need no preparation)"
         )
-    return f"{name}: {_state(root, name)}"
+    kept = "; prepared before, and left as it is (to make it anew, delete that folder)" * before
+    return f"{name}: {_state(root, name)}{kept}"
 
 
 def describe(root: Path) -> list[tuple[str, str]]:
@@ -60,6 +66,7 @@ def _state(root: Path, name: str) -> str:
         return f"damaged: {error}"
     channels, height, width = images.shape
     return (
-        f"{images.num_classes} classes, {int(images.count.sum())} images of "
+        f"{counted(images.num_classes, 'class', 'classes')}, "
+        f"{counted(int(images.count.sum()), 'image')} of "
         f"{channels} x {height} x {width}, in {folder}"
     )

@@ -4,55 +4,110 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from tqdm import tqdm
 
-from gametalearn.data.archives import FolderFiles
+from gametalearn.data.archives import OTHER_IMAGES, FolderFiles, is_image_name
 from gametalearn.data.decode import DECODER, decode, resized
 from gametalearn.data.packed import PackedWriter, read_or_build
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
+from gametalearn.terminal import on_terminal
+from gametalearn.words import counted
 
 __all__ = ["class_folders", "deal_classes", "existing", "load_folder", "status"]
 
 SPLITS = ("train", "val", "test")
+CALLED = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""The splits by what their folders are called, in upper or lower case."""
 
 
 def class_folders(files: FolderFiles) -> dict[str, dict[str, list[str]]]:
     """The image files of each class of each split, ``{split: {class: [name, ...]}}``.
 
-    A class is a folder; its files may lie deeper. Where the tree has no ``train/``, ``val/`` and
-    ``test/``, classes are dealt to splits by `deal_classes`.
+    A class is a folder; its files may lie deeper. Where the tree has no folders for splits (`CALLED`),
+    classes are dealt to splits by `deal_classes`. Warns of folders and images that are left out.
 
     Raises:
-        InputError: no class folders, a split that is missing, or a class in two splits.
+        InputError: no class folders, a split that is missing or there twice, or a class in two splits.
     """
-    names = [name.split("/") for name in files.names()]
+    visible = files.visible()
+    names = [name.split("/") for name in visible if is_image_name(name)]
     # a folder `test` that holds images, not folders, is a class
-    given = {p[0] for p in names if len(p) >= 3 and p[0] in SPLITS}
+    given = {p[0] for p in names if len(p) >= 3 and p[0].lower() in CALLED}
     given -= {p[0] for p in names if len(p) == 2}
     if given:
-        if missing := [split for split in SPLITS if split not in given]:
-            raise InputError(
-                f"{files.where}: has class folders in {sorted(given)[0]}/ but none in "
-                f"{missing[0]}/; give {', '.join(SPLITS)} all, or class folders only"
-            )
+        found = _splits(given, files.where)
         tree: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in SPLITS}
         for p in names:
-            if len(p) >= 3 and p[0] in SPLITS:
-                tree[p[0]][p[1]].append("/".join(p))
+            if len(p) >= 3 and p[0] in found:
+                tree[found[p[0]]][p[1]].append("/".join(p))
         check_disjoint(tree, files.where)
+        _warn_of_others(files.where, visible, found)
         return tree
     classes: dict[str, list[str]] = defaultdict(list)
     for p in names:
         if len(p) >= 2:
             classes[p[0]].append("/".join(p))
     dealt = deal_classes(classes, files.where)
+    _warn_of_others(files.where, visible, {})
     return {split: {c: classes[c] for c in sorted(dealt[split])} for split in SPLITS}
+
+
+def _splits(given: Iterable[str], where: str) -> dict[str, str]:
+    """The split of each folder that is called like one."""
+    found: dict[str, str] = {}
+    for folder in sorted(given):
+        split = CALLED[folder.lower()]
+        if split in found.values():
+            first = next(f for f, s in found.items() if s == split)
+            raise InputError(
+                f"{where}: {first}/ and {folder}/ are both the {split} classes by their names; join "
+                "them, or rename one"
+            )
+        found[folder] = split
+    if missing := [split for split in SPLITS if split not in found.values()]:
+        raise InputError(
+            f"{where}: has class folders in {min(given)}/ but none in {missing[0]}/; give "
+            f"{', '.join(SPLITS)} all, or class folders only"
+        )
+    return found
+
+
+def _warn_of_others(where: str, visible: Iterable[str], splits: Mapping[str, str]) -> None:
+    """Say what is left out: folders without an image, folders beside the splits, unread formats."""
+    depth = 2 if splits else 1  # of a class's folder
+    files: dict[str, list[str]] = defaultdict(list)
+    for name in visible:
+        parts = name.split("/")
+        if len(parts) > depth and (not splits or parts[0] in splits):
+            files["/".join(parts[:depth])].append(name)
+        elif is_image_name(name):
+            files["" if len(parts) == 1 else parts[0]].append(name)
+    told, others = [], Counter[str]()
+    for folder, members in sorted(files.items()):
+        if not any(map(is_image_name, members)):
+            told.append(f"{folder}/ ({counted(len(members), 'file')}, none called like an image)")
+        elif folder.count("/") < depth - 1 or not folder:
+            told.append(f"{counted(len(members), 'image')} in {folder or 'no folder'}")
+        else:
+            others.update(kind for m in members if (kind := _suffix(m)) in OTHER_IMAGES)
+    told += [counted(count, f"{kind} file") for kind, count in sorted(others.items())]
+    if told:
+        more = f" and {len(told) - 5} more" if len(told) > 5 else ""
+        warnings.warn(f"{where}: left out {', '.join(told[:5])}{more}", stacklevel=2)
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
 
 
 def check_disjoint(tree: Mapping[str, Iterable[str]], where: str) -> None:
@@ -83,7 +138,7 @@ def deal_classes(names: Iterable[str], where: str) -> dict[str, list[str]]:
     total = len(ranked)
     if total < 3:
         raise InputError(
-            f"{where}: {total} class folders with images, at least 3 are needed (one a split); "
+            f"{where}: {counted(total, 'class folder')} with images, at least 3 are needed (one a split); "
             "images lie in FOLDER/CLASS/*.png or FOLDER/{train,val,test}/CLASS/*.png"
         )
     least = min(5, total // 3)
@@ -133,7 +188,9 @@ def load_folder(
 
     def build(out: PackedWriter) -> None:
         count = sum(len(names) for classes in tree.values() for names in classes.values())
-        with tqdm(total=count, unit="image", desc=folder.name, disable=None) as progress:
+        with tqdm(
+            total=count, unit="image", desc=folder.name, disable=not on_terminal()
+        ) as progress:
             for part, classes in tree.items():
                 for name, members in classes.items():
                     images = []

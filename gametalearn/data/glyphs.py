@@ -8,7 +8,6 @@ lists the characters, which script is in which split, and how look-alikes were f
 
 from __future__ import annotations
 
-import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from gametalearn.data.glyph_table import SCRIPTS, Script
 from gametalearn.data.packed import PackedWriter, data_root, packing, read_or_build
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
+from gametalearn.terminal import on_terminal, tell
 
 __all__ = ["SCRIPTS", "Script", "build_glyphs", "load_glyphs"]
 
@@ -85,7 +85,7 @@ def build_glyphs(folder: Path, seed: int = 0, samples: int = SAMPLES, size: int 
     Args:
         folder: for `gametalearn.data.packed.read_packed`; what it holds is replaced.
         seed: of the distortions, at least 0.
-        samples: images a class.
+        samples: images per class.
         size: side of an image in pixels, at least 8.
 
     Raises:
@@ -115,9 +115,9 @@ def _write(out: PackedWriter, folder: Path, seed: int, samples: int, size: int) 
             f"glyphs: the fonts in {fonts.folder} have {len(work)} of the data set's "
             f"{sum(len(s.characters) for s in SCRIPTS)} characters; reinstall matplotlib"
         )
-    print(f"glyphs: drawing {len(work)} x {samples} images to {folder} (once)", file=sys.stderr)
+    tell(f"glyphs: drawing {len(work)} x {samples} images to {folder} (once)")
     images = draw(fonts, [c for _, c in work], seed, samples, size)
-    with tqdm(total=len(work), unit="class", desc="glyphs", disable=None) as progress:
+    with tqdm(total=len(work), unit="class", desc="glyphs", disable=not on_terminal()) as progress:
         for (script, character), drawn in zip(work, images, strict=True):
             name = f"U+{ord(character):04X} {unicodedata.name(character)}"
             out.add(name, script.name, drawn, script.split)

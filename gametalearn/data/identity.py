@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from gametalearn.data.archives import FolderFiles
 from gametalearn.data.folder import class_folders, existing, status
+from gametalearn.words import counted
 
 __all__ = ["ClassIdentity", "FolderIdentity", "differences"]
 
@@ -69,7 +70,8 @@ class FolderIdentity:
         return _sha256(lines)
 
     def __str__(self) -> str:
-        return f"{self.path} ({len(self.classes)} classes, {self.files} files)"
+        classes = counted(len(self.classes), "class", "classes")
+        return f"{self.path} ({classes}, {counted(self.files, 'file')})"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -119,7 +121,7 @@ def differences(stored: FolderIdentity, found: FolderIdentity) -> list[str]:
         if now.split != then.split:
             moved.append(f"{_short(name)} was in {then.split} and is in {now.split}")
         elif now.files != then.files:
-            changed.append(f"{_short(name)} had {then.files} files and has {now.files}")
+            changed.append(f"{_short(name)} had {counted(then.files, 'file')} and has {now.files}")
         elif now.digest != then.digest:
             changed.append(f"{_short(name)} has files of other names or sizes")
     return [*gone, *new, *changed, *moved]

@@ -21,6 +21,7 @@ from gametalearn.data.decode import decode, resized
 from gametalearn.data.omniglot import SIZE
 from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError
+from gametalearn.words import counted
 
 __all__ = ["FixedTasks", "load_lake"]
 
@@ -87,7 +88,7 @@ def _runs(files: SourceFiles) -> dict[str, str]:
     if folders.keys() != wanted:
         missing = sorted(wanted - folders.keys()) or sorted(folders.keys() - wanted)
         raise InputError(
-            f"{files.where}: {len(folders)} runs found, not the {RUNS} of the task "
+            f"{files.where}: {counted(len(folders), 'run')} found, not the {RUNS} of the task "
             f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); {EXPECTED}"
         )
     return folders

@@ -17,10 +17,12 @@ from tqdm import tqdm
 from gametalearn.data.archives import FolderFiles, SourceFiles, ZipFiles, read_file
 from gametalearn.data.decode import decode, resized
 from gametalearn.data.folder import SPLITS, check_disjoint, class_folders
-from gametalearn.data.packed import Array, packing, read_packed
+from gametalearn.data.packed import Array, is_packed, packing, read_packed
 from gametalearn.data.pickles import load_arrays
 from gametalearn.errors import InputError, summary
 from gametalearn.images import ClassImages
+from gametalearn.terminal import on_terminal, tell
+from gametalearn.words import counted
 
 __all__ = ["load_mini_imagenet", "prepare_mini_imagenet"]
 
@@ -46,7 +48,7 @@ def prepare_mini_imagenet(root: Path, source: Path | None = None, skip_bad: bool
         source: a folder with ``train.csv``, ``val.csv``, ``test.csv`` (``filename,label``) and
             ``images/`` or ``images.zip``; or with ``train/``, ``val/``, ``test/`` of class folders;
             or with ``mini-imagenet-cache-{train,val,test}.pkl``. ImageNet's terms allow no
-            download.
+            download; None leaves what is prepared as it is.
         skip_bad: leave out unreadable images, naming each on stderr, instead of stopping at the
             first.
 
@@ -54,6 +56,9 @@ def prepare_mini_imagenet(root: Path, source: Path | None = None, skip_bad: bool
         InputError: the source is not as described, a class is in two splits, a file that a CSV
             names is missing, or an image is unreadable.
     """
+    target = root / "mini-imagenet"
+    if source is None and is_packed(target, "mini-imagenet"):
+        return target
     if source is None:
         raise InputError(
             "mini-imagenet: ImageNet's terms allow no download; give `source`, a folder with "
@@ -67,12 +72,12 @@ def prepare_mini_imagenet(root: Path, source: Path | None = None, skip_bad: bool
         if not skip_bad:
             raise InputError(f"{error}; repair it, or leave it out with `skip_bad`") from error
         bad.append(str(error))
-        tqdm.write(f"skipped: {error}", file=sys.stderr)
+        if sys.stderr is not None:
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
 
-    target = root / "mini-imagenet"
     with (
         packing(target, (3, SIZE, SIZE), source=source.name) as out,
-        tqdm(unit="image", disable=None) as progress,
+        tqdm(unit="image", disable=not on_terminal()) as progress,
     ):
         splits: dict[str, list[str]] = {split: [] for split in SPLITS}
         for split, name, images in _read(source, unreadable):
@@ -85,7 +90,7 @@ def prepare_mini_imagenet(root: Path, source: Path | None = None, skip_bad: bool
         if empty := [split for split, names in splits.items() if not names]:
             raise InputError(f"mini-imagenet: {source}: split {empty[0]!r} has no classes")
     if bad:
-        print(f"mini-imagenet: {len(bad)} unreadable images were left out", file=sys.stderr)
+        tell(f"mini-imagenet: left out {counted(len(bad), 'unreadable image')}")
     return target
 
 

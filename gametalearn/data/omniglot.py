@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from gametalearn.data.archives import FolderFiles, SourceFiles, ZipFiles
 from gametalearn.data.decode import decode, resized
-from gametalearn.data.packed import PackedClass, PackedWriter, packing, read_packed
+from gametalearn.data.packed import PackedClass, PackedWriter, is_packed, packing, read_packed
 from gametalearn.errors import InputError, summary
 from gametalearn.images import ClassImages
+from gametalearn.terminal import on_terminal
 
 __all__ = ["CLASS_SPLITS", "load_omniglot", "prepare_omniglot"]
 
@@ -99,23 +100,25 @@ def prepare_omniglot(root: Path, source: Path | None = None) -> Path:
         root: the data root; files are written to ``root/omniglot``.
         source: a folder with ``images_background.zip`` and ``images_evaluation.zip``, or with the
             folders ``images_background/`` and ``images_evaluation/``, each
-            ``ALPHABET/characterNN/NNNN_MM.png``. None downloads the archives with torchvision,
-            which verifies their published checksums.
+            ``ALPHABET/characterNN/NNNN_MM.png``. None leaves what is prepared as it is; if nothing
+            is, it downloads the archives with torchvision, which verifies their published checksums.
 
     Raises:
         InputError: the source is not as described, or incomplete, or an image is unreadable.
     """
+    target = root / "omniglot"
+    if source is None and is_packed(target, "omniglot"):
+        return target
     if source is None:
         with tempfile.TemporaryDirectory() as folder:
             return prepare_omniglot(root, _download(Path(folder)))
-    target = root / "omniglot"
     # both parts are found, and checked to be complete, before anything is written
     with _open(source, "background") as background, _open(source, "evaluation") as evaluation:
         parts = {"background": background, "evaluation": evaluation}
         drawings = {part: _index(files, part) for part, files in parts.items()}
         with (
             packing(target, (1, SIZE, SIZE), source=source.name) as out,
-            tqdm(total=1623, unit="character", disable=None) as progress,
+            tqdm(total=1623, unit="character", disable=not on_terminal()) as progress,
         ):
             for part, files in parts.items():
                 for (alphabet, character), names in sorted(drawings[part].items()):

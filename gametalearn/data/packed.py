@@ -30,6 +30,7 @@ __all__ = [
     "PackedClass",
     "PackedWriter",
     "data_root",
+    "is_packed",
     "packing",
     "read_or_build",
     "read_packed",
@@ -188,6 +189,15 @@ def read_packed(folder: Path, name: str, remedy: str = "") -> tuple[ClassImages,
     """
     images, records, _ = _read(folder, name, remedy)
     return images, records
+
+
+def is_packed(folder: Path, name: str) -> bool:
+    """Whether a data set is in ``folder``, complete and undamaged."""
+    try:
+        read_packed(folder, name)
+    except (FileNotFoundError, InputError):
+        return False
+    return True
 
 
 def read_or_build(

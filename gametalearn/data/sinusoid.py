@@ -26,8 +26,8 @@ class Sinusoid:
     ``(T, queries, 1)``. Equal seeds give equal tasks.
 
     Args:
-        shots: support points a task.
-        queries: query points a task.
+        shots: support points per task.
+        queries: query points per task.
         seed: any int64; the start of the stream of tasks.
         group: the objective that all tasks belong to.
 

@@ -64,7 +64,7 @@ def shares(s: Tensor, magnitude: Tensor | float, threshold: float) -> Tensor:
 def agreement_weights(gradients: Gradients, *, normalize: bool = False) -> Tensor:
     """Weights of T tasks by how far each gradient agrees with all of them (paper, equation 6).
 
-    w_i = s_i / sum_k |s_k|,  s_i = sum_j <g_i, g_j>
+        w_i = s_i / sum_k |s_k|,  s_i = sum_j <g_i, g_j>
 
     so sum |w_i| = 1, and a task that opposes the mean gets a negative weight. The weights are
     invariant to a common scale of the gradients and depend on their Gramian alone.

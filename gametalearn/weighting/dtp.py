@@ -19,8 +19,8 @@ __all__ = ["DynamicTaskPrioritization"]
 class DynamicTaskPrioritization(nn.Module):
     """Objectives with a low accuracy get more weight: the focal loss of a performance indicator.
 
-    w_i = -(1 - kappa_i)^gamma_i * log kappa_i
-    kappa_i(t) = decay * kappa_i(t-1) + (1 - decay) * accuracy_i(t)
+        w_i = -(1 - kappa_i)^gamma_i * log kappa_i
+        kappa_i(t) = decay * kappa_i(t-1) + (1 - decay) * accuracy_i(t)
 
     kappa_i is the moving average of the query accuracy, started at its first value, the current
     batch included. For the weight it is clamped to [0.01, 0.99], where w neither diverges nor

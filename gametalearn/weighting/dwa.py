@@ -19,8 +19,8 @@ __all__ = ["DynamicWeightAverage"]
 class DynamicWeightAverage(nn.Module):
     """Objectives whose losses fall slowly get more weight (equation 7 of the paper).
 
-    w_i(t) = K exp(r_i(t-1) / temperature) / sum_k exp(r_k(t-1) / temperature)
-    r_i(t-1) = L_i(t-1) / L_i(t-2)
+        w_i(t) = K exp(r_i(t-1) / temperature) / sum_k exp(r_k(t-1) / temperature)
+        r_i(t-1) = L_i(t-1) / L_i(t-2)
 
     L_i(t) is the mean loss of objective i over epoch t, an epoch being ``period`` meta-iterations;
     the weights are 1 in the first two epochs, and always with one objective.
@@ -34,7 +34,7 @@ class DynamicWeightAverage(nn.Module):
     Args:
         objectives: K, for groups 0 to K - 1, or the groups' identities.
         temperature: larger is closer to uniform; 2 in the paper.
-        period: meta-iterations an epoch.
+        period: meta-iterations per epoch.
         within: how the tasks of one objective are combined, ``"uniform"`` or ``"agreement"``.
     """
 

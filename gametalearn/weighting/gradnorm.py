@@ -23,9 +23,11 @@ __all__ = ["GradNorm", "shared_columns"]
 class GradNorm(nn.Module):
     """Weights of objectives whose gradients on the shared weights W train at similar rates.
 
-    minimise over w, by one step an iteration:  sum_i |G_i - Gbar * r_i^alpha|   (equation 2)
+    The weights minimise, by one step per iteration (equation 2),
 
-    G_i = ||w_i grad_W L_i||, Gbar their mean, r_i = Ltilde_i / mean(Ltilde) with
+        sum_i |G_i - Gbar * r_i^alpha|
+
+    over w, with G_i = ||w_i grad_W L_i||, Gbar their mean, r_i = Ltilde_i / mean(Ltilde) with
     Ltilde_i = L_i(t) / L_i(0) the relative inverse training rate; the target Gbar * r_i^alpha is
     held constant. After the step, w is renormalised to sum to K (algorithm 1). The weights of an
     iteration are those before its step, as are the norms. The gradient on W is read off the rows

@@ -32,6 +32,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gametalearn.records import one_line
 from gametalearn.weighting.vectors import Vectors
 from gametalearn.weighting.weights import Rule, Weights
 
@@ -75,6 +76,8 @@ class ShardedGradients:
     group: Tensor
     own: slice
     processes: Processes
+
+    __repr__ = one_line
 
     def __len__(self) -> int:
         """The number of tasks T."""

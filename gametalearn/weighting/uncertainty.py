@@ -20,11 +20,13 @@ __all__ = ["UncertaintyWeighting"]
 class UncertaintyWeighting(nn.Module):
     """Objectives weighted by a learned variance sigma_i^2, w_i = 1 / (2 sigma_i^2).
 
-    ``form="kendall"``:   sum_i L_i / (2 sigma_i^2) + log sigma_i           (Kendall et al., eq. 7)
-    ``form="positive"``:  sum_i L_i / (2 sigma_i^2) + log(1 + sigma_i^2)    (Liebel & Koerner 2018,
-    arXiv 1805.06334), whose second term cannot become negative.
+        kendall:   sum_i L_i / (2 sigma_i^2) + log sigma_i
+        positive:  sum_i L_i / (2 sigma_i^2) + log(1 + sigma_i^2)
 
-    The sum is minimised over s_i = log sigma_i^2 together with the meta-parameters, one step an
+    The first form is equation 7 of Kendall et al.; the second is that of Liebel & Koerner 2018 (arXiv
+    1805.06334), whose second term cannot become negative.
+
+    The sum is minimised over s_i = log sigma_i^2 together with the meta-parameters, one step per
     iteration; the weights of an iteration are those before its step. s starts at 0 (sigma = 1), so
     the weights start at 1/2 and their scale is part of what is learned: with one objective too,
     this is not uniform.

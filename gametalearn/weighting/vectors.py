@@ -132,7 +132,7 @@ class Vectors:
 def gramian(gradients: Gradients) -> Tensor:
     """Inner products ``(T, T)`` of per-task gradients, in float64, relative to the longest one.
 
-    G_ij = <g_i, g_j> / max_k ||g_k||^2
+        G_ij = <g_i, g_j> / max_k ||g_k||^2
 
     so the largest entry is 1 (or all are 0) and nothing overflows or underflows; every rule here is
     invariant to the common factor. In float32 on devices that lack float64.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
+from gametalearn.records import one_line
 
 __all__ = [
     "Gradients",
@@ -41,6 +42,8 @@ class Weights:
 
     raw: Tensor
     effective: Tensor
+
+    __repr__ = one_line
 
 
 class Rule(Protocol):

@@ -30,4 +30,4 @@ def test_without_torchjd():
     )
     said = run(program)
     assert said.startswith("TorchJD 0.18 or later is not installed (")
-    assert said.endswith("); pip install 'gametalearn[torchjd]'")
+    assert said.endswith("); pip install 'torchjd[quadprog-projector]>=0.18'")

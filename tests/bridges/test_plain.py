@@ -417,7 +417,7 @@ def test_bad_input():
         collect.add(update=[None])
     with pytest.raises(InputError, match=r"update 0 is torch.strided \(1,\); expected .* \(5, 3\)"):
         collect.add(update=[torch.zeros(1), None, None, None])
-    with pytest.raises(InputError, match=r"loss must be one number a task, got \(2,\)"):
+    with pytest.raises(InputError, match=r"loss must be one number per task, got \(2,\)"):
         collect.add(loss=torch.zeros(2))
     collect.add()  # what was refused took no gradient away
 
@@ -441,3 +441,47 @@ def test_rule_that_gives_no_weights(rule, got):
         collect.add()
     with pytest.raises(InputError, match=rf"expected weights of shape \(3,\), got {got}"):
         collect.combine()
+
+
+# what is handed in
+
+
+def test_param_groups_are_parameters():
+    model, tasks = make_model(), make_tasks()
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.5}]  # type: ignore[index]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    collect = GradientCollector(optimizer.param_groups)
+    rows = rows_of(model, tasks)
+    for x, y in tasks:
+        nn.functional.mse_loss(model(x), y).backward()
+        collect.add()
+    torch.testing.assert_close(collect.combine().effective, agreement_weights(rows))
+    torch.testing.assert_close(flat_grad(model), agreement_weights(rows) @ rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), "got a SGD; pass model.param"),
+        (None, "got a NoneType"),
+        ([{"lr": 0.1}], "tensors, got a dict"),
+        ([], "parameters is empty"),
+        ([{"params": []}], "parameters is empty"),
+    ],
+)
+def test_what_is_no_parameters(given, message):
+    with pytest.raises(InputError, match=message):
+        GradientCollector(given)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("gradnorm", r"got the name 'gradnorm'; make it: gametalearn.make_rule\('gradnorm'\)"),
+        (Uniform, r"got the class Uniform; make one: Uniform\(...\)"),
+        (torch.ones(4), "got a Tensor"),
+    ],
+)
+def test_what_is_no_rule_is_refused_at_once(rule, message):
+    with pytest.raises(InputError, match=f"`rule` must be a rule, or a function .*{message}"):
+        GradientCollector(make_model().parameters(), rule)

@@ -363,3 +363,22 @@ def test_short_gradients_are_zero_to_some():
     lower = TorchJDRule("CAGrad", norm_eps=1e-10)(short).effective
     wanted = TorchJDRule("CAGrad", norm_eps=1e-10)(gradients_of(rows)).effective
     torch.testing.assert_close(lower, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_nobody_is_blamed_where_one_bad_loss_spoils_every_row() -> None:
+    """TorchJD's one pass makes NaN of all rows, whichever loss was NaN; rows by themselves tell."""
+    model, x, y = make_losses()
+    aggregator = GramianWeightedAggregator(AgreementWeighting())
+    losses = [(model(x[i]) - y[i]).square().sum() for i in range(TASKS)]
+    losses[1] = losses[1] * float("nan")
+    backward(losses)
+    with pytest.raises(InputError, match="which task is to blame cannot be told") as error:
+        jac_to_grad(model.parameters(), aggregator)
+    assert "task 0" not in str(error.value)
+    rows = make_rows()
+    for bad in (float("nan"), float("inf")):
+        rows[1, 3] = bad
+        with pytest.raises(InputError, match="of task 1 is not finite"):
+            aggregator(rows)
+        with pytest.raises(InputError, match="of task 1 is not finite"):
+            TorchJDRule("UPGrad")(gradients_of(rows))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gametalearn.cli import main
 from gametalearn.data import folder as module
 from gametalearn.data import load_dataset
 from gametalearn.data.decode import decode
@@ -74,7 +75,7 @@ def test_a_class_called_test_is_a_class(tmp_path: Path) -> None:
         (["train/a/1.png", "val/b/1.png", "test/a/1.png"], "class 'a' is in train and in test"),
         (["a/1.png", "b/1.png"], "2 class folders with images, at least 3"),
         (["1.png", "2.png"], "0 class folders"),
-        (["a/1.txt", "b/.hidden.png", "c/1.png"], "1 class folders"),
+        (["a/1.txt", "b/.hidden.png", "c/1.png"], "1 class folder with images"),
     ],
 )
 def test_what_is_wrong_with_a_tree(tmp_path: Path, files: list[str], message: str) -> None:
@@ -165,3 +166,97 @@ def test_dealing_is_stable_and_proportioned() -> None:
         sizes = [len(c) for c in deal_classes(names[:count], "here").values()]
         assert sum(sizes) == count
         assert min(sizes) >= min(5, count // 3)
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        ("train", "val", "test"),
+        ("Train", "Val", "Test"),
+        ("train", "valid", "test"),
+        ("training", "validation", "testing"),
+        ("TRAIN", "Validation", "Test"),
+    ],
+)
+def test_splits_by_other_names(tmp_path: Path, splits: tuple[str, str, str]) -> None:
+    for split, names in zip(splits, (("a", "b"), ("c",), ("d", "e")), strict=True):
+        for name in names:
+            save(tmp_path / "in" / split / name / "1.png", 7)
+    load = {s: load_folder(tmp_path / "in", s, tmp_path / "root") for s in ("train", "val", "test")}
+    assert [data.classes for data in load.values()] == [("a", "b"), ("c",), ("d", "e")]
+
+
+def test_two_folders_for_one_split(tmp_path: Path) -> None:
+    for folder in ("train", "val", "valid", "test"):
+        save(tmp_path / "in" / folder / f"of-{folder}" / "1.png", 7)
+    with pytest.raises(InputError, match="val/ and valid/ are both the val classes"):
+        load_folder(tmp_path / "in", "train", tmp_path / "root")
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "JPE", "jif", "pjpeg", "apng", "dib", "pnm"])
+def test_other_ends_of_the_same_formats(tmp_path: Path, suffix: str) -> None:
+    source = flat(tmp_path / "in", classes=3)
+    for file in sorted((source / "class01").iterdir()):
+        file.rename(file.with_suffix(f".{suffix}"))
+    parts = [load_folder(source, s, tmp_path / "root") for s in ("train", "val", "test")]
+    assert sorted(p.classes[0] for p in parts) == ["class00", "class01", "class02"]
+    assert [p.count.tolist() for p in parts] == [[3]] * 3
+
+
+def left_out(folder: Path, root: Path) -> str:
+    with pytest.warns(UserWarning, match="left out") as told:
+        load_folder(folder, "train", root)
+    assert len(told) == 1
+    return str(told[0].message).partition("left out ")[2]
+
+
+def test_nothing_vanishes_without_a_word(tmp_path: Path) -> None:
+    source = flat(tmp_path / "in", classes=4)
+    for file in sorted((source / "class03").iterdir()):
+        file.rename(file.with_suffix(".heic"))
+    (source / "class00" / "x.avif").write_bytes(b"")
+    (source / "class00" / "notes.txt").write_text("beside the images")
+    (source / "class00" / ".DS_Store").write_bytes(b"")
+    save(source / "loose.png", 1)
+    assert left_out(source, tmp_path / "root") == (
+        "1 image in no folder, class03/ (3 files, none called like an image), 1 .avif file"
+    )
+
+
+def test_folders_beside_the_splits_are_told(tmp_path: Path) -> None:
+    for folder in ("train/a", "val/b", "test/c", "extra/d"):
+        save(tmp_path / "in" / folder / "1.png", 7)
+    (tmp_path / "in" / "docs").mkdir()
+    (tmp_path / "in" / "docs" / "readme.txt").write_text("no image, and no class")
+    (tmp_path / "in" / "test" / "empty").mkdir()
+    (tmp_path / "in" / "test" / "empty" / "a.dat").write_text("no image")
+    assert left_out(tmp_path / "in", tmp_path / "root") == (
+        "1 image in extra, test/empty/ (1 file, none called like an image)"
+    )
+
+
+def test_too_few_test_images_are_found_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, count in (("train", 3), ("val", 3), ("test", 2)):
+        for name in ("a", "b"):
+            for i in range(count):
+                save(tmp_path / "in" / split / f"{split}-{name}" / f"{i}.png", i)
+    flags = "--model mlp --hidden 4 --image-size 4 --ways 2 --shots 1 --meta-batch 2 --iterations 2"
+    flags += f" --validation-episodes 2 --quiet --dataset folder:{tmp_path}/in"
+    out = tmp_path / "run"
+    assert main(["train", *flags.split(), "--queries", "2", "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert (
+        "1 shot + 2 queries = 3 examples a class asked, but class 'test-a' in split 'test'" in err
+    )
+    assert "has 2; lower --shots or --queries" in err
+    assert not out.exists()
+    assert main(["train", *flags.split(), "--queries", "1", "--out", str(out)]) == 0
+    assert main(["evaluate", str(out), "--episodes", "2", "--quiet"]) == 0
+    # a run that has begun goes on, whatever became of its test classes' size
+    for place in (tmp_path / "in" / "test").iterdir():
+        (place / "0.png").unlink()
+    (out / "data.json").unlink()
+    with pytest.warns(UserWarning, match="could not be verified"):
+        assert main(["train", "--resume", str(out), "--quiet"]) == 0

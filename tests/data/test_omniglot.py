@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gametalearn.cli import main
 from gametalearn.data import load_dataset, omniglot, prepare_omniglot
 from gametalearn.data.omniglot import ALPHABETS, VALIDATION_ALPHABETS
 from gametalearn.errors import InputError
@@ -177,6 +178,31 @@ def test_no_network_names_the_source_option(
     monkeypatch.setattr(torchvision.datasets, "Omniglot", offline)
     with pytest.raises(InputError, match=r"no route to host.*--source FOLDER"):
         prepare_omniglot(tmp_path / "root")
+
+
+def test_what_is_prepared_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torchvision.datasets
+
+    monkeypatch.setenv("GAMETALEARN_DATA", str(tmp_path / "root"))
+    assert main(["data", "prepare", "omniglot", "--source", str(as_folder(tmp_path / "in"))]) == 0
+    assert "prepared before" not in capsys.readouterr().out
+    index = tmp_path / "root" / "omniglot" / "index.json"
+    written = index.stat().st_mtime_ns
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets, "Omniglot", offline)
+    assert main(["data", "prepare", "omniglot"]) == 0
+    out = capsys.readouterr().out
+    assert "omniglot: 10 classes, 200 images" in out
+    assert "prepared before, and left as it is" in out
+    assert index.stat().st_mtime_ns == written
+    index.write_text("{}")  # what is damaged is no data set: it is fetched again
+    assert main(["data", "prepare", "omniglot"]) == 2
+    assert "no route to host" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

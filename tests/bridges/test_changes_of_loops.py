@@ -1,8 +1,6 @@
-"""The README's changes to other people's loops, applied and run: before and after each."""
+"""The documentation's changes to other people's loops, applied and run: before and after each."""
 
 import copy
-import re
-from pathlib import Path
 from typing import Any
 
 import learn2learn as l2l
@@ -12,18 +10,14 @@ from torch import Tensor, nn
 
 from gametalearn import MAML, TaskBatch, agreement_weights, meta_gradients
 from gametalearn.bridges import GradientCollector
+from tests.support.pages import DOCS, blocks, run_python
 
-README = Path(__file__).parents[2] / "README.md"
-HEADING = "## Use the rule in your own loop"
 TASKS, RATE = 4, 0.1
 
 
-def blocks(language: str) -> list[str]:
-    """The section's fenced blocks of one language."""
-    _, found, rest = README.read_text(encoding="utf-8").partition(f"{HEADING}\n")
-    assert found, f"README.md has no heading '{HEADING}'"
-    section = re.split(r"^## ", rest, flags=re.MULTILINE)[0]
-    return re.findall(rf"^```{language}\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+def changes(name: str) -> list[str]:
+    """The changes of loops on a page of the tutorials."""
+    return [block.code for block in blocks(DOCS / "tutorials" / name, "diff")]
 
 
 def program(diff: str, keep: str) -> str:
@@ -34,7 +28,8 @@ def program(diff: str, keep: str) -> str:
     return "\n".join(line[1:] for line in lines if line[:1] in ("", " ", keep))
 
 
-PLAIN, LEARN2LEARN, TORCHJD = blocks("diff")
+PLAIN, TORCHJD = changes("plain-loop.md")
+(LEARN2LEARN,) = changes("learn2learn.md")
 
 
 def make_model() -> nn.Module:
@@ -96,7 +91,7 @@ def test_learn2learn(keep, monkeypatch):
         "sample_tasks": lambda: tasks,
         "iterations": 2,
         "meta_batch": TASKS,
-        "GradientCollector": GradientCollector,  # imported in the block above it
+        "GradientCollector": GradientCollector,  # imported in the text below it
     }
     exec(program(LEARN2LEARN, keep), scope)
     x, y, query_x, query_y = (torch.stack(field) for field in zip(*tasks, strict=True))
@@ -118,7 +113,7 @@ def test_streaming():
         "task_loss": lambda i: nn.functional.mse_loss(model(batch[i][0]), batch[i][1]),
         "optimizer": torch.optim.SGD(model.parameters(), lr=RATE),
     }
-    (streaming,) = (block for block in blocks("python") if "stream_agreement" in block)
-    exec(streaming, scope)
+    found = blocks(DOCS / "tutorials" / "plain-loop.md", "python")
+    run_python([block for block in found if "stream_agreement" in block.code], scope)
     step_by_hand(by_hand, rows_of(by_hand, batch), agreement=True)
     torch.testing.assert_close(parameters(model), parameters(by_hand))
