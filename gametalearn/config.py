@@ -167,10 +167,13 @@ class TrainConfig:
         OUTER)
     meta_schedule: str = setting(
         "cosine", "course of the outer rate over the run", OUTER,
-        choices=("constant", "linear", "cosine"), needs={"meta_optimizer": ("adam", "sgd")})
+        choices=("constant", "linear", "cosine"), needs={"meta_optimizer": ("adam", "adamw", "sgd")})
     meta_lr_final: float = setting(
         0.0, "outer rate that a schedule ends at", OUTER, least=0,
         needs={"meta_schedule": ("linear", "cosine")})
+    weight_decay: float = setting(
+        0.0, "decay of the meta-parameters: added to the gradient by adam and sgd, decoupled in adamw",
+        OUTER, least=0)
     clip_value: float = setting(
         0.0, "bound on the meta-gradient's entries; 0 is none", OUTER, least=0)
     clip_norm: float = setting(
@@ -182,6 +185,9 @@ class TrainConfig:
         0, "seed of initial weights and of all episodes", OUTER, least=-(2**60), most=2**60)
     log_every: int = setting(
         10, "iterations between lines of metrics.jsonl", OUTER, least=1, resumable=True)
+    log_matrices: bool = setting(
+        False, "also log the cosines between all tasks' gradients, T x T numbers a line", OUTER,
+        resumable=True)
     validate_every: int = setting(
         100, "iterations between validations", OUTER, least=1, resumable=True,
         shown="a tenth of the run, at most 500")

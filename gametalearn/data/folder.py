@@ -83,7 +83,7 @@ def deal_classes(names: Iterable[str], where: str) -> dict[str, list[str]]:
     total = len(ranked)
     if total < 3:
         raise InputError(
-            f"{where}: {total} class folders with images, at least 3 are needed (one a split); "
+            f"{where}: {total} classes with images, at least 3 are needed (one a split); in a folder, "
             "images lie in FOLDER/CLASS/*.png or FOLDER/{train,val,test}/CLASS/*.png"
         )
     least = min(5, total // 3)
