@@ -102,7 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             runs.append(timed.seconds)
     medians = {k: statistics.median(run[k] for run in runs[2:]) for k in runs[0]}
     whole = sum(medians.values())
-    print(f"{args.config}: {len(chunks)} chunks of {plan.chunk} tasks, {1e3 * whole:.1f} ms a chunk")
+    print(
+        f"{args.config}: {len(chunks)} chunks of {plan.chunk} tasks, {1e3 * whole:.1f} ms a chunk"
+    )
     for kind, seconds in sorted(medians.items(), key=lambda item: -item[1]):
         print(f"| {kind} | {1e3 * seconds:.1f} ms | {100 * seconds / whole:.0f}% |")
     return 0

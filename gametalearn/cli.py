@@ -96,7 +96,11 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     add("action", choices=("prepare", "list", "clean"),
         help="prepare writes a data set; list shows what is there, with sizes; clean removes packed "
         "copies of folders. All lie below $GAMETALEARN_DATA, or ~/.cache/gametalearn.")  # fmt: skip
-    add("name", nargs="?", help="omniglot, mini-imagenet or glyphs; for clean, one copy (all of them).")
+    add(
+        "name",
+        nargs="?",
+        help="omniglot, mini-imagenet or glyphs; for clean, one copy (all of them).",
+    )
     add("--source", type=Path, metavar="PATH",
         help="Folder or archives to read; without it, download where that exists.")  # fmt: skip
     add("--skip-bad", action="store_true", help="Leave out unreadable images.")

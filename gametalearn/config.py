@@ -152,13 +152,13 @@ class TrainConfig:
     multi_step_loss: int = setting(
         0, "iterations over which the query losses after all inner steps count, the last one's more "
         "and more, as in MAML++; 0 is none", MODEL, least=0,
-        learners=("maml", "fomaml", "anil", "metasgd"), needs={"inner_steps": 1})
+        learners=("maml", "fomaml", "anil", "metasgd", "proto-maml"), needs={"inner_steps": 1})
     first_order_until: int = setting(
         0, "iterations that ignore second derivatives, as in MAML++; 0 is none", MODEL, least=0,
-        learners=("maml", "anil", "metasgd"))
+        learners=("maml", "anil", "metasgd", "proto-maml"))
     constant_memory: bool = setting(
         False, "for many inner steps: memory that does not grow with them, for two to three times "
-        "the time", MODEL, learners=("maml", "anil", "metasgd"))
+        "the time", MODEL, learners=("maml", "anil", "metasgd", "proto-maml"))
     iterations: int = setting(1000, "meta-updates", OUTER, least=1, resumable=True)
     meta_batch: int = setting(16, "tasks per meta-update", OUTER, least=1)
     meta_lr: float = setting(3e-3, "learning rate of the outer loop", OUTER, above=0)

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from gametalearn import InputError, TrainConfig
+from gametalearn.build import build_optimizer
 from gametalearn.update import apply_update, clip, combine, meta_rate, sgd
 
 
