@@ -70,12 +70,14 @@ def read(run: Path, first: int, last: int) -> list[tuple[Array, Array, Mask]]:
     for line in file.read_text().splitlines():
         record = json.loads(line)
         if first <= record["iteration"] <= last and any(record.get("spoiled", ())):
+            if "cosine" not in record["diagnostics"]:
+                raise InputError(f"{run}: it logged no cosines; train with --log-matrices")
             norms, cosine = (np.array(record["diagnostics"][k]) for k in ("norms", "cosine"))
             found.append((norms, cosine, np.array(record["spoiled"], dtype=bool)))
     if not found:
         raise InputError(
             f"{run}: no logged iteration from {first} to {last} has spoiled tasks; "
-            "train with --disagree and a smaller --log-every"
+            "train with --disagree, --log-matrices and a smaller --log-every"
         )
     return found
 

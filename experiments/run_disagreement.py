@@ -130,6 +130,7 @@ def settings(args: argparse.Namespace, cell: Cell) -> TrainConfig:
         "disagree": cell["share"],
         "disagree_kind": None if cell["kind"] == "none" else cell["kind"],
         "threads": args.threads,
+        "log_matrices": True,
     }
     return TrainConfig.of(**{**given, **{k: v for k, v in changes.items() if v is not None}})
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,9 @@ LossFn = Callable[[Params], Tensor]
 Gradient = Callable[[LossFn, Params], Params]
 """``gradient(loss, params)``: the derivative of ``loss(params)``, zeros where it has none."""
 
+HEAD = "task_head."
+"""Prefix under which the tensors of a task's own head stand among the adapted parameters."""
+
 RATE = "inner_lr."
 """Prefix under which learned inner rates stand among the meta-parameters."""
 
@@ -55,6 +58,12 @@ class Learner(Protocol):
     A learner may have ``step_weights``, one per step, and ``path(meta, loss, gradient)``, which yields
     the parameters before the first step and after each: rows then differentiate the query losses
     after all steps, so weighted (MAML++'s multi-step loss), not the last one alone. See `MAML`.
+
+    A learner may also say how queries are predicted from a task's support set, by ``head(features,
+    labels)``, a dictionary of tensors that it makes of the model's outputs for the support set, and
+    ``predict(head, features)``, the prediction from those and the model's outputs. The head's tensors
+    then adapt with the model's parameters, under names that begin with `HEAD`. ``for_ways(ways)`` gives
+    the learner for tasks of so many classes. See `gametalearn.prototypes.ProtoMAML`.
     """
 
     @property
@@ -83,6 +92,31 @@ class Learner(Protocol):
     def for_test(self, steps: int) -> Self:
         """The same inner loop with ``steps`` steps and no second-order graph."""
         ...
+
+
+L = TypeVar("L", bound=Learner)
+
+
+def fitted(learner: L, support_y: Tensor) -> L:
+    """The learner for tasks with these labels: one that makes heads is told the number of classes.
+
+    Raises:
+        InputError: it makes heads, and the targets are no labels.
+    """
+    if not makes_heads(learner) or not support_y.numel():
+        return learner
+    if support_y.is_floating_point():
+        raise InputError(
+            f"{type(learner).__name__} makes a class's prototype of its support examples, and these "
+            f"targets are no labels ({support_y.dtype}); take `learner` maml"
+        )
+    found: L = learner.for_ways(int(support_y.max()) + 1)  # type: ignore[attr-defined]
+    return found
+
+
+def makes_heads(learner: object) -> bool:
+    """Whether a learner, or a class of them, makes a head for each task out of its support set."""
+    return callable(getattr(learner, "head", None))
 
 
 def _check(name: str, inner_lr: float, steps: int) -> None:

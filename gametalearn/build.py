@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gametalearn import registry
-from gametalearn.adaptation import LSLR, Learner
+from gametalearn.adaptation import LSLR, Learner, makes_heads
 from gametalearn.config import TrainConfig
 from gametalearn.data import load_part
 from gametalearn.disagreement import Disagreement
@@ -114,19 +114,28 @@ def objective_names(config: TrainConfig, source: Source) -> tuple[str, ...]:
     return tuple(config.datasets)
 
 
-def build_model(config: TrainConfig, input_shape: Sequence[int]) -> nn.Module:
+def build_model(
+    config: TrainConfig, input_shape: Sequence[int], learner: Learner | None = None
+) -> nn.Module:
     """The model with initial weights drawn from the run's seed; the global state is untouched."""
     part, fixed = _resolved(config, "model")
-    return make_model(config, part, input_shape, fixed)
+    return make_model(config, part, input_shape, fixed, learner)
 
 
 def make_model(
-    config: TrainConfig, part: Any, input_shape: Sequence[int], fixed: Mapping[str, Any]
+    config: TrainConfig,
+    part: Any,
+    input_shape: Sequence[int],
+    fixed: Mapping[str, Any],
+    learner: Learner | None = None,
 ) -> nn.Module:
-    """What a class or function of models gives; see `build_model`."""
+    """What a class or function of models gives; see `build_model`.
+
+    It is offered no ``ways`` (None) where the learner makes heads, and then gives an embedding.
+    """
     shape = torch.Size(input_shape)
     offered = {
-        "ways": config.ways, "input_shape": shape, "hidden": config.hidden, "pool": config.pool,
+        "ways": None if makes_heads(learner) else config.ways, "input_shape": shape, "hidden": config.hidden, "pool": config.pool,
         "norm": config.norm, "config": config,
     }  # fmt: skip
     if len(shape) == 3:
@@ -144,9 +153,9 @@ def make_model(
     return model.to(config.device)
 
 
-def mlp(input_shape: torch.Size, config: TrainConfig) -> MLP:
+def mlp(input_shape: torch.Size, config: TrainConfig, ways: int | None) -> MLP:
     """The network of Finn et al. 2017 for sinusoids, or a classifier of flattened inputs."""
-    outputs = 1 if config.regression else config.ways
+    outputs = 1 if config.regression else ways
     return MLP(input_shape.numel(), outputs, (config.hidden, config.hidden))
 
 
@@ -201,7 +210,7 @@ def build_score(config: TrainConfig) -> ScoreLike:
 def build_optimizer(config: TrainConfig, named: list[tuple[str, Tensor]]) -> Any:
     """What the setting ``meta_optimizer`` gives: an optimiser, or it and a scheduler."""
     part, fixed = _resolved(config, "meta_optimizer")
-    offered = {"lr": config.meta_lr}
+    offered = {"lr": config.meta_lr, "weight_decay": config.weight_decay}
     return registry.call("meta_optimizer", config.meta_optimizer, part,
                          {"named_parameters": named, **offered}, fixed)  # fmt: skip
 

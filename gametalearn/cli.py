@@ -93,11 +93,14 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
                              help="Read options from a TOML file; flags win over it.")  # fmt: skip
         return sub.add_argument
 
-    add = command("data", "prepare data sets, or list them",
+    add = command("data", "prepare data sets, list what is there, or clean up",
                   "data prepare omniglot --source ~/omniglot")  # fmt: skip
-    add("action", choices=("prepare", "list"),
-        help="Prepare one data set, or list which ones are there.")  # fmt: skip
-    add("name", nargs="?", help="The data set to prepare: omniglot, mini-imagenet or glyphs.")
+    add("action", choices=("prepare", "list", "clean"),
+        help="prepare writes a data set; list shows what is there, with sizes; clean removes packed "
+        "copies of folders. All lie below $GAMETALEARN_DATA, or ~/.cache/gametalearn.")  # fmt: skip
+    add("name", nargs="?",
+        help="The data set to prepare: omniglot, mini-imagenet or glyphs; with clean, one copy instead of "
+        "all of them.")  # fmt: skip
     add("--source", type=Path, metavar="PATH",
         help="The folder or archives to read. Without it, the data set is downloaded if it can be.")  # fmt: skip
     add("--skip-bad", action="store_true", help="Leave out unreadable images instead of stopping.")

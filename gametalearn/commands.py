@@ -76,7 +76,7 @@ def _use_machine(config: TrainConfig, team: Team) -> None:
 
 def data(args: argparse.Namespace) -> None:
     """Prepare data sets, or list what is there."""
-    from gametalearn.data.catalog import describe, prepare
+    from gametalearn.data.catalog import clean, describe, prepare
     from gametalearn.data.packed import data_root
 
     root = data_root()
@@ -89,8 +89,12 @@ def data(args: argparse.Namespace) -> None:
     if args.action == "list":
         if args.name or args.source:
             raise InputError(f"data list takes no name or source, got '{args.name or args.source}'")
+        print(f"data sets in {root}")
         for name, state in describe(root):
             print(f"{name:14} {state}")
+        return
+    if args.action == "clean":
+        print("\n".join(clean(root, args.name) or [f"no packed copies of folders in {root}"]))
         return
     if not args.name:
         raise InputError("data prepare: name a data set: omniglot, mini-imagenet or glyphs")

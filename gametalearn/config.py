@@ -158,13 +158,13 @@ class TrainConfig:
     multi_step_loss: int = setting(
         0, "for so many iterations, count the query losses after every inner step, the last one "
         "more and more, as MAML++ does; 0 counts the last one only", MODEL, least=0,
-        learners=("maml", "fomaml", "anil", "metasgd"), needs={"inner_steps": 1})
+        learners=("maml", "fomaml", "anil", "metasgd", "proto-maml"), needs={"inner_steps": 1})
     first_order_until: int = setting(
         0, "ignore second derivatives for so many iterations, as MAML++ does; 0 never ignores them",
-        MODEL, least=0, learners=("maml", "anil", "metasgd"))
+        MODEL, least=0, learners=("maml", "anil", "metasgd", "proto-maml"))
     constant_memory: bool = setting(
         False, "use memory that does not grow with the number of inner steps, at two to three "
-        "times the computing time", MODEL, learners=("maml", "anil", "metasgd"))
+        "times the computing time", MODEL, learners=("maml", "anil", "metasgd", "proto-maml"))
     iterations: int = setting(1000, "number of meta-updates", OUTER, least=1, resumable=True)
     meta_batch: int = setting(16, "number of tasks per meta-update", OUTER, least=1)
     meta_lr: float = setting(3e-3, "learning rate of the outer loop", OUTER, above=0)
@@ -173,10 +173,13 @@ class TrainConfig:
         OUTER)
     meta_schedule: str = setting(
         "cosine", "how the outer learning rate changes over the run", OUTER,
-        choices=("constant", "linear", "cosine"), needs={"meta_optimizer": ("adam", "sgd")})
+        choices=("constant", "linear", "cosine"), needs={"meta_optimizer": ("adam", "adamw", "sgd")})
     meta_lr_final: float = setting(
         0.0, "the outer learning rate at the end of a schedule", OUTER, least=0,
         needs={"meta_schedule": ("linear", "cosine")})
+    weight_decay: float = setting(
+        0.0, "decay of the meta-parameters: added to the gradient by adam and sgd, decoupled in adamw",
+        OUTER, least=0)
     clip_value: float = setting(
         0.0, "clip the entries of the meta-gradient to this absolute value; 0 does not clip", OUTER,
         least=0)
@@ -189,6 +192,9 @@ class TrainConfig:
         0, "seed of the initial weights and of all episodes", OUTER, least=-(2**60), most=2**60)
     log_every: int = setting(
         10, "write a line of metrics.jsonl every so many iterations", OUTER, least=1,
+        resumable=True)
+    log_matrices: bool = setting(
+        False, "also log the cosines between all tasks' gradients, T x T numbers per line", OUTER,
         resumable=True)
     validate_every: int = setting(
         100, "validate every so many iterations", OUTER, least=1, resumable=True,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gametalearn.adaptation import Learner, Params
+from gametalearn.adaptation import Learner, Params, fitted
 from gametalearn.engine.loop import first_order
-from gametalearn.engine.task import fixed_tensors, predict, support_loss, swapping
+from gametalearn.engine.task import fixed_tensors, predict, started, support_loss, swapping
 from gametalearn.episodes import TaskBatch
 from gametalearn.losses import Loss
 from gametalearn.normalisation import Protocol, by_batch, check_protocol, ours, refusal
@@ -71,9 +71,11 @@ def depends_on_queries(
         if differs(model, initial, x, support_x, protocol):
             return True
         support_y, fixed = task.support_y[0].clone(), fixed_tensors(model)
-        support = support_loss(model, loss, fixed, support_x, support_y)
+        learner = fitted(learner.for_test(learner.steps), task.support_y)
+        support = support_loss(model, learner, loss, fixed, support_x, support_y)
         start = {n: p.detach().clone() for n, p in meta.items()}
-        adapted = learner.for_test(learner.steps).adapt(start, support, first_order)
+        begin = started(model, learner, start, fixed, support_x, support_y)
+        adapted = learner.adapt(begin, support, first_order)
         return differs(model, own_parameters(model, adapted), x, support_x, protocol)
 
 

@@ -22,19 +22,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gametalearn.adaptation import Learner, Params, model_parameters
+from gametalearn.adaptation import Learner, Params, fitted, model_parameters
 from gametalearn.copies import copied
 from gametalearn.dependence import settled
 from gametalearn.distributed import ALONE, Team
 from gametalearn.engine.loop import first_order
-from gametalearn.engine.task import fixed_tensors, support_loss, swapping
+from gametalearn.engine.task import (
+    fixed_tensors,
+    split_head,
+    started,
+    support_loss,
+    swapping,
+)
 from gametalearn.episodes import Source, TaskBatch, draw
 from gametalearn.errors import InputError, summary
 from gametalearn.gradients import adapt_and_score, meta_of
 from gametalearn.losses import Loss, default_loss
 from gametalearn.normalisation import Protocol, check_statistics, protocol_of
 from gametalearn.peek import score_for
-from gametalearn.predictor import bake
+from gametalearn.predictor import WithHead, bake
 from gametalearn.records import one_line
 from gametalearn.scores import SCORES, Format, ScoreLike, default_score
 from gametalearn.statistics import LARGEST, half_width
@@ -179,7 +185,7 @@ def evaluate(
         batch = placed(model, draw(stream, stop - start, part))
         with _explained(model):
             if number == 0:
-                chosen = score_for(score, loss, model, meta, batch)
+                chosen = score_for(score, loss, model, learner, meta, batch)
                 found = settled(model, protocol, meta, batch, learner, loss)
             if mine:
                 _, values = adapt_and_score(
@@ -278,6 +284,10 @@ def adapt(
             does, by the batch that it is given, and one with ``norm="support"`` is called
             ``copy(query_x, support_x)``. A model of your own with ``uses_support`` always is.
 
+    Returns:
+        The copy; for a learner that makes heads (`gametalearn.prototypes`) a module of the copy,
+        ``embedding``, and the task's ``head``.
+
     Raises:
         InputError: no parameter requires gradients: there is nothing to adapt. Or the predictions of
             an inductive copy would still depend on each other: by something in the forward that is no
@@ -290,18 +300,22 @@ def adapt(
             "at a time in a batch with the support set, use evaluate"
         )
     meta = meta_of(model, learner, meta)
-    learner = learner.for_test(learner.steps)
+    learner = fitted(learner.for_test(learner.steps), support_y)
     with torch.inference_mode(False), _explained(model):
         # the inner loop has a copy of its own: what a forward writes down stays there
         with swapping:
             scratch, result = copied(model), copied(model)
         start = {name: p.detach().clone() for name, p in meta.items()}
         x, y = (placed(model, t).clone() for t in (support_x, support_y))
-        support = support_loss(scratch, loss, fixed_tensors(scratch), x, y)
-        adapted = learner.adapt(start, support, first_order)
+        fixed = fixed_tensors(scratch)
+        support = support_loss(scratch, learner, loss, fixed, x, y)
+        with torch.no_grad():
+            begin = started(scratch, learner, start, fixed, x, y)
+        adapted = learner.adapt(begin, support, first_order)
+        _, head = split_head(adapted)
         with torch.no_grad():
             for name, p in model_parameters(result).items():
                 p.copy_(adapted[name])
         if protocol == "inductive":
             bake(result, x)
-    return result
+    return WithHead(result, learner, head) if head else result

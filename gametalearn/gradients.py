@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from gametalearn.adaptation import Learner, Params, model_parameters
+from gametalearn.adaptation import Learner, Params, fitted, model_parameters
 from gametalearn.engine.loop import loop_gradients, loop_scores
 from gametalearn.engine.plan import Method, choose
 from gametalearn.engine.replay import replay_gradients, replay_scores
@@ -129,7 +129,7 @@ def meta_gradients(
         raise InputError(
             f"meta_gradients: constant_memory=True loops over tasks; it takes no method='{method}'"
         )
-    recipe = Recipe(model, learner, loss, function, protocol)
+    recipe = Recipe(model, fitted(learner, batch.support_y), loss, function, protocol)
     if not len(batch):
         none, size = _nothing(meta), sum(p.numel() for p in meta.values())
         return TaskGradients(none.view(0, size), none.view(0, size), none, none, batch.group)
@@ -174,7 +174,7 @@ def adapt_and_score(
     meta, function, data = meta_of(model, learner, meta), score_function(score), data_of(batch)
     if not len(batch):
         return _nothing(meta), _nothing(meta)
-    recipe = Recipe(model, learner, loss, function, protocol)
+    recipe = Recipe(model, fitted(learner, batch.support_y), loss, function, protocol)
     plan = choose(meta, data, method=method, chunk=chunk, threads=threads, fixed_chunk=True)
     if plan.method == "loop":
         value, points = loop_scores(recipe, meta, data)

@@ -1,17 +1,21 @@
-"""``metrics.jsonl``, what a run writes while it trains."""
+"""``metrics.jsonl``: what a run writes while it trains, and the same as plain columns."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
-from gametalearn.errors import InputError
+import numpy as np
+
+from gametalearn.errors import InputError, summary
 from gametalearn.run import Run, Watch
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "read_metrics", "scalars"]
 
 
 class Metrics:
@@ -62,3 +66,44 @@ class Metrics:
         with self._explained():
             os.fsync(self._stream.fileno())
             return self._stream.tell()
+
+
+def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The single finite numbers of a nested record by their path, such as ``validation/accuracy``.
+
+    >>> dict(scalars({"loss": 0.5, "losses": [0.4, 0.6], "validation": {"accuracy": 1}}))
+    {'loss': 0.5, 'validation/accuracy': 1.0}
+    """
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and math.isfinite(value):
+            yield f"{prefix}{key}", float(value)
+
+
+def read_metrics(run: Path | str) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """What a run logged, a column for each number: ``pandas.DataFrame(read_metrics("runs/a"))``.
+
+    Args:
+        run: a run's folder.
+
+    Returns:
+        Columns of one length, a value for each line of ``metrics.jsonl``, NaN where a line has none:
+        ``iteration``, ``loss``, the score (``accuracy``), ``validation/accuracy``,
+        ``objectives/NAME/loss``, ``diagnostics/mean_cosine``, ``seconds/total`` and so on. What a
+        line has for each task (``losses``, ``effective``) is left out.
+
+    Raises:
+        InputError: there is no run, or its file is damaged.
+    """
+    file = Path(run) / "metrics.jsonl"
+    try:
+        lines = file.read_text().splitlines()
+    except OSError as error:
+        raise InputError(f"{run}: no run there ({file.name}: {error.strerror})") from error
+    try:
+        rows = [dict(scalars(json.loads(line))) for line in lines]
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file}: damaged ({summary(error)})") from error
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: np.array([row.get(name, math.nan) for row in rows]) for name in names}

@@ -94,7 +94,7 @@ class _Backbone(nn.Module):
         return self.norm == "support"
 
     def forward(self, x: Tensor, support_x: Tensor | None = None) -> Tensor:
-        """Logits ``(B, ways)`` of images ``(B, C, H, W)``; ``support_x`` sets the statistics."""
+        """Logits ``(B, ways)``, or features, of images ``(B, C, H, W)``; ``support_x`` sets the statistics."""
         support = None
         if support_x is not None:
             x, support = torch.cat([support_x, x]), len(support_x)
@@ -118,6 +118,10 @@ class _Backbone(nn.Module):
         raise NotImplementedError
 
 
+def _head(features: int, ways: int | None) -> nn.Module:
+    return nn.Identity() if ways is None else nn.Linear(features, ways)
+
+
 class _ConvBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, norm: Norm, stride: int) -> None:
         super().__init__()
@@ -138,7 +142,7 @@ class Conv4(_Backbone):
     """The four-block convolutional network of Vinyals et al. 2016 and Finn et al. 2017.
 
     Args:
-        ways: outputs N.
+        ways: outputs N; None leaves the head out, and the outputs are features.
         channels: input channels C.
         image_size: height and width of the input, at least 16.
         hidden: filters per block; 64 for Omniglot, 32 for mini-ImageNet in MAML.
@@ -151,7 +155,7 @@ class Conv4(_Backbone):
 
     def __init__(
         self,
-        ways: int = 5,
+        ways: int | None = 5,
         channels: int = 1,
         image_size: int = 28,
         hidden: int = 64,
@@ -171,9 +175,10 @@ class Conv4(_Backbone):
             _ConvBlock(channels if i == 0 else hidden, hidden, norm, stride) for i in range(4)
         )
         side = image_size // 16
-        self.head = nn.Linear(hidden if pool == "stride" else hidden * side * side, ways)
-        nn.init.xavier_uniform_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = _head(hidden if pool == "stride" else hidden * side * side, ways)
+        if isinstance(self.head, nn.Linear):
+            nn.init.xavier_uniform_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
 
     def features(self, x: Tensor, support: int | None = None) -> Tensor:
         """The head's input, ``(B, hidden)`` or ``(B, hidden x H/16 x W/16)``."""
@@ -206,7 +211,7 @@ class ResNet12(_Backbone):
     """ResNet-12 (Oreshkin et al. 2018; widths of Lee et al. 2019), without dropout.
 
     Args:
-        ways: outputs N.
+        ways: outputs N; None leaves the head out, and the outputs are features.
         channels: input channels C.
         widths: filters of the four residual blocks.
         norm, mean, std: as in `Conv4`.
@@ -214,7 +219,7 @@ class ResNet12(_Backbone):
 
     def __init__(
         self,
-        ways: int = 5,
+        ways: int | None = 5,
         channels: int = 3,
         widths: Sequence[int] = (64, 160, 320, 640),
         norm: Norm = "batch",
@@ -226,7 +231,7 @@ class ResNet12(_Backbone):
         self.blocks = nn.ModuleList(
             _ResBlock(sizes[i], sizes[i + 1], norm) for i in range(len(widths))
         )
-        self.head = nn.Linear(sizes[-1], ways)
+        self.head = _head(sizes[-1], ways)
 
     def features(self, x: Tensor, support: int | None = None) -> Tensor:
         """The head's input, ``(B, widths[-1])``: a spatial mean."""
@@ -240,15 +245,17 @@ class MLP(nn.Module):
 
     Args:
         inputs: features of the flattened input.
-        outputs: targets, or ways.
+        outputs: targets, or ways; None leaves the head out, and the outputs are features.
         hidden: widths of the hidden layers.
     """
 
-    def __init__(self, inputs: int = 1, outputs: int = 1, hidden: Sequence[int] = (40, 40)) -> None:
+    def __init__(
+        self, inputs: int = 1, outputs: int | None = 1, hidden: Sequence[int] = (40, 40)
+    ) -> None:
         super().__init__()
         sizes = [inputs, *hidden]
         self.layers = nn.ModuleList(nn.Linear(sizes[i], sizes[i + 1]) for i in range(len(hidden)))
-        self.head = nn.Linear(sizes[-1], outputs)
+        self.head = _head(sizes[-1], outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, outputs)`` of ``(B, *x)``."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from gametalearn.adaptation import Params, model_parameters
-from gametalearn.engine.task import predict, swapping
+from gametalearn.adaptation import Learner, Params, fitted, model_parameters
+from gametalearn.engine.task import fixed_tensors, predicted, started, swapping
 from gametalearn.episodes import TaskBatch
 from gametalearn.losses import Loss, default_loss
 from gametalearn.scores import SCORES, Score, ScoreLike, as_score, default_score, settled
@@ -41,7 +41,12 @@ def own_parameters(model: nn.Module, meta: Params) -> Params:
 
 
 def score_for(
-    score: ScoreLike, loss: Loss, model: nn.Module, meta: Params, task: TaskBatch
+    score: ScoreLike,
+    loss: Loss,
+    model: nn.Module,
+    learner: Learner,
+    meta: Params,
+    task: TaskBatch,
 ) -> Score:
     """The `Score` that a run or a test goes by, settled before anything is adapted.
 
@@ -49,6 +54,7 @@ def score_for(
         score, loss: as in `gametalearn.meta_gradients`.
         model: is not changed; it predicts the queries of the first task, once, if the loss is not
             the default one and the score is.
+        learner: is asked for a prediction where it makes a head.
         meta: the meta-parameters.
         task: one task or more, on the model's device.
 
@@ -63,7 +69,8 @@ def score_for(
         named = SCORES["mse" if target.is_floating_point() else "accuracy"]
         return dataclasses.replace(named, function=default_score)
     with swapping, undisturbed(target.device), torch.inference_mode(False), torch.no_grad():
-        prediction: Any = predict(
-            model, own_parameters(model, meta), task.query_x[0], task.support_x[0]
-        )
+        own, learner = own_parameters(model, meta), fitted(learner, task.support_y)
+        support_x, fixed = task.support_x[0], fixed_tensors(model)
+        begin = started(model, learner, own, fixed, support_x, task.support_y[0])
+        prediction: Any = predicted(model, learner, begin, task.query_x[0], support_x, fixed)
     return settled(score, loss, prediction, target)

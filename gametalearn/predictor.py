@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gametalearn.adaptation import model_parameters
+from gametalearn.adaptation import Params, model_parameters
 from gametalearn.copies import copied
 from gametalearn.dependence import differs
 from gametalearn.engine.task import predict, swapping
@@ -18,7 +18,7 @@ from gametalearn.models import TaskNorm, _Backbone
 from gametalearn.normalisation import by_batch, ours
 from gametalearn.peek import undisturbed
 
-__all__ = ["bake"]
+__all__ = ["WithHead", "bake"]
 
 _ADVICE = "pass protocol='transductive' for a copy that goes on normalising by what it is given"
 
@@ -26,6 +26,23 @@ EXAMPLES = 4
 """On so many it is measured whether they depend on each other."""
 Statistics = tuple[Tensor, Tensor]
 """``mean (C,), var (C,)``."""
+
+
+class WithHead(nn.Module):
+    """An embedding and the head that a learner made of one support set; ``(B, *x)`` to predictions.
+
+    Its ``state_dict`` has ``embedding.*`` and ``head.*``: of `gametalearn.prototypes` the head is that
+    of an `nn.Linear` behind flattened features.
+    """
+
+    def __init__(self, embedding: nn.Module, learner: Any, head: Params) -> None:
+        super().__init__()
+        self.embedding, self._predict = embedding, learner.predict
+        self.head = nn.ParameterDict({name: value.detach() for name, value in head.items()})
+
+    def forward(self, x: Tensor) -> Any:
+        """The prediction for each input."""
+        return self._predict(dict(self.head.items()), self.embedding(x))
 
 
 def bake(model: nn.Module, support_x: Tensor) -> None:

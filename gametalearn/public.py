@@ -14,14 +14,17 @@ from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, adapt, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.images import ClassImages
+from gametalearn.metrics import read_metrics
 from gametalearn.mixture import MixedSource
 from gametalearn.models import MLP, Conv4, ResNet12
 from gametalearn.probing import Probe, probe
+from gametalearn.prototypes import ProtoMAML, ProtoNet
 from gametalearn.results import Comparison
 from gametalearn.run import Run
 from gametalearn.runfolder import load_run
 from gametalearn.scores import SCORES, Score
 from gametalearn.training import train
+from gametalearn.update import apply_update
 from gametalearn.weighting import (
     RULES,
     DynamicTaskPrioritization,
@@ -65,6 +68,8 @@ __all__ = [
     "NormControl",
     "NormalizedMean",
     "Probe",
+    "ProtoMAML",
+    "ProtoNet",
     "Reptile",
     "ResNet12",
     "Run",
@@ -79,6 +84,7 @@ __all__ = [
     "adapt",
     "agreement_weights",
     "agreement_weights_from_gramian",
+    "apply_update",
     "clear_programs",
     "compare",
     "diagnose",
@@ -89,6 +95,7 @@ __all__ = [
     "make_rule",
     "meta_gradients",
     "probe",
+    "read_metrics",
     "shared_columns",
     "train",
 ]

@@ -56,13 +56,13 @@ REGISTERED = ("model", "dataset", "learner", "rule")
 
 
 OFFERED: dict[str, str] = {
-    "model": "ways, input_shape, channels, image_size, hidden, pool, norm, config",
+    "model": "ways (None for a learner that makes heads), input_shape, channels, image_size, hidden, pool, norm, config",
     "dataset": "split, seed, ways, shots, queries, class_split, image_size, channels, root, config",
     "learner": "inner_lr, steps, optimizer, batch, config",
     "rule": "objectives, within, columns, seed, config, and the rule's own options",
     "loss": "prediction, target",
     "score": "prediction, target",
-    "meta_optimizer": "named_parameters, lr",
+    "meta_optimizer": "named_parameters, lr, weight_decay",
 }
 """The arguments that a part of each kind may name; a loss and a score are functions of both of theirs."""
 
@@ -97,6 +97,8 @@ BUILT_IN: dict[str, dict[str, Part]] = {
         "anil": _part("adaptation:ANIL"),
         "metasgd": _part("adaptation:MetaSGD"),
         "reptile": _part("adaptation:Reptile"),
+        "protonet": _part("prototypes:ProtoNet"),
+        "proto-maml": _part("prototypes:ProtoMAML"),
     },
     "rule": {
         "uniform": _part("weighting:Uniform"),
@@ -121,7 +123,11 @@ BUILT_IN: dict[str, dict[str, Part]] = {
         "mse": _part("scores:as_score", score="mse"),
         "mae": _part("scores:as_score", score="mae"),
     },
-    "meta_optimizer": {"adam": _part("update:adam"), "sgd": _part("update:sgd")},
+    "meta_optimizer": {
+        "adam": _part("update:adam"),
+        "adamw": _part("update:adamw"),
+        "sgd": _part("update:sgd"),
+    },
 }
 """One line per part."""
 

@@ -261,10 +261,10 @@ def start(
     if not loaded:
         source = build_source(config, "train") if parts.source is None else parts.source
     shape = tuple(known["input_shape"]) if loaded and known else input_shape_of(source)  # type: ignore[arg-type]
-    model = _model(config, parts, shape)
+    learner = build_learner(config) if parts.learner is None else parts.learner
+    model = _model(config, parts, shape, learner)
     if known is not None and (dtype := PRECISIONS.get(str(known.get("dtype")))):
         model.to(dtype)
-    learner = build_learner(config) if parts.learner is None else parts.learner
     own = model_parameters(model)
     meta = {
         name: own[name] if name in own else nn.Parameter(value.detach().clone())
@@ -277,7 +277,7 @@ def start(
         settled = _score_again(score, known["score"])  # type: ignore[index]
     else:
         objectives = objective_names(config, source)
-        settled = _score(config, loss, score, model, meta, source)
+        settled = _score(config, loss, score, model, learner, meta, source)
     return Run(config, model, meta, learner, objectives, loss, settled, shape, out=out, team=team,
                drawn=source)  # fmt: skip
 
@@ -294,12 +294,14 @@ def precision_of(model: nn.Module) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def _model(config: TrainConfig, parts: Parts, shape: tuple[int, ...]) -> nn.Module:
+def _model(
+    config: TrainConfig, parts: Parts, shape: tuple[int, ...], learner: Learner
+) -> nn.Module:
     if isinstance(parts.model, nn.Module):
         return parts.model.to(config.device)
     if parts.model is not None:
-        return make_model(config, parts.model, shape, {})
-    return build_model(config, shape)
+        return make_model(config, parts.model, shape, {}, learner)
+    return build_model(config, shape, learner)
 
 
 def outer_of(run: Run, parts: Parts) -> Outer:
@@ -313,6 +315,11 @@ def outer_of(run: Run, parts: Parts) -> Outer:
         raise InputError(
             f"rule 'dtp' weighs objectives by their accuracy, and the score '{run.score.name}' is an "
             "error; use gradnorm, uncertainty, uncertainty-positive or dwa"
+        )
+    if config.rule == "agreement-update" and run.learner.steps == 0:
+        raise InputError(
+            "rule 'agreement-update' compares inner updates, and with 0 inner steps there are none "
+            f"(`learner` {config.learner}); use agreement"
         )
     rule = parts.rule
     if rule is None:
@@ -340,6 +347,7 @@ def _score(
     loss: Loss,
     score: ScoreLike,
     model: nn.Module,
+    learner: Learner,
     meta: Params,
     source: Source,
 ) -> Score:
@@ -351,7 +359,7 @@ def _score(
     found = as_score(score)
     if found is None:
         task = source.with_seed(0).sample(1).to(config.device)
-        found = score_for(score, loss, model, meta, task)
+        found = score_for(score, loss, model, learner, meta, task)
     if found.name in RESERVED:
         raise InputError(
             f"score '{found.name}': files call something else so; give it another name, such as "

@@ -6,9 +6,8 @@ Needs the extra ``tensorboard``. Nothing is imported before the first line is lo
 from __future__ import annotations
 
 import importlib.util
-import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 from gametalearn.episodes import EpisodeSampler, draw
 from gametalearn.errors import InputError
+from gametalearn.metrics import scalars
 from gametalearn.run import Run
 from gametalearn.sheet import contact_sheet
 
@@ -51,8 +51,9 @@ class TensorBoard:
         """Log one line of ``metrics.jsonl``."""
         step = int(record["iteration"])
         writer = self._writer(run, step)
-        for name, value in _scalars(record):
-            writer.add_scalar(name, value, step)
+        for name, value in scalars(record):
+            if name != "iteration":
+                writer.add_scalar(name, value, step)
         for kind in ("raw", "effective"):
             if record[kind]:
                 writer.add_histogram(f"weights/{kind}", np.asarray(record[kind]), step)
@@ -71,15 +72,6 @@ class TensorBoard:
             if step == 1 and (sheet := _sheet(run)) is not None:
                 self._writers[folder].add_image("first meta-batch", sheet, 1, dataformats="HWC")
         return self._writers[folder]
-
-
-def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The single finite numbers of a record by their path, such as ``validation/accuracy``."""
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and math.isfinite(value) and key != "iteration":
-            yield f"{prefix}{key}", float(value)
 
 
 def _sheet(run: Run) -> np.ndarray[Any, Any] | None:

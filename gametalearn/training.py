@@ -197,7 +197,9 @@ def _loop(
                 "objectives": _by_objective(run, tasks),
                 "raw": weights.raw.tolist(),
                 "effective": weights.effective.tolist(),
-                "diagnostics": diagnose(team.whole(gradients, tasks), weights).as_record(),
+                "diagnostics": diagnose(team.whole(gradients, tasks), weights).as_record(
+                    matrices=config.log_matrices
+                ),
                 "skipped": run.skipped,
                 "seconds": {
                     "total": run.seconds,

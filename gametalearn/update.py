@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["adam", "apply_update", "clip", "combine", "meta_rate", "sgd"]
+from gametalearn.errors import InputError
+
+__all__ = ["adam", "adamw", "apply_update", "clip", "combine", "meta_rate", "sgd"]
 
 
 def combine(rows: Tensor, weights: Tensor) -> Tensor:
@@ -29,14 +31,19 @@ Named = Sequence[tuple[str, Tensor]]
 """Parameters with their names, as `torch.nn.Module.named_parameters` gives them."""
 
 
-def adam(named_parameters: Named, lr: float) -> torch.optim.Optimizer:
-    """Adam (Kingma & Ba 2015), the usual outer optimiser."""
-    return torch.optim.Adam([p for _, p in named_parameters], lr=lr)
+def adam(named_parameters: Named, lr: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba 2015), the usual outer optimiser; the decay is added to the gradient."""
+    return torch.optim.Adam([p for _, p in named_parameters], lr=lr, weight_decay=weight_decay)
 
 
-def sgd(named_parameters: Named, lr: float) -> torch.optim.Optimizer:
+def adamw(named_parameters: Named, lr: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+    return torch.optim.AdamW([p for _, p in named_parameters], lr=lr, weight_decay=weight_decay)
+
+
+def sgd(named_parameters: Named, lr: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
     """Plain gradient descent."""
-    return torch.optim.SGD([p for _, p in named_parameters], lr=lr)
+    return torch.optim.SGD([p for _, p in named_parameters], lr=lr, weight_decay=weight_decay)
 
 
 def meta_rate(
@@ -60,17 +67,40 @@ def meta_rate(
 
 def apply_update(
     optimizer: torch.optim.Optimizer,
-    parameters: Sequence[Tensor],
+    parameters: Iterable[Tensor] | Mapping[str, Tensor] | nn.Module,
     vector: Tensor,
     lr: float | None = None,
 ) -> None:
-    """Write ``vector (P,)`` into the parameters' ``.grad``, in their order, and step.
+    """The meta-step: write a combined meta-gradient into ``.grad``, and let an optimiser step.
 
-    By ``lr``, or by the rates that the optimiser has where it is None.
+    ::
+
+        gradients = meta_gradients(model, batch, learner)
+        weights = GradientAgreement()(gradients)
+        apply_update(optimizer, model, weights.effective @ gradients.rows)
+
+    Args:
+        optimizer: any; a closure is not passed.
+        parameters: the tensors that the columns of `TaskGradients.rows` belong to, in their order: a
+            model (those that require gradients), a run's ``meta``, or the tensors themselves.
+        vector: ``(P,)``, such as ``weights @ rows``; it is cast to each parameter's precision.
+        lr: the rate of every parameter group in this step; None leaves those that the optimiser has.
+
+    Raises:
+        InputError: ``vector`` has another size than the parameters together.
     """
+    if isinstance(parameters, nn.Module):
+        parameters = [p for p in parameters.parameters() if p.requires_grad]
+    parameters = list(parameters.values() if isinstance(parameters, Mapping) else parameters)
+    size = sum(p.numel() for p in parameters)
+    if vector.shape != (size,):
+        raise InputError(
+            f"apply_update: the parameters have {size} numbers and the update has the shape "
+            f"{tuple(vector.shape)}; it must be ({size},)"
+        )
     for group in optimizer.param_groups if lr is not None else ():
         group["lr"] = lr
     parts = torch.split(vector, [p.numel() for p in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.view_as(parameter)
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
     optimizer.step()

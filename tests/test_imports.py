@@ -12,18 +12,18 @@ import gametalearn
 ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
-    "copies errors frozen pixels records trees update words",
-    "files images models registry statistics terminal",
+    "copies errors frozen pixels records trees words",
+    "files images models registry statistics terminal update",
     "canvas checkpoint episodes losses normalisation places",
     "data disagreement mixture scores settings sheet tables",
     "adaptation config",
-    "engine environment flags provenance schedules",
+    "engine environment flags prototypes provenance schedules",
     "gradients peek resuming",
     "benchmark dependence weighting",
     "bridges build diagnostics distributed predictor",
     "evaluation run",
-    "metrics progress results tensorboard transfer",
-    "live protocols runfolder stored",
+    "metrics progress results transfer",
+    "live protocols runfolder stored tensorboard",
     "training",
     "jobs",
     "comparison logs",

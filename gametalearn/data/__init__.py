@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gametalearn import registry
-from gametalearn.data.folder import load_folder
+from gametalearn.data.folder import deal_classes, load_folder
 from gametalearn.data.mini_imagenet import prepare_mini_imagenet
 from gametalearn.data.omniglot import prepare_omniglot
 from gametalearn.data.packed import data_root
@@ -42,7 +42,10 @@ def load_dataset(
     Args:
         name: ``glyphs`` (embedded; built on first use), ``omniglot``, ``mini-imagenet``, or
             ``folder:PATH`` or a path for a tree of class folders, cached on first use; or a name
-            that a package registered, or ``module:attribute``. (Sinusoids are no images: see
+            that a package registered, or ``module:attribute``, such as
+            ``torchvision.datasets:CIFAR100`` (downloaded below ``root/torchvision``). Where that does
+            not take ``split``, and for torchvision's, whose splits divide examples and not classes,
+            64 / 16 / 20% of the classes are dealt by their names. (Sinusoids are no images: see
             `gametalearn.data.Sinusoid`.)
         split: ``train``, ``val`` or ``test``; no class is in two of them. Of a folder also ``all``.
         root: the data root; `data_root` by default.
@@ -90,11 +93,24 @@ def load_part(name: str, split: str, *, rotations: bool = False, **given: Any) -
         )
     if folder is not None:  # packed at the size asked for, not resized twice
         fixed = {"folder": Path(folder)}
-    data = registry.call("dataset", name, part, {"split": split, **offered}, fixed)
+    offered["split"] = split
+    # torchvision's `split` and `train` divide the examples of each class, and are left alone
+    theirs = getattr(part, "__module__", "").startswith("torchvision.datasets")
+    if theirs:
+        offered = {"root": offered["root"] / "torchvision", "download": True}
+    data = registry.call("dataset", name, part, offered, fixed)
     if hasattr(data, "sample"):
         return data
     if not isinstance(data, ClassImages):
         data = ClassImages.from_pairs(data, name)
+    if theirs or not registry.takes(part, "split"):
+        data = _dealt(data, split)
     if rotations:
         data = data.rotated()
-    return data.converted(offered.get("image_size"), offered.get("channels"))
+    return data.converted(given.get("image_size"), given.get("channels"))
+
+
+def _dealt(data: ClassImages, split: str) -> ClassImages:
+    """One split's classes, by `deal_classes`: what gives the same for every split would leak them."""
+    chosen = set(deal_classes(data.classes, data.name)[split])
+    return data.subset([i for i, name in enumerate(data.classes) if name in chosen], split)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 from gametalearn.data.packed import is_packed, read_packed
 from gametalearn.errors import InputError
+from gametalearn.files import locked
 from gametalearn.words import counted, did_you_mean
 
-__all__ = ["describe", "prepare"]
+__all__ = ["clean", "describe", "prepare"]
 
 PREPARED = ("omniglot", "mini-imagenet", "glyphs")
 
@@ -51,7 +54,52 @@ def describe(root: Path) -> list[tuple[str, str]]:
         *ready,
         ("sinusoid", "generated; nothing to prepare"),
         ("folder:PATH", "your own images, PATH/CLASS/*.png; packed on first use"),
+        *((f"  {copy.name}", f"{_megabytes(copy)} of {_source(copy)}") for copy in _copies(root)),
     ]
+
+
+def clean(root: Path, name: str | None = None) -> list[str]:
+    """Remove packed copies of folders of images, which are made anew when they are needed.
+
+    Args:
+        root: the data root.
+        name: of one copy, as `describe` tells it; None removes all of them.
+
+    Returns:
+        A line for each copy that was removed.
+
+    Raises:
+        InputError: there is no copy of this name.
+    """
+    chosen = [copy for copy in _copies(root) if name in (None, copy.name)]
+    if name is not None and not chosen:
+        raise InputError(
+            f"data clean: there is no packed copy '{name}'; `gametalearn data list` names them "
+            "(prepared data sets stay: remove their folders yourself)"
+        )
+    said = []
+    for copy in chosen:
+        said.append(f"removed {copy} ({_megabytes(copy)} of {_source(copy)})")
+        with locked(copy):
+            (copy / "index.json").unlink(missing_ok=True)  # from now on it is no data set
+        shutil.rmtree(copy)
+    return said
+
+
+def _copies(root: Path) -> list[Path]:
+    folder = root / "folders"
+    return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+
+def _megabytes(copy: Path) -> str:
+    return f"{sum(file.stat().st_size for file in copy.iterdir()) / 1e6:.1f} MB"
+
+
+def _source(copy: Path) -> str:
+    try:
+        return str(json.loads((copy / "index.json").read_text())["info"]["source"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return "an unknown folder"
 
 
 def _state(root: Path, name: str) -> str:

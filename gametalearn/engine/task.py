@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gametalearn.adaptation import Gradient, Learner, Params, SupportLoss
+from gametalearn.adaptation import HEAD, Gradient, Learner, Params, SupportLoss, makes_heads
 from gametalearn.engine.swap import dense_embeddings, eager, swapped, swapping
 from gametalearn.episodes import TaskBatch
 from gametalearn.losses import Loss, apply_loss
@@ -25,7 +25,10 @@ __all__ = [
     "Result",
     "fixed_tensors",
     "predict",
+    "predicted",
     "query_loss",
+    "split_head",
+    "started",
     "support_loss",
     "swapping",
 ]
@@ -133,20 +136,21 @@ def query_loss(
     """
     support_x, support_y, query_x, query_y = data
     model, learner, loss = recipe.model, recipe.learner, recipe.loss
-    support = support_loss(model, loss, fixed, support_x, support_y)
+    support = support_loss(model, learner, loss, fixed, support_x, support_y)
 
     def query(params: Params) -> tuple[Tensor, Tensor]:
-        prediction = predict(model, params, query_x, support_x, fixed, recipe.protocol)
+        prediction = predicted(model, learner, params, query_x, support_x, fixed, recipe.protocol)
         value = apply_loss(loss, prediction, query_y)
         return value, measured(recipe.score, loss, prediction, query_y)
 
+    begin = started(model, learner, meta, fixed, support_x, support_y)
     weights = getattr(learner, "step_weights", ())
     if not weights:
-        adapted = learner.adapt(meta, support, gradient)
+        adapted = learner.adapt(begin, support, gradient)
         value, points = query(adapted)
         return value, (adapted, value, points)
     terms = []
-    path = learner.path(meta, support, gradient)  # type: ignore[attr-defined]
+    path = learner.path(begin, support, gradient)  # type: ignore[attr-defined]
     next(path)
     for weight, adapted in zip(weights, path, strict=True):
         value, points = query(adapted)
@@ -154,14 +158,59 @@ def query_loss(
     return torch.stack(terms).sum(), (adapted, value, points)
 
 
+def started(
+    model: nn.Module,
+    learner: Learner,
+    meta: Params,
+    fixed: Params,
+    support_x: Tensor,
+    support_y: Tensor,
+) -> Params:
+    """What the inner loop begins with: the meta-parameters, and the head that a learner makes."""
+    if not makes_heads(learner):
+        return meta
+    features = predict(model, meta, support_x, None, fixed)
+    head = learner.head(features, support_y)  # type: ignore[attr-defined]
+    # By other names: an inner gradient is partial, with the head held apart from what it is made of.
+    own = {name: p.view_as(p) for name, p in meta.items()}
+    return {**own, **{HEAD + name: value for name, value in head.items()}}
+
+
+def predicted(
+    model: nn.Module,
+    learner: Learner,
+    params: Params,
+    x: Tensor,
+    support_x: Tensor | None,
+    fixed: Params | None = None,
+    protocol: Protocol | None = None,
+) -> Any:
+    """`predict`, and then the head among ``params`` if the learner makes one."""
+    if not makes_heads(learner):
+        return predict(model, params, x, support_x, fixed, protocol)
+    body, head = split_head(params)
+    return learner.predict(head, predict(model, body, x, support_x, fixed, protocol))  # type: ignore[attr-defined]
+
+
+def split_head(params: Params) -> tuple[Params, Params]:
+    """The model's parameters, and those of a task's own head without their prefix."""
+    body = {n: p for n, p in params.items() if not n.startswith(HEAD)}
+    return body, {n.removeprefix(HEAD): p for n, p in params.items() if n.startswith(HEAD)}
+
+
 def support_loss(
-    model: nn.Module, loss: Loss, fixed: Params, support_x: Tensor, support_y: Tensor
+    model: nn.Module,
+    learner: Learner,
+    loss: Loss,
+    fixed: Params,
+    support_x: Tensor,
+    support_y: Tensor,
 ) -> SupportLoss:
     """What an inner loop descends on: the mean loss on a support set, or on a window of it."""
 
     def support(params: Params, first: int = 0, count: int | None = None) -> Tensor:
         x, y = (_circle(t, first, count) for t in (support_x, support_y))
-        return apply_loss(loss, predict(model, params, x, None, fixed), y)
+        return apply_loss(loss, predicted(model, learner, params, x, None, fixed), y)
 
     return support
 

@@ -8,6 +8,7 @@ from PIL import Image
 from gametalearn.cli import main
 from gametalearn.data import folder as module
 from gametalearn.data import load_dataset
+from gametalearn.data.catalog import clean, describe
 from gametalearn.data.decode import decode
 from gametalearn.data.folder import deal_classes, load_folder
 from gametalearn.errors import InputError
@@ -260,3 +261,22 @@ def test_too_few_test_images_are_found_before_the_training(
     (out / "data.json").unlink()
     with pytest.warns(UserWarning, match="could not be verified"):
         assert main(["train", "--resume", str(out), "--quiet"]) == 0
+
+
+def test_packed_copies_are_listed_and_removed(tmp_path: Path) -> None:
+    first, second = flat(tmp_path / "first"), flat(tmp_path / "second", 4)
+    root = tmp_path / "root"
+    for folder in (first, second):
+        load_dataset(f"folder:{folder}", "train", root=root)
+    copies = {text.split(" of ")[1]: name.strip() for name, text in describe(root)[-2:]}
+    assert copies.keys() == {str(first), str(second)}
+    assert copies[str(first)].startswith("first-")
+    (said,) = clean(root, copies[str(first)])
+    assert str(first) in said
+    assert [p.name for p in (root / "folders").iterdir()] == [copies[str(second)]]
+    assert load_dataset(f"folder:{first}", "train", root=root).num_classes == 10  # made anew
+    assert len(clean(root)) == 2
+    assert clean(root) == []
+    assert (first / "class00").is_dir()
+    with pytest.raises(InputError, match="no packed copy 'first'"):
+        clean(root, "first")

@@ -65,3 +65,50 @@ def test_the_scripts_say_what_is_wrong(tmp_path: Path, name: str) -> None:
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert str(tmp_path) in done.stderr
+
+
+SMALL = """
+import torchvision
+
+
+def same_for_every_split(root):
+    return torchvision.datasets.FakeData(60, (1, 16, 16), 12)
+"""
+
+
+def test_what_gives_the_same_for_every_split_gets_its_classes_dealt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small_data.py").write_text(SMALL)
+    monkeypatch.syspath_prepend(tmp_path)
+    parts = [
+        load_dataset("small_data:same_for_every_split", split, root=tmp_path)
+        for split in ("train", "val", "test")
+    ]
+    classes = [name for part in parts for name in part.classes]
+    assert len(classes) == len(set(classes)) == 12
+    assert [part.num_classes for part in parts] == [4, 4, 4]
+    assert sum(int(part.count.sum()) for part in parts) == 60
+
+
+def test_torchvisions_own_splits_do_not_leak_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its `split` and `train` divide each class's examples; classes are dealt all the same."""
+    datasets = pytest.importorskip("torchvision").datasets
+    made = []
+
+    class Numbers(datasets.FakeData):  # type: ignore[misc, name-defined]
+        def __init__(self, root: Path, split: str = "theirs", download: bool = False) -> None:
+            super().__init__(90, (3, 8, 8), 9)
+            made.append((root, split, download))
+
+    Numbers.__module__ = "torchvision.datasets.numbers"
+    monkeypatch.setattr(datasets, "Numbers", Numbers, raising=False)
+    parts = [
+        load_dataset("torchvision.datasets:Numbers", split, root=tmp_path, image_size=16)
+        for split in ("train", "val", "test")
+    ]
+    assert made == [(tmp_path / "torchvision", "theirs", True)] * 3
+    assert sorted(name for part in parts for name in part.classes) == [str(c) for c in range(9)]
+    assert {part.shape for part in parts} == {(3, 16, 16)}

@@ -54,7 +54,7 @@ __all__ = ["Past", "Watch", "watch"]
 _CALLED = frozenset({
     "training", "forward", "backward", "setup_context", "vmap", "jvp", "apply",
     "adapt", "path", "meta_parameters", "for_test", "steps", "first_order", "update_is_row",
-    "step_weights", "uses_support",
+    "step_weights", "uses_support", "head", "predict", "for_ways",
 })  # fmt: skip
 """Names under which PyTorch and the engine itself look for something."""
 

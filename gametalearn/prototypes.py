@@ -1,0 +1,91 @@
+"""Learners that make a task's head from its support set: prototypical networks and Proto-MAML.
+
+The model is the embedding: a module from ``(B, *x)`` to features ``(B, *f)``, without an output a
+class, such as ``Conv4(ways=None)``. The head is made anew for each task, so that the number of ways
+may vary from one test to the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gametalearn.adaptation import MAML, Gradient, Params, SupportLoss
+
+__all__ = ["ProtoMAML", "ProtoNet", "prototypes"]
+
+
+def prototypes(features: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """The mean support feature of each class: Snell et al. 2017, equation 1.
+
+    Args:
+        features: ``(S, *f)``, flattened to ``(S, F)``.
+        labels: ``(S,)`` int64 in ``[0, ways)``.
+        ways: classes N.
+
+    Returns:
+        ``(N, F)``; NaN for a class without a support example.
+    """
+    features = features.flatten(1)
+    own = labels[:, None] == torch.arange(ways, device=labels.device)
+    mask = own.to(features.dtype)
+    return (mask.t() @ features) / mask.sum(0)[:, None]
+
+
+@dataclass(frozen=True)
+class ProtoMAML(MAML):
+    """Proto-MAML (Triantafillou et al. 2020, arXiv 1903.03096, section 3): MAML from a head of prototypes.
+
+    With the prototypes c_k of the support features, the head starts as the linear layer that the
+    negative squared distance to them is, W_k = 2 c_k and b_k = -|c_k|^2, up to a constant that is the
+    same for all classes. Head and embedding then take ``steps`` inner steps together. The row
+    differentiates through the prototypes as well, also with ``first_order``.
+
+    Args:
+        inner_lr, steps, first_order, step_weights: as in `MAML`.
+        ways: classes; 0 takes them from each batch's labels.
+    """
+
+    ways: int = field(default=0, kw_only=True)
+
+    def for_ways(self, ways: int) -> Self:
+        """The same for tasks of this many classes."""
+        return dataclasses.replace(self, ways=ways)
+
+    def head(self, features: Tensor, labels: Tensor) -> Params:
+        """``weight (ways, F)`` and ``bias (ways,)`` out of the support features."""
+        centre = prototypes(features, labels, self.ways)
+        return {"weight": 2 * centre, "bias": -centre.square().sum(1)}
+
+    def predict(self, head: Params, features: Tensor) -> Tensor:
+        """Logits ``(B, ways)``."""
+        return F.linear(features.flatten(1), head["weight"], head["bias"])
+
+
+@dataclass(frozen=True)
+class ProtoNet(ProtoMAML):
+    """Prototypical networks (Snell et al. 2017, arXiv 1703.05175): nothing adapts but the prototypes.
+
+    A query's logits are -|f(x) - c_k|^2 + |f(x)|^2 = 2 <f(x), c_k> - |c_k|^2, which give the
+    probabilities, the cross-entropy and the derivatives of the paper's -|f(x) - c_k|^2: it is
+    Proto-MAML without an inner step. ``updates`` are zero.
+    """
+
+    inner_lr: float = field(default=1.0, init=False, repr=False)
+    steps: int = field(default=0, init=False, repr=False)
+    first_order: bool = field(default=True, init=False, repr=False)
+    step_weights: tuple[float, ...] = field(default=(), init=False, repr=False)
+
+    def path(self, meta: Params, loss: SupportLoss, gradient: Gradient) -> Iterator[Params]:
+        """The parameters, as they are."""
+        yield meta
+
+    def for_test(self, steps: int) -> Self:
+        """The same: there are no steps to take."""
+        return self
