@@ -6,7 +6,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
-from gametalearn.figures import COLOURS, figure
+from gametalearn.canvas import COLOURS, figure
 from gametalearn.probing.found import STEPS, Probe
 from gametalearn.statistics import FEWEST, LEVEL, Estimate, over_seeds, verdict
 from gametalearn.tables import WIDTH, aligned
