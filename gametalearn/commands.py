@@ -367,7 +367,7 @@ def compare(args: argparse.Namespace) -> None:
             training = sum(one.seconds for runs in comparison.results.values() for one in runs)
             print(
                 f"\nThis took {duration(time.monotonic() - began)}, with validation and tests; training "
-                f"alone took its runs {duration(training)}."
+                f"alone, summed over the runs, took {duration(training)}."
             )
             files = [args.out / "results.json", *plot_comparison(comparison, args.out)]
             print(f"\nwrote {', '.join(map(str, [*files, write_report(args.out)]))}")

@@ -17,7 +17,7 @@ from gametalearn.images import ClassImages
 from gametalearn.records import one_line
 from gametalearn.words import counted
 
-__all__ = ["EpisodeSampler", "Source", "TaskBatch", "checked", "draw", "input_shape_of"]
+__all__ = ["EpisodeSampler", "Source", "TaskBatch", "draw", "input_shape_of", "require_batch"]
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Source(Protocol):
         ...
 
 
-def checked(batch: object, where: str) -> None:
+def require_batch(batch: object, where: str) -> None:
     """Raise an `InputError` for what is no `TaskBatch`; ``where`` says whose it is."""
     if not isinstance(batch, TaskBatch):
         raise InputError(
@@ -167,7 +167,7 @@ def draw(source: Source, num_tasks: int, part: slice = slice(None)) -> TaskBatch
     sample: Any = source.sample
     told = part != slice(None) and "part" in inspect.signature(sample).parameters
     batch = sample(num_tasks, part) if told else sample(num_tasks)
-    checked(batch, f"{type(source).__name__}.sample gave")
+    require_batch(batch, f"{type(source).__name__}.sample gave")
     return batch if told or part == slice(None) else batch[part]  # type: ignore[no-any-return]
 
 
@@ -271,7 +271,8 @@ class EpisodeSampler:
             name = data.classes[int(data.count.argmin())]
             raise InputError(
                 f"EpisodeSampler: {counted(self.shots, 'shot')} + "
-                f"{counted(self.queries, 'query', 'queries')} = {need} examples per class asked, but class '{name}' in {where} has {smallest}; "
+                f"{counted(self.queries, 'query', 'queries')} = {need} examples per class asked, but "
+                f"class '{name}' in {where} has {smallest}; "
                 "lower `shots` or `queries`"
             )
 

@@ -20,7 +20,7 @@ from gametalearn.engine.plan import Method, choose
 from gametalearn.engine.replay import replay_gradients, replay_scores
 from gametalearn.engine.swap import swapping
 from gametalearn.engine.task import Recipe, data_of, predict
-from gametalearn.episodes import TaskBatch, checked
+from gametalearn.episodes import TaskBatch, require_batch
 from gametalearn.errors import InputError
 from gametalearn.losses import Loss, default_loss, name_of
 from gametalearn.normalisation import Protocol, check_protocol
@@ -123,7 +123,7 @@ def meta_gradients(
             operation of which PyTorch has no second derivative.
     """
     check_protocol(model, protocol)
-    checked(batch, "meta_gradients: `batch` is")
+    require_batch(batch, "meta_gradients: `batch` is")
     meta, function, data = meta_of(model, learner, meta), score_function(score), data_of(batch)
     if constant_memory and method in ("replay", "verify"):
         raise InputError(
@@ -170,7 +170,7 @@ def adapt_and_score(
         InputError: as in `meta_gradients`.
     """
     check_protocol(model, protocol)
-    checked(batch, "adapt_and_score: `batch` is")
+    require_batch(batch, "adapt_and_score: `batch` is")
     meta, function, data = meta_of(model, learner, meta), score_function(score), data_of(batch)
     if not len(batch):
         return _nothing(meta), _nothing(meta)

@@ -203,7 +203,8 @@ def other_settings(
                 "or `overwrite` the run"
             )
     own = _settings(config.as_dict(), absolute, exact)
-    differ = [name for name in config.as_dict() if other.get(name) != own.get(name)]
+    # what only one of them has is without effect in the other, for a setting that differs, too
+    differ = [name for name in own if name in other and other[name] != own[name]]
     named = [
         f"dataset {other.get(name)}, not {config.dataset}" if name == "dataset" else name
         for name in differ[:4]

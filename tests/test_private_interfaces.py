@@ -30,7 +30,7 @@ IN_TEXT = {
     if name.startswith("_") and not name.startswith("__")
 }
 """Private names of PyTorch that code may read as texts, by ``vars`` and ``getattr``."""
-NOT_TORCH = {"_actions", "_name_", "_value_"}
+NOT_TORCH = {"_actions", "_option_string_actions", "_name_", "_value_"}
 """Private attributes of Python's own objects."""
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gametalearn.bridges.plain import WeightsFunction, as_rule, flatten, weigh, write_gradient
-from gametalearn.episodes import TaskBatch, checked
+from gametalearn.episodes import TaskBatch, require_batch
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients, finite_scores
 from gametalearn.losses import Loss, apply_loss, default_loss
@@ -79,7 +79,7 @@ def meta_step(
             "meta_step: expected learn2learn's MAML, MetaSGD or another module with clone() and "
             f"adapt(), got a {type(maml).__name__}; wrap it: l2l.algorithms.MAML(model, lr=...)"
         )
-    checked(batch, "meta_step: `batch` is")
+    require_batch(batch, "meta_step: `batch` is")
     rule = as_rule(rule, "meta_step")
     body = nn.Identity() if features is None else features
     parameters = [

@@ -1,7 +1,8 @@
 """TorchJD: our agreement as one of its weightings, and its aggregators as rules here.
 
 Needs the extra ``torchjd``: ``pip install '.[torchjd]'`` in a clone, or ``pip install
-'torchjd[quadprog-projector]>=0.18'``. TorchJD (Quinton and Rey 2024, arXiv 2406.16232) calls a row of ``(T, P)`` an objective, the matrix a Jacobian and its ``(T, T)`` products the Gramian.
+'torchjd[quadprog-projector]>=0.18'``. TorchJD (Quinton and Rey 2024, arXiv 2406.16232) calls
+a row of ``(T, P)`` an objective, the matrix a Jacobian and its ``(T, T)`` products the Gramian.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class AgreementWeighting(Weighting[PSDMatrix]):
         normalize: as in `agreement_weights`.
 
     The weights are those of `agreement_weights_from_gramian`; a Gramian that is not finite raises an
-    `InputError`, which names the task if it can be told. TorchJD forms it in the gradients' own dtype, so in float32 gradients beyond 1e19
-    overflow there.
+    `InputError`, which names the task if it can be told. TorchJD forms it in the gradients' own
+    dtype, so in float32 gradients beyond 1e19 overflow there.
 
     >>> weighting = AgreementWeighting()
     >>> weighting(torch.tensor([[1.0, 1.0, -1.0], [1.0, 2.0, -1.0], [-1.0, -1.0, 1.0]]))

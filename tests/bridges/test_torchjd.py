@@ -306,7 +306,10 @@ def test_nash_mtl_counts_the_tasks():
 
 
 def test_bad_input(monkeypatch):
-    with pytest.raises(InputError, match=r"no rule 'UPGard'; known: AlignedMTL, CAGrad, .*UPGrad"):
+    with pytest.raises(
+        InputError,
+        match=r"no rule 'UPGard'; did you mean 'UPGrad'\? known: AlignedMTL, CAGrad, .*UPGrad",
+    ):
         TorchJDRule("UPGard")
     with pytest.raises(InputError, match="no rule 'ConFIG'"):  # it does not weight rows
         TorchJDRule("ConFIG")

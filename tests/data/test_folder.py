@@ -249,7 +249,7 @@ def test_too_few_test_images_are_found_before_the_training(
     assert main(["train", *flags.split(), "--queries", "2", "--out", str(out)]) == 2
     err = capsys.readouterr().err
     assert (
-        "1 shot + 2 queries = 3 examples a class asked, but class 'test-a' in split 'test'" in err
+        "1 shot + 2 queries = 3 examples per class asked, but class 'test-a' in split 'test'" in err
     )
     assert "has 2; lower --shots or --queries" in err
     assert not out.exists()
