@@ -12,11 +12,11 @@ import torch
 
 from gametalearn import registry
 from gametalearn.build import build_optimizer, build_rule
+from gametalearn.canvas import drawing
 from gametalearn.checkpoint import file_of, kept_in, load_checkpoint
 from gametalearn.config import TrainConfig
 from gametalearn.environment import environment
 from gametalearn.errors import InputError
-from gametalearn.canvas import drawing
 from gametalearn.files import replacing, write_json
 from gametalearn.probing.found import Probe
 from gametalearn.probing.measure import probe
