@@ -12,7 +12,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts
 
 DEMO_FLAGS := --dataset glyphs --rules uniform,agreement,norm-control --ways 5 --shots 1 \
-  --seeds 5 --iterations 60 --validate-every 30 --validation-episodes 50 --episodes 300 \
+  --seeds 5 --iterations 50 --validate-every 25 --validation-episodes 50 --episodes 300 \
   --threads 1 --jobs 2
 DOCS := .venv-docs
 BENCH_FLAGS := --config omniglot-5w1s --threads 2

@@ -15,12 +15,13 @@ from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
 from gametalearn.episodes import Source
 from gametalearn.errors import InputError
-from gametalearn.jobs import Terms, begun, check_sendable, in_processes, runs_of, train_and_test
+from gametalearn.jobs import Terms, begun, runs_of, train_and_test
 from gametalearn.live import Standing
 from gametalearn.losses import Loss, default_loss
 from gametalearn.results import Comparison, Result, write_results
 from gametalearn.run import Watch
 from gametalearn.scores import ScoreLike, default_score
+from gametalearn.workers import check_sendable, in_processes
 
 __all__ = ["Comparison", "compare"]
 
@@ -72,7 +73,7 @@ def compare(
             are adjusted among themselves, those of the others among the others.
         overwrite: train everything anew.
         progress: show progress on stderr.
-        jobs: runs trained at once, each in a process of its own with ``config.threads`` threads;
+        jobs: runs trained at once, each by a worker process with ``config.threads`` threads;
             above 1 it needs ``out``, and what is handed in must pickle. The results do not depend on
             it.
         team: as in `train`; the first process alone writes files. Not together with ``jobs``.

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
-import pickle
 import shlex
-import signal
-import sys
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +17,12 @@ from gametalearn.adaptation import Learner
 from gametalearn.build import build_source, stream_seed
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
-from gametalearn.engine.allocator import keep_memory
 from gametalearn.episodes import Source
-from gametalearn.errors import InputError, summary
+from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, evaluate, protocol_of
-from gametalearn.live import Outlook, Standing
+from gametalearn.live import Outlook
 from gametalearn.losses import Loss, default_loss
-from gametalearn.progress import counting, interruptible
+from gametalearn.progress import counting
 from gametalearn.registry import handed_in, is_handed_in
 from gametalearn.results import Result, require_finite, write_evaluation
 from gametalearn.run import Parts, Run, Watch, outer_of, start
@@ -44,10 +35,8 @@ __all__ = [
     "Planned",
     "Terms",
     "begun",
-    "check_sendable",
     "commands_of",
     "flags_of",
-    "in_processes",
     "place_of",
     "run_test",
     "runs_of",
@@ -277,97 +266,3 @@ def _kept(file: Path, run: Run, episodes: int) -> Evaluation | None:
     }
     found = read_evaluation(file, wanted)
     return None if found is None else dataclasses.replace(found, format=run.score.format)
-
-
-def check_sendable(jobs: int, terms: Terms) -> None:
-    """Refuse parts that other processes cannot be given."""
-    for name in (field.name for field in dataclasses.fields(terms)):
-        try:
-            pickle.dumps(getattr(terms, name))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise InputError(
-                f"jobs={jobs}: the {name} cannot be sent to other processes ({summary(error)}); "
-                "define it at the top level of a module, or take jobs=1"
-            ) from error
-
-
-def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int, standing: Standing) -> None:
-    """`train_and_test` for each run, ``jobs`` at a time, each in a process of its own.
-
-    On Ctrl-C and SIGTERM all stop after a checkpoint; then this raises KeyboardInterrupt.
-    """
-    context = multiprocessing.get_context("spawn")
-    waiting, running = list(runs), list[tuple[Any, Any, Planned]]()
-    try:
-        with interruptible() as interrupted:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    run = waiting.pop(0)
-                    outlook = standing.begin(run.rule, run.config.seed)
-                    heard, told = context.Pipe(duplex=False)
-                    process = context.Process(target=_run_quietly, args=(run, terms, told, outlook))
-                    with _deaf_to_ctrl_c():
-                        process.start()
-                    told.close()
-                    running.append((process, heard, run))
-                multiprocessing.connection.wait([p.sentinel for p, *_ in running], timeout=0.2)
-                if interrupted():
-                    raise KeyboardInterrupt
-                for process, heard, run in [one for one in running if not one[0].is_alive()]:
-                    running.remove((process, heard, run))
-                    if process.exitcode:
-                        raise InputError(f"{run.label}: {_said(heard)}; what was done is kept")
-                    found = None if run.tested is None else read_evaluation(run.tested, {})
-                    if found is not None:
-                        standing.end(run.rule, run.config.seed, found)
-    finally:
-        for process, *_ in running:
-            process.terminate()
-        for process, *_ in running:
-            process.join()
-
-
-def _said(heard: Any) -> str:
-    """What a process that failed had to say."""
-    try:
-        return str(heard.recv())
-    except EOFError:
-        return "its process ended without a word, perhaps for lack of memory"
-
-
-@contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started meanwhile do not see a terminal's Ctrl-C; their parent ends them."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _run_quietly(
-    run: Planned, terms: Terms, told: Any = None, outlook: Outlook | None = None
-) -> None:
-    """`train_and_test` in a process of its own, with its own threads; ``told`` takes its error."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    keep_memory()
-    if run.config.threads:
-        torch.set_num_threads(run.config.threads)
-    try:
-        train_and_test(run, terms, ALONE, outlook)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except InputError as error:
-        told.send(str(error))
-        sys.exit(2)
-
-
-def _end_with_parent() -> None:
-    """Where the parent is killed, its child must not train on beside the parent's successor."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

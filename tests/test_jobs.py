@@ -176,3 +176,33 @@ def test_what_fails_in_a_process_is_said_in_one_line(
         r"gametalearn: (uniform|agreement), seed 0: iteration 1: loss or gradient of task 0", line
     )
     assert "lower --inner-lr or --meta-lr" in line
+
+
+ENDED_LATE = """
+import multiprocessing, signal, sys, time
+from gametalearn import InputError, Sinusoid, TrainConfig, compare
+
+def tests(seed):
+    if multiprocessing.parent_process() is not None:
+        if seed == 0:
+            raise InputError("this one fails")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that comes too late to end the run
+        time.sleep(5)
+    return Sinusoid(seed=3)
+
+if __name__ == "__main__":
+    config = TrainConfig.of("sinusoid", iterations=1, meta_batch=2, hidden=4, validation_episodes=2)
+    try:
+        compare(config, ["uniform"], [1, 0], 2, sys.argv[1], jobs=2, test=tests, progress=False)
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_a_worker_that_cannot_be_ended_in_its_run_ends_after_it(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(ENDED_LATE)
+    done = subprocess.run(
+        [sys.executable, program, tmp_path / "out"], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout == "uniform, seed 0: this one fails; what was done is kept\n", done.stderr

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from gametalearn import MAML, TaskBatch, TrainConfig, jobs, keep_memory, meta_gradients
+from gametalearn import MAML, TaskBatch, TrainConfig, jobs, keep_memory, meta_gradients, workers
 from gametalearn.cli import main
 from gametalearn.engine.allocator import SETTINGS
 from gametalearn.gradients import adapt_and_score
@@ -74,7 +74,7 @@ def test_the_command_line_sets_it(calls: Calls) -> None:
 def test_each_process_of_a_comparison_sets_it(
     calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "train_and_test", lambda *job: None)
+    monkeypatch.setattr(workers, "train_and_test", lambda *job, **more: None)
     planned = jobs.Planned("uniform", TrainConfig.of("sinusoid"), None)
-    jobs._run_quietly(planned, jobs.Terms({"uniform": "uniform"}))
+    workers.work(planned, jobs.Terms({"uniform": "uniform"}))
     assert calls == list(SETTINGS)

@@ -1,0 +1,161 @@
+"""The runs of a comparison, several at a time: worker processes that take one run after another."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from gametalearn.engine.allocator import keep_memory
+from gametalearn.errors import InputError, summary
+from gametalearn.jobs import Planned, Terms, train_and_test
+from gametalearn.live import Outlook, Standing
+from gametalearn.progress import interruptible
+from gametalearn.stored import read_evaluation
+
+__all__ = ["check_sendable", "in_processes", "work"]
+
+
+def check_sendable(jobs: int, terms: Terms) -> None:
+    """Refuse parts that other processes cannot be given."""
+    for name in (field.name for field in fields(terms)):
+        try:
+            pickle.dumps(getattr(terms, name))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"jobs={jobs}: the {name} cannot be sent to other processes ({summary(error)}); "
+                "define it at the top level of a module, or take jobs=1"
+            ) from error
+
+
+def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int, standing: Standing) -> None:
+    """`train_and_test` for each run, by ``jobs`` processes, each of which takes one after another.
+
+    On Ctrl-C and SIGTERM all stop after a checkpoint; then this raises KeyboardInterrupt.
+    """
+    waiting = list(runs)
+    workers = list[_Worker]()
+    try:
+        with interruptible() as interrupted:
+            while waiting or any(worker.run for worker in workers):
+                if waiting and all(worker.run for worker in workers) and len(workers) < jobs:
+                    workers.append(_Worker.start(terms))
+                for worker in workers:
+                    if waiting and worker.run is None:
+                        worker.take(waiting.pop(0), standing)
+                if waiting and len(workers) < jobs:
+                    continue
+                busy = [worker.line for worker in workers if worker.run]
+                multiprocessing.connection.wait(busy, timeout=0.2)
+                if interrupted():
+                    raise KeyboardInterrupt
+                for worker in workers:
+                    worker.collect(standing)
+    finally:
+        for worker in workers:
+            worker.process.terminate()
+            worker.line.close()  # one that was about to finish its run finds no next one
+        for worker in workers:
+            worker.process.join()
+
+
+@dataclass
+class _Worker:
+    """A process, the line to it, and what it trains."""
+
+    process: Any
+    line: Any
+    run: Planned | None = None
+
+    @classmethod
+    def start(cls, terms: Terms) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(terms, there))
+        with _deaf_to_ctrl_c():
+            process.start()
+        there.close()
+        return cls(process, here)
+
+    def take(self, run: Planned, standing: Standing) -> None:
+        """Train and test this run next."""
+        self.run = run
+        with contextlib.suppress(BrokenPipeError):  # `collect` says why it has gone
+            self.line.send((run, standing.begin(run.rule, run.config.seed)))
+
+    def collect(self, standing: Standing) -> None:
+        """See whether the run has ended; an InputError says why it failed, if it did."""
+        if self.run is None or not self.line.poll():
+            return
+        run, self.run = self.run, None
+        try:
+            wrong = self.line.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            if self.process.exitcode == 130:  # it was interrupted by itself
+                raise KeyboardInterrupt from None
+            wrong = "its process ended without a word, perhaps for lack of memory"
+        if wrong is not None:
+            raise InputError(f"{run.label}: {wrong}; what was done is kept")
+        found = None if run.tested is None else read_evaluation(run.tested, {})
+        if found is not None:
+            standing.end(run.rule, run.config.seed, found)
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started meanwhile do not see a terminal's Ctrl-C; their parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(terms: Terms, line: Any) -> None:
+    """`work` in a process of its own; after each run ``line`` takes its error, or None."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            run, outlook = line.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            work(run, terms, outlook)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except InputError as error:
+            wrong = str(error)
+        else:
+            wrong = None
+        with contextlib.suppress(OSError):  # nobody listens any more; the next `recv` sees it
+            line.send(wrong)
+
+
+def work(run: Planned, terms: Terms, outlook: Outlook | None = None) -> None:
+    """`train_and_test` as a worker does it: with its own number of threads, and with memory kept."""
+    keep_memory()
+    if run.config.threads:
+        torch.set_num_threads(run.config.threads)
+    train_and_test(run, terms, outlook=outlook)
+
+
+def _end_with_parent() -> None:
+    """Where the parent is killed, its child must not train on beside the parent's successor."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
