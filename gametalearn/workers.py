@@ -63,8 +63,9 @@ def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int, standing: Sta
                     worker.collect(standing)
     finally:
         for worker in workers:
-            worker.process.terminate()
-            worker.line.close()  # one that was about to finish its run finds no next one
+            if worker.run:
+                worker.process.terminate()
+            worker.line.close()  # whoever waits for a next run, or soon will, ends by itself
         for worker in workers:
             worker.process.join()
 
