@@ -134,14 +134,13 @@ def _serve(terms: Terms, line: Any) -> None:
             run, outlook = line.recv()
         except (EOFError, OSError):
             return
+        wrong: str | None = None
         try:
             work(run, terms, outlook)
         except KeyboardInterrupt:
             sys.exit(130)
         except InputError as error:
             wrong = str(error)
-        else:
-            wrong = None
         with contextlib.suppress(OSError):  # nobody listens any more; the next `recv` sees it
             line.send(wrong)
 
