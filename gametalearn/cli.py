@@ -93,6 +93,13 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
                              help="Read options from a TOML file; flags win over it.")  # fmt: skip
         return sub.add_argument
 
+    def parts_of_the_run(add: Callable[..., Any]) -> None:
+        for name in ("model", "learner", "loss", "score"):
+            add(f"--{name}", metavar="NAME",
+                help=f"Repeat the run's {name} here if it is a module:attribute.")  # fmt: skip
+        add("--trust", action="store_true",
+            help="Import the parts that the run's files name as module:attribute.")  # fmt: skip
+
     add = command("data", "prepare data sets, list what is there, or clean up",
                   "data prepare omniglot --source ~/omniglot")  # fmt: skip
     add("action", choices=("prepare", "list", "clean"),
@@ -156,11 +163,7 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     add("--dataset", metavar="NAME",
         help="Test on other data, such as folder:PATH, whose images are resized to the run's size; or "
         "say where the run's own folder of images is now, if it has moved.")  # fmt: skip
-    for name in ("model", "learner", "loss", "score"):
-        add(f"--{name}", metavar="NAME",
-            help=f"Repeat the run's {name} here if it is a module:attribute.")  # fmt: skip
-    add("--trust", action="store_true",
-        help="Import the parts that the run's files name as module:attribute.")  # fmt: skip
+    parts_of_the_run(add)
     add_settings(commands.choices["evaluate"], (MACHINE,), default="the run's")
     add("--quiet", action="store_true", help="Show no progress on stderr.")
 
@@ -215,14 +218,9 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
                  also=("meta_batch", "disagree", "disagree_kind"))  # fmt: skip
     add("--dataset", metavar="NAME", help="Where the run's folder of images lies now, as "
         "folder:PATH, if it has moved.")  # fmt: skip
-    for name in ("model", "learner", "loss", "score"):
-        add(f"--{name}", metavar="NAME",
-            help=f"The run's {name}, repeated, where it is a module:attribute.")  # fmt: skip
-    add("--trust", action="store_true",
-        help="Import the parts that the run's files name as module:attribute.")  # fmt: skip
-    add(
-        "--out", type=Path, metavar="DIR", help="Folder for probe.json and the plots. Default: RUN."
-    )
+    parts_of_the_run(add)
+    add("--out", type=Path, metavar="DIR",
+        help="Folder for probe.json and the plots. Default: RUN.")  # fmt: skip
     add("--quiet", action="store_true", help="Show no progress on stderr.")
 
     add = command("report", "write report.html of a finished comparison", "report runs/cmp")

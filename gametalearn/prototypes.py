@@ -49,7 +49,8 @@ class ProtoMAML(MAML):
 
     Args:
         inner_lr, steps, first_order, step_weights: as in `MAML`.
-        ways: classes; 0 takes them from each batch's labels.
+        ways: classes; `gametalearn.meta_gradients` and the like take them from each batch's support
+            labels, whatever stands here.
     """
 
     ways: int = field(default=0, kw_only=True)
