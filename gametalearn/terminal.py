@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Iterator
@@ -42,6 +43,11 @@ class Parser(argparse.ArgumentParser):
 class Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=100)
+
+    def _split_lines(
+        self, text: str, width: int
+    ) -> list[str]:  # as argparse's own formatters override it
+        return textwrap.wrap(text, width, break_on_hyphens=False)  # a flag stays in one piece
 
 
 @contextlib.contextmanager

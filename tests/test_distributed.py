@@ -235,20 +235,22 @@ def check_sent(rule, given, dtype, sent):
     first = sent.index("update")
     second = sent[first + 1 : sent.index("update", first + 1)]
     tasks, size = given.get("meta_batch", TASKS), P * (2 if "learner" in given else 1)
-    if rule == "torchjd:IMTLG":
+    exact = [1] if dtype == torch.float64 and rule != "agreement-cosine" else []  # a largest entry
+    if rule in ("torchjd:IMTLG", "geometric-median"):  # all rows
         wanted = [tasks * size]
     elif rule == "uniform":
         wanted = [size]
+    elif rule == "normalized-mean":
+        wanted = [*exact, tasks, size]
     elif rule.startswith(("agreement", "norm")) or given.get("within") == "agreement":
         combinations = size * (2 if "within" in given else 1)  # one an objective
-        scale = [1] if dtype == torch.float64 and rule != "agreement-cosine" else []
-        wanted = [*scale, combinations, 2 * tasks, combinations]
+        wanted = [*exact, combinations, 2 * tasks, combinations]
     else:
         wanted = [2 * size]
     assert second[-len(wanted) :] == wanted
     assert second[: -len(wanted)] in ([4 * tasks + 1], [tasks * size, 4 * tasks + 1])
     if rule == "agreement":
-        assert sum(second[-len(wanted) - 1 :]) == 2 * size + 6 * tasks + 1 + len(scale)
+        assert sum(second[-len(wanted) - 1 :]) == 2 * size + 6 * tasks + 1 + len(exact)
 
 
 # ---------------------------------------------------------------------------------------------

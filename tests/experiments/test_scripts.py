@@ -102,7 +102,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: Any) -> None:
     for bad, message in (
         (["--shares", "0,x"], "--shares and --meta-batches take numbers"),
         (["--kinds", "shuffled,swapped"], "`disagree_kind` must be one of"),
-        (["--optimizers", "adam,adamw"], "unknown outer optimiser 'adamw'; did you mean 'adam'?"),
+        (["--optimizers", "adam,adm"], "unknown outer optimiser 'adm'; did you mean 'adam'?"),
     ):
         assert script("run_disagreement").main([*flags[:4], "--seeds", "1", *bad]) == 2
         error = capsys.readouterr().err
