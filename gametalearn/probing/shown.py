@@ -60,21 +60,28 @@ def _gains(probe: Probe, step: str, unit: float) -> tuple[list[str], list[list[s
     aim, p_holm = probe.aim, probe.p_holm(step, probe.aim)
     header = ["rule", *probe.before, f"{aim}, minus {probe.baseline} [95%]", "p_holm", "verdict"]
     largest = max(abs(probe.gain(rule, step, aim).mean) for rule in probe.rules)
-    digits = max(0, 1 - math.floor(math.log10(largest / unit))) if largest > 0 else 2
+    digits = _digits(largest / unit)
+    others = {r: probe.difference(r, step, aim) for r in probe.rules if r != probe.baseline}
+    finer = _digits(max((e.half or abs(e.mean) for e in others.values()), default=0.0) / unit)
     lines = []
     for rule in probe.rules:
         line = [rule, *(_shown(probe.gain(rule, step, t), unit, digits) for t in probe.before)]
-        if rule != probe.baseline:
-            found = probe.difference(rule, step, aim)
-            line.append(f"{found.mean / unit:+z.{digits}f}")
+        if rule in others:
+            found = others[rule]
+            line.append(f"{found.mean / unit:+z.{finer}f}")
             if found.ci95 is not None:
-                low, high = (f"{value / unit:+z.{digits}f}" for value in found.ci95)
+                low, high = (f"{value / unit:+z.{finer}f}" for value in found.ci95)
                 line[-1] += f" [{low}, {high}]"
             adjusted = p_holm[rule]
             line.append("-" if adjusted is None else f"{adjusted:.2g}")
             line.append(verdict(found.mean, adjusted))
         lines.append(line + [""] * (len(header) - len(line)))
     return header, lines
+
+
+def _digits(largest: float) -> int:
+    """Decimal places that show two digits of the largest of some numbers."""
+    return max(0, 1 - math.floor(math.log10(largest))) if largest > 0 else 2
 
 
 def _unit(probe: Probe, step: str) -> float:
