@@ -183,12 +183,12 @@ def test_what_is_other_data(trained: Path, tmp_path: Path) -> None:
 
 
 def test_other_inputs_than_the_runs_are_refused(tmp_path: Path) -> None:
-    from gametalearn.transfer import episodes_of
+    from gametalearn.transfer import episodes_for
 
     run = train(tiny(iterations=1), tmp_path / "a", progress=False)
     run.input_shape = (2,)
     with pytest.raises(InputError, match=r"inputs have the shape \(1,\), .* trained on \(2,\)"):
-        episodes_of(run, run.config, "test")
+        episodes_for(run.config, run.input_shape, "test", {})
 
 
 def test_an_older_run_takes_its_shapes_from_its_data(alone: Path, tmp_path: Path) -> None:
