@@ -7,10 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from gametalearn import (
@@ -29,6 +27,7 @@ from gametalearn.build import stream_seed
 from gametalearn.checkpoint import load_checkpoint, save_checkpoint
 from gametalearn.cli import main
 from gametalearn.transfer import is_other
+from tests.support.pictures import pictures
 from tests.support.runs import tiny
 
 TINY: dict[str, Any] = {
@@ -37,16 +36,6 @@ TINY: dict[str, Any] = {
     "validation_episodes": 2, "threads": 1, "pool": "max",
 }  # fmt: skip
 WORDS = ["--episodes", "9", "--quiet"]
-
-
-def pictures(root: Path, name: str, classes: int, side: int = 16) -> Path:
-    generator = np.random.default_rng(classes)
-    for c in range(classes):
-        (root / f"{name}{c}").mkdir(parents=True)
-        for i in range(4):
-            pixels = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / f"{name}{c}" / f"{i}.png")
-    return root
 
 
 @pytest.fixture(scope="module")
