@@ -232,7 +232,7 @@ def _count(args: argparse.Namespace) -> int:
 def _heading(args: argparse.Namespace, trial: Trial) -> str:
     """What all runs of a table were tested on."""
     if args.protocol == "lake":
-        return f"Lake's one-shot task, {WAYS} runs, each of them the same for all"
+        return f"Lake's one-shot task, {WAYS} runs, the same for every model"
     config = trial.config
     sizes = SIZES[1 if config.regression else 0 :]
     what = {"dataset": config.dataset, "on": trial.on} | {k: getattr(config, k) for k in sizes}
