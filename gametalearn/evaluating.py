@@ -111,7 +111,7 @@ def _together(args: argparse.Namespace, team: Team) -> None:
         trials.append(_planned(args, folder, team, other))
         if args.seed is None and not lake:  # all are tested on the same episodes
             args.seed = trials[0].config.seed
-        require_pair(trials[0], trials[-1], lake)
+        team.everywhere(lambda: require_pair(trials[0], trials[-1], lake))
     found = dict[str, Evaluations]()
     for trial in trials:
         use_machine(trial.config, team)
@@ -156,12 +156,19 @@ def _planned(args: argparse.Namespace, folder: Path, team: Team, other: bool) ->
     dataset = args.dataset if other else None
     if dataset is not None:
         team.on_first(lambda: require_other(config, folder, dataset))
-    try:
-        tested = settings_for(config, learner, trained.input_shape, dataset=dataset, **_sizes(args))
-    except InputError as error:  # which of several runs is it?
-        raise InputError(f"{folder}: {error}" if len(args.folders) > 1 else str(error)) from error
+
+    def settings() -> TrainConfig:
+        shape = trained.input_shape
+        try:
+            return settings_for(config, learner, shape, dataset=dataset, **_sizes(args))
+        except InputError as error:  # which of several runs is it?
+            if len(args.folders) == 1:
+                raise
+            raise InputError(f"{folder}: {error}") from error
+
+    tested = team.everywhere(settings)
     if wanted == "lake":
-        check_lake(config)
+        team.everywhere(lambda: check_lake(config))
     on = args.on or usual_classes(dataset)
     title = f"{folder} ({args.checkpoint}, iteration {trained.iteration})"
     told = different(config, tested, on, other=other)
