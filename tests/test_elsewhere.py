@@ -234,7 +234,7 @@ def test_a_table_of_other_episodes_or_scores_is_never_made() -> None:
             compared({"a": {"inductive": one}, "b": {"inductive": other}})
 
 
-def test_data_that_are_other_for_some_runs_alone(
+def test_a_split_of_other_data_which_are_other_for_some_runs_alone(
     runs: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     birds = pictures(tmp_path / "birds", "bird", 15)
@@ -242,6 +242,13 @@ def test_data_that_are_other_for_some_runs_alone(
     code, _, err = run(capsys, "evaluate --dataset glyphs", runs / "maml", runs / "birds")
     assert code == 2
     assert "--dataset glyphs is other data for some of these runs" in err
+    code, out, _ = run(capsys, f"evaluate --dataset glyphs --on val {FEW}", runs / "birds")
+    assert code == 0
+    assert "iteration 1) on glyphs, val: accuracy" in out
+    stored = json.loads((runs / "birds" / "evaluation-glyphs-val.json").read_text())
+    assert (stored["dataset"], stored["on"]) == ("glyphs", "val")
+    data = load_dataset("glyphs", "val", image_size=16, channels=3)
+    assert stored["values"] == by_hand(runs / "birds", EpisodeSampler(data, 3, 1, 2), "val")
 
 
 def test_other_data_with_a_part_that_was_trained_on_are_refused(
