@@ -141,7 +141,8 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     add = command("evaluate", "test a trained run on unseen classes",
                   "evaluate runs/a runs/b --episodes 1000 --protocol both")  # fmt: skip
     add("folders", type=Path, nargs="+", metavar="RUN",
-        help="The folder that train --out wrote. With several, a table sets each beside the first.")  # fmt: skip
+        help="The folder that train --out wrote. With several, a table sets each beside the first, "
+        "on the same episodes.")  # fmt: skip
     add("--episodes", type=int, metavar="N", help="Number of test episodes. Default: 1000.")
     add("--protocol", choices=("auto", "transductive", "inductive", "both", "lake"),
         help="How queries are normalised. With both, test transductively and inductively; with lake, "
@@ -154,6 +155,13 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     add("--checkpoint", default="best", metavar="NAME",
         help="best, the weights that were best on validation; latest; or the iteration of a "
         "checkpoint that train --keep-every kept. Default: best.")  # fmt: skip
+    add("--ways", type=int, metavar="N",
+        help="Number of classes per episode. Any number is for learners that make a head for each task "
+        "(protonet, proto-maml); others have as many outputs as in training. Default: the run's.")  # fmt: skip
+    add("--shots", type=int, metavar="N",
+        help="Number of support examples per class. Default: the run's.")  # fmt: skip
+    add("--queries", type=int, metavar="N",
+        help="Number of query examples per class. Default: the run's.")  # fmt: skip
     add("--on", choices=(*SPLITS, "all"),
         help="Draw from the classes of this split; all is for other data than RUN's. Default: test, or "
         "all for a folder of other images.")  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,22 +12,16 @@ import torch
 
 from gametalearn import registry
 from gametalearn.config import TrainConfig
-from gametalearn.distributed import Team, joined
-from gametalearn.environment import unusable
+from gametalearn.distributed import joined, use_machine
 from gametalearn.errors import InputError
 from gametalearn.settings import parse_rule_options, settings_of
 from gametalearn.terminal import tell
 from gametalearn.words import counted
 
 if TYPE_CHECKING:
-    from gametalearn.protocols import Tested
     from gametalearn.run import Watch
 
 __all__ = ["bench", "compare", "data", "episodes", "evaluate", "probe", "report", "train"]
-
-
-OF_EPISODES = ("seed", "dataset", "split", "objectives", "ways", "shots", "queries")
-"""The settings that decide which episodes a test has."""
 
 
 def given_by(args: argparse.Namespace) -> dict[str, Any]:
@@ -54,24 +47,6 @@ def _merged(of_file: Any, of_flags: dict[str, dict[str, Any]]) -> Any:
         return of_flags if of_file is None else of_file
     rules = [*of_file, *(rule for rule in of_flags if rule not in of_file)]
     return {rule: {**of_file.get(rule, {}), **of_flags.get(rule, {})} for rule in rules}
-
-
-def _use_machine(config: TrainConfig, team: Team) -> None:
-    """The config's threads, but of several processes on one machine none more than its share."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if team.size > 1 else 1
-    if config.threads:
-        share = max(1, (os.cpu_count() or 1) // local) if local > 1 else config.threads
-        torch.set_num_threads(min(config.threads, share))
-    if (why := unusable(config.device)) is not None:
-        raise InputError(f"`device` {config.device}: {why}; try cpu")
-    if local > 1 and (
-        config.device not in ("cpu", "cuda")
-        or (config.device == "cuda" and local > torch.cuda.device_count())
-    ):
-        raise InputError(
-            f"`device` {config.device}: {local} processes on this machine work on cpu, or on cuda "
-            "with a GPU each; lower --nproc-per-node"
-        )
 
 
 def data(args: argparse.Namespace) -> None:
@@ -144,7 +119,7 @@ def train(args: argparse.Namespace) -> None:
 
     with joined() as team:
         config, out = team.on_first(lambda: _run_of(args))
-        team.everywhere(lambda: _use_machine(config, team))
+        use_machine(config, team)
         moved = args.resume is not None and args.dataset is not None
         run = train(
             config, out, overwrite=args.overwrite, progress=not args.quiet, team=team, moved=moved,
@@ -203,120 +178,9 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Test trained runs, each beside the first."""
-    from gametalearn.protocols import Tested, compared
-    from gametalearn.transfer import is_other
+    from gametalearn.evaluating import run
 
-    if len(set(args.folders)) < len(args.folders):
-        raise InputError("evaluate: a RUN is given twice; name different ones")
-    with joined() as team:
-        found, given = dict[str, Tested](), args.dataset
-        others = team.on_first(lambda: [bool(given) and is_other(f, given) for f in args.folders])
-        if given is not None and len(others) > 1 and not all(others):
-            raise InputError(f"--dataset {given} says where one run's images are; give one RUN")
-        for folder, other in zip(args.folders, others, strict=True):
-            found[str(folder)] = tested = _evaluated(args, folder, team, other)
-            if args.seed is None and tested.episodes:  # all are tested on the same episodes
-                args.seed = tested.episodes[0]
-        if team.first and len(found) > 1:
-            print(f"\n{compared(found)}")
-
-
-def _evaluated(args: argparse.Namespace, folder: Path, team: Team, other: bool) -> Tested:
-    """Test one run, perhaps on other data, under each protocol; say it, and write it to its folder."""
-    from gametalearn.build import objective_names, stream_seed
-    from gametalearn.evaluation import protocol_of
-    from gametalearn.progress import counting
-    from gametalearn.protocols import Tested, evaluate_all, write_evaluations
-    from gametalearn.runfolder import load_run
-    from gametalearn.transfer import episodes_of, file_name, settings_for, usual_classes
-
-    if (args.protocol == "lake") != (args.source is not None):
-        raise InputError("--protocol lake and --source PATH, its runs, go together")
-    for name in ("on", "episodes", "dataset", "seed"):
-        if args.protocol == "lake" and (value := getattr(args, name)) is not None:
-            raise InputError(f"--protocol lake has tasks of its own; leave out --{name} {value}")
-    on, episodes = args.on or "test", 1000 if args.episodes is None else args.episodes
-    if args.on == "all" and not other:
-        raise InputError("--on all is for other data than a run's own, on which it was trained")
-    if args.query_at_a_time and args.protocol in ("transductive", "inductive"):
-        raise InputError(
-            f"--query-at-a-time is a protocol of its own, not {args.protocol}; give it alone, or "
-            "with --protocol both or lake"
-        )
-    given = {k: v for k in ("model", "learner", "loss", "score") if (v := getattr(args, k))}
-    run = load_run(
-        folder, args.checkpoint, args.device, dataset=None if other else args.dataset,
-        trust=args.trust, team=team, **given,
-    )  # fmt: skip
-    changes = {k: getattr(args, k) for k in ("threads", "seed") if getattr(args, k) is not None}
-    run.config = config = dataclasses.replace(run.config, **changes)
-    team.everywhere(lambda: _use_machine(config, team))
-    learner = run.test_learner
-    if args.inner_steps is not None:
-        learner = run.learner.for_test(args.inner_steps)
-    own: Any = protocol_of(run.model) if config.protocol == "auto" else config.protocol
-    wanted = own if args.protocol in (None, "auto") else args.protocol
-    protocols: Any = ["transductive", "inductive"] if wanted in ("both", "lake") else [wanted]
-    if args.query_at_a_time:
-        protocols = [*(protocols if len(protocols) > 1 else []), "query-at-a-time"]
-    title = f"{folder} ({args.checkpoint}, iteration {run.iteration})"
-    if wanted == "lake":
-        if team.first:  # 20 tasks need no sharing
-            return _lake(args, run, learner, protocols, own, title, folder)
-        return Tested({}, ())
-    place = folder / "evaluation.json"
-    if other:
-        config = team.everywhere(lambda: settings_for(run, args.dataset))
-        on = args.on or usual_classes(args.dataset)
-        title, place = f"{title} on {config.dataset}, {on}", folder / file_name(args.dataset)
-        source = team.everywhere(lambda: episodes_of(run, config, on))
-    else:
-        if not args.trust:
-            repeated = {} if args.dataset is None else {"dataset": args.dataset}
-            registry.refuse_untrusted(config.as_dict(), ("dataset",), repeated, folder)
-        source = team.everywhere(lambda: run.episodes(on))
-    show = team.first and not args.quiet
-    with counting(f"evaluate {folder}", episodes * len(protocols), show) as tick:
-        found = evaluate_all(
-            run.model, source, learner, episodes, stream_seed(config.seed, on),
-            protocols, meta=run.meta, loss=run.loss, score=run.score,
-            progress=tick, team=team,
-        )  # fmt: skip
-    if team.first:
-        names = objective_names(config, source)
-        for result in found.values():
-            print(f"{title}: {result}")
-            if len(names) > 1:
-                for group in result.by_group():
-                    print(f"  {names[group]}: {result.of_group(group)}")
-        told = {"dataset": config.dataset, "on": on} if other else {}
-        write_evaluations(place, found, own, run.iteration, learner.steps, **told)
-    return Tested(found, (*(getattr(config, k) for k in OF_EPISODES), on, episodes))
-
-
-def _lake(
-    args: argparse.Namespace,
-    run: Any,
-    learner: Any,
-    protocols: Any,
-    own: Any,
-    title: str,
-    folder: Path,
-) -> Tested:
-    from gametalearn.data.lake import load_lake
-    from gametalearn.protocols import Tested, check_lake, evaluate_lake, write_lake
-
-    check_lake(run.config)
-    tasks = load_lake(args.source)
-    found = evaluate_lake(run.model, tasks, learner, protocols, meta=run.meta, loss=run.loss)
-    records = write_lake(folder / "lake.json", found, own, run.iteration, learner.steps)
-    for protocol, record in records.items():
-        print(
-            f"{title}: Lake's one-shot task, error rate {100 * record['error_rate']:.2f}% +/- "
-            f"{100 * record['ci95']:.2f}% (mean of {len(record['runs'])} runs, standard deviation "
-            f"{100 * record['std']:.2f}%, {protocol})"
-        )
-    return Tested(found, ())
+    run(args)
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -329,7 +193,7 @@ def compare(args: argparse.Namespace) -> None:
     began = time.monotonic()
     with joined() as team:
         config = team.on_first(lambda: config_of(args))
-        team.everywhere(lambda: _use_machine(config, team))
+        use_machine(config, team)
         rules, primary = (
             [name.strip() for name in names.split(",") if name.strip()]
             for names in (args.rules, args.primary)

@@ -21,13 +21,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gametalearn.config import TrainConfig
+from gametalearn.environment import unusable
 from gametalearn.errors import InputError, SharedError, summary
 from gametalearn.gradients import TaskGradients
 from gametalearn.update import combine
 from gametalearn.weighting import Rule, Weights
 from gametalearn.weighting.sharded import ShardedGradients, sharded_rule
 
-__all__ = ["ALONE", "Tasks", "Team", "describe_team", "joined", "weighted_update"]
+__all__ = ["ALONE", "Tasks", "Team", "describe_team", "joined", "use_machine", "weighted_update"]
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a process waits for one that neither answers nor ends; one that ends is noticed at once.
@@ -237,6 +239,32 @@ def _lost() -> Iterator[None]:
             f"another process of this run is gone ({summary(error)}); its own message tells why. "
             "What was saved is intact: start again to go on from there"
         ) from error
+
+
+def use_machine(config: TrainConfig, team: Team) -> None:
+    """The config's threads, but of several processes on one machine none more than its share.
+
+    Raises:
+        InputError: on every process: its device cannot be used here, or not by so many.
+    """
+    team.everywhere(lambda: _use_machine(config, team))
+
+
+def _use_machine(config: TrainConfig, team: Team) -> None:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if team.size > 1 else 1
+    if config.threads:
+        share = max(1, (os.cpu_count() or 1) // local) if local > 1 else config.threads
+        torch.set_num_threads(min(config.threads, share))
+    if (why := unusable(config.device)) is not None:
+        raise InputError(f"`device` {config.device}: {why}; try cpu")
+    if local > 1 and (
+        config.device not in ("cpu", "cuda")
+        or (config.device == "cuda" and local > torch.cuda.device_count())
+    ):
+        raise InputError(
+            f"`device` {config.device}: {local} processes on this machine work on cpu, or on cuda "
+            "with a GPU each; lower --nproc-per-node"
+        )
 
 
 def weighted_update(

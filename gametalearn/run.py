@@ -34,6 +34,7 @@ from gametalearn.provenance import checked
 from gametalearn.records import one_line
 from gametalearn.schedules import learner_at
 from gametalearn.scores import SCORES, Score, ScoreLike, as_score, default_score
+from gametalearn.transfer import episodes_for, require_other, settings_for
 from gametalearn.update import meta_rate
 from gametalearn.weighting import Rule, shared_columns
 
@@ -149,16 +150,40 @@ class Run:
             self.drawn = self.episodes("train")
         return self.drawn
 
-    def episodes(self, split: str) -> Source:
-        """The episodes of ``train``, ``val`` or ``test``, from their beginning.
+    def episodes(
+        self,
+        split: str,
+        *,
+        dataset: str | None = None,
+        ways: int | None = None,
+        shots: int | None = None,
+        queries: int | None = None,
+    ) -> Source:
+        """The episodes of ``train``, ``val`` or ``test``, from their beginning; or others to test it on.
+
+            source = run.episodes("all", dataset="folder:characters", shots=5)
+            result = evaluate(run.model, source, run.test_learner, meta=run.meta, loss=run.loss)
+
+        Args:
+            split: the classes; of a folder of other images also ``all``.
+            dataset: other data by name; images get the size and the channels of the run's.
+            ways, shots, queries: per episode, and per class. Other ways than the run's are for learners
+                that make a head for each task (`gametalearn.prototypes`). With any of them or other
+                data, ``train`` has the shots of the test, too, and no spoiled targets.
 
         Raises:
-            InputError: its data are not there; or its folders of images do not hold what they held when
-                the run in ``out`` began.
+            InputError: its data are not there; its folders of images do not hold what they held when
+                the run in ``out`` began; or it cannot be tested so.
         """
-        if self.out is not None:
+        sizes = {"ways": ways, "shots": shots, "queries": queries}
+        if dataset is not None:
+            require_other(self.config, self.out, dataset)
+        elif self.out is not None:
             checked(self.out, self.config)
-        return build_source(self.config, split)
+        if dataset is None and set(sizes.values()) == {None}:
+            return build_source(self.config, split)
+        tested = settings_for(self.config, self.learner, self.input_shape, dataset=dataset, **sizes)
+        return episodes_for(tested, self.input_shape, split, sizes)
 
     @property
     def test_learner(self) -> Learner:

@@ -1,25 +1,40 @@
-"""A run tested on other data than its own: what other data are, and their episodes at its input shape."""
+"""A run tested elsewhere than it was trained: on other data, with other ways, shots or queries."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gametalearn import registry
+from gametalearn.adaptation import Learner, makes_heads
 from gametalearn.build import build_source
 from gametalearn.config import TrainConfig
 from gametalearn.data.identity import FolderIdentity
-from gametalearn.episodes import Source, input_shape_of
+from gametalearn.episodes import EpisodeSampler, Source, input_shape_of
 from gametalearn.errors import InputError
+from gametalearn.mixture import MixedSource
 from gametalearn.places import absolute, folder_of, folders, names_in, placeless
 from gametalearn.provenance import recorded
-from gametalearn.run import Run
 from gametalearn.settings import read_toml
+from gametalearn.words import counted
 
-__all__ = ["episodes_of", "file_name", "is_other", "settings_for", "usual_classes"]
+__all__ = [
+    "described",
+    "different",
+    "episodes_for",
+    "file_name",
+    "is_other",
+    "require_other",
+    "settings_for",
+    "usual_classes",
+]
+
+SIZES = ("ways", "shots", "queries")
+"""The settings of an episode that a test may change."""
 
 
 def is_other(run: Path, dataset: str) -> bool:
@@ -35,9 +50,49 @@ def is_other(run: Path, dataset: str) -> bool:
     file = run / "config.toml"
     if not file.exists():  # which loading it tells
         return False
-    if placeless(absolute(dataset)) != placeless(absolute(str(read_toml(file).get("dataset")))):
+    return _differs(str(read_toml(file).get("dataset")), _classes_of(run), dataset)
+
+
+def require_other(config: TrainConfig, run: Path | None, dataset: str) -> None:
+    """Refuse a data set that is the run's own, or has a part that may have been trained on.
+
+    Args:
+        config: the run's settings.
+        run: its folder, if there is one.
+        dataset: of the test.
+
+    Raises:
+        InputError: it is the run's own; a folder has a class that is called like one of the run's; or a
+            data set is one of the run's, whose classes were divided in another way than here.
+    """
+    known = _classes_of(run)
+    if not _differs(config.dataset, known, dataset):
+        raise InputError(
+            f"`dataset` {dataset}: this is what the run was trained on ({config.dataset}), or has classes of "
+            "the same names; leave it out to test on the run's own test classes"
+        )
+    for place in folders(dataset) if known else ():
+        if os.path.isdir(place) and (shared := known & FolderIdentity.of(place).classes.keys()):
+            raise InputError(
+                f"`dataset` {dataset}: {place} has a class {min(shared)!r}, as the run's own data have, so "
+                "that it may have been trained on; leave it out"
+            )
+    if config.split and (own := set(names_in(dataset)) & set(config.datasets)):
+        raise InputError(
+            f"`dataset` {dataset}: the run was trained on {min(own)} with `split` {config.split}, and its "
+            f"classes are divided otherwise here; leave {min(own)} out"
+        )
+
+
+def _classes_of(run: Path | None) -> set[str]:
+    """The names of the classes of a run's folders of images."""
+    found = None if run is None else recorded(run)
+    return {name for folder in found or () for name in folder.classes}
+
+
+def _differs(own: str, known: set[str], dataset: str) -> bool:
+    if placeless(absolute(dataset)) != placeless(absolute(own)):
         return True
-    known = {name for folder in recorded(run) or () for name in folder.classes}
     places = [place for place in folders(dataset) if os.path.isdir(place)]
     if not known or not places:
         return False
@@ -47,48 +102,158 @@ def is_other(run: Path, dataset: str) -> bool:
         return False
 
 
-def usual_classes(dataset: str) -> str:
-    """The classes that other data are tested on: all of folders of images, else those of the test."""
+def usual_classes(dataset: str | None) -> str:
+    """The classes that a test is on: all of folders of other images, else those of the test."""
+    if dataset is None:
+        return "test"
     return "all" if all(folder_of(name) is not None for name in names_in(dataset)) else "test"
 
 
-def settings_for(run: Run, dataset: str) -> TrainConfig:
-    """A run's settings with other data, whose images shall have the shape of its own.
+def settings_for(
+    config: TrainConfig,
+    learner: Learner,
+    input_shape: tuple[int, ...],
+    *,
+    dataset: str | None = None,
+    ways: int | None = None,
+    shots: int | None = None,
+    queries: int | None = None,
+) -> TrainConfig:
+    """A run's settings for a test; what only its training has (`train_shots`, `disagree`) is left out.
+
+    Args:
+        config, learner, input_shape: the run's.
+        dataset: other data, whose images shall have the shape of the run's own.
+        ways, shots, queries: of the test's episodes; None leaves the run's.
 
     Raises:
-        InputError: no such data set, or one that the run's model cannot be meant for.
+        InputError: no such data set, one that the run's model cannot be meant for, or a number of ways
+            that its model has no outputs for.
     """
-    for name in names_in(dataset):
-        if folder_of(name) is None:
-            registry.require_known("dataset", name)
-    size: dict[str, Any] = {}
-    if len(run.input_shape) == 3:
-        size = {"channels": run.input_shape[0], "image_size": run.input_shape[2]}
-    return dataclasses.replace(run.config, dataset=dataset, split="", objectives="dataset", **size)
+    if ways is not None and ways != config.ways:
+        _require_ways(config, learner, ways)
+    given = dict(zip(SIZES, (ways, shots, queries), strict=True))
+    changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    if dataset is not None:
+        for name in names_in(dataset):
+            if folder_of(name) is None:
+                registry.require_known("dataset", name)
+        changes |= {"dataset": dataset, "split": "", "objectives": "dataset", "rotations": False}
+        if len(input_shape) == 3:
+            changes |= {"channels": input_shape[0], "image_size": input_shape[2]}
+    return dataclasses.replace(config, train_shots=0, disagree=0.0, **changes)
 
 
-def episodes_of(run: Run, config: TrainConfig, on: str) -> Source:
-    """Episodes of other data, by `settings_for`; ``on`` is ``train``, ``val``, ``test`` or ``all``.
+def _require_ways(config: TrainConfig, learner: Learner, ways: int) -> None:
+    """Other ways than the training's are for learners that make a head for each task."""
+    if config.regression:
+        raise InputError(
+            f"`ways` {ways}: {config.dataset} is regression without classes; leave it out"
+        )
+    if not makes_heads(learner):
+        raise InputError(
+            f"`ways` {ways}: this run's model has an output for each of {config.ways} classes (`learner` "
+            f"{config.learner}, trained with `ways` {config.ways}); leave it out, train with `ways` {ways}, "
+            "or take a learner that makes a head for each task, such as proto-maml or protonet"
+        )
+
+
+def episodes_for(
+    config: TrainConfig, input_shape: tuple[int, ...], on: str, sizes: Mapping[str, int | None]
+) -> Source:
+    """Episodes by `settings_for`; ``on`` is ``train``, ``val``, ``test`` or, of a folder, ``all``.
+
+    Args:
+        config: the settings.
+        input_shape: that of the run's inputs.
+        on: the classes.
+        sizes: what was asked for, in place of the run's: then it must have an effect.
 
     Raises:
-        InputError: their inputs have another shape than the run's.
+        InputError: the inputs have another shape than the run's; or a data set of the user's own does
+            not take what was asked for.
     """
     source = build_source(config, on)
-    if (shape := input_shape_of(source)) != run.input_shape:
+    if (shape := input_shape_of(source)) != input_shape:
         raise InputError(
             f"`dataset` {config.dataset}: its inputs have the shape {shape}, and the run was trained on "
-            f"{run.input_shape}"
+            f"{input_shape}"
         )
+    several = len(config.datasets) > 1 and isinstance(source, MixedSource)
+    parts = source.sources if several else [source]  # type: ignore[attr-defined]
+    for name, part in zip(config.datasets, parts, strict=True):
+        if isinstance(part, EpisodeSampler):
+            continue
+        factory, _ = registry.resolve("dataset", name)
+        for size, number in sizes.items():
+            if number is not None and not (
+                registry.takes(factory, size) or registry.takes(factory, "config")
+            ):
+                raise InputError(
+                    f"`{size}`: the data set {name} draws its own episodes and takes no argument {size}; "
+                    "leave it out"
+                )
     return source
 
 
-def file_name(dataset: str) -> str:
-    """Of the file in a run's folder that keeps its test on other data.
+def different(
+    config: TrainConfig, tested: TrainConfig, on: str, *, other: bool
+) -> dict[str, str | int]:
+    """What a test has that the run's own test has not; nothing for that one itself.
 
-    >>> file_name("folder:/data/my birds"), file_name("glyphs+omniglot")
-    ('evaluation-my-birds.json', 'evaluation-glyphs-omniglot.json')
+    Args:
+        config: the run's settings.
+        tested: the test's.
+        on: its classes.
+        other: whether it is on other data.
+
+    Returns:
+        ``dataset`` and ``on`` for other data, ``on`` for other classes of the run's own; ``ways`` (of
+        classes), ``shots`` and ``queries`` if one of them is another.
     """
-    names = [folder_of(name) or name for name in names_in(dataset)]
-    short = "-".join(os.path.basename(name.rstrip("/")) for name in names)
-    safe = re.sub(r"[^\w.]+", "-", short)
-    return f"evaluation-{safe}.json"
+    found: dict[str, str | int] = {"dataset": tested.dataset} if other else {}
+    if other or on != "test":
+        found["on"] = on
+    if any(getattr(config, name) != getattr(tested, name) for name in SIZES):
+        found |= {k: getattr(tested, k) for k in SIZES[1 if tested.regression else 0 :]}
+    return found
+
+
+def described(found: Mapping[str, str | int]) -> str:
+    """What is `different`, in words.
+
+    >>> described({"dataset": "glyphs", "on": "val", "ways": 10, "shots": 5, "queries": 1})
+    'glyphs, val, 10-way 5-shot, 1 query per class'
+    >>> described({"shots": 5, "queries": 10}), described({"on": "val"})
+    ('5-shot, 10 queries', 'val')
+    """
+    words = [str(found[name]) for name in ("dataset", "on") if name in found]
+    if "shots" in found:
+        per = "" if "ways" not in found else " per class"
+        ways = f"{found['ways']}-way " if "ways" in found else ""
+        words += [f"{ways}{found['shots']}-shot"]
+        words += [f"{counted(int(found['queries']), 'query', 'queries')}{per}"]
+    return ", ".join(words)
+
+
+def file_name(found: Mapping[str, str | int]) -> str:
+    """Of the file in a run's folder that keeps a test: a name of its own for what is `different`.
+
+    ``evaluation.json`` is the run's own test alone, since `compare` takes that for it.
+
+    >>> file_name({}), file_name({"dataset": "folder:/data/my birds", "on": "all"})
+    ('evaluation.json', 'evaluation-my-birds.json')
+    >>> file_name({"dataset": "glyphs+omniglot", "on": "val", "ways": 10, "shots": 5, "queries": 15})
+    'evaluation-glyphs-omniglot-val-10-way-5-shot-15-queries.json'
+    """
+    words, dataset = ["evaluation"], found.get("dataset")
+    for name in names_in(str(dataset)) if dataset is not None else ():
+        words.append(os.path.basename((folder_of(name) or name).rstrip("/")))
+    if "on" in found and found["on"] != usual_classes(None if dataset is None else str(dataset)):
+        words.append(str(found["on"]))
+    words += [
+        f"{found[k]}-{w}"
+        for k, w in zip(SIZES, ("way", "shot", "queries"), strict=True)
+        if k in found
+    ]
+    return "-".join(re.sub(r"[^\w.]+", "-", word) for word in words) + ".json"

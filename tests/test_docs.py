@@ -30,6 +30,7 @@ from tests.support.pages import (
     programs,
     run_python,
 )
+from tests.support.pictures import pictures
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.md"))
 PYTHON = [page for page in documents() if blocks(page, "python")]
@@ -166,12 +167,19 @@ SMALL = {
 }
 """What makes a command small enough for a test; the last one of two flags wins."""
 
-RUN = ("start.md", "tutorials/comparison.md", "howto/resume.md", "explanations/batchnorm.md")
+RUN = (
+    "start.md",
+    "tutorials/comparison.md",
+    "howto/elsewhere.md",
+    "howto/resume.md",
+    "explanations/batchnorm.md",
+)
 """Pages whose commands are run, small, one after the other."""
 
 
 @pytest.mark.parametrize("name", RUN)
 def test_commands_run(name: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(elsewhere / "characters", "character", 6, each=10)  # the reader's own
     count = 0
     for block in blocks(DOCS / name, "sh"):
         for words in programs(block):

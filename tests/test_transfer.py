@@ -7,10 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from gametalearn import (
@@ -29,6 +27,7 @@ from gametalearn.build import stream_seed
 from gametalearn.checkpoint import load_checkpoint, save_checkpoint
 from gametalearn.cli import main
 from gametalearn.transfer import is_other
+from tests.support.pictures import pictures
 from tests.support.runs import tiny
 
 TINY: dict[str, Any] = {
@@ -37,16 +36,6 @@ TINY: dict[str, Any] = {
     "validation_episodes": 2, "threads": 1, "pool": "max",
 }  # fmt: skip
 WORDS = ["--episodes", "9", "--quiet"]
-
-
-def pictures(root: Path, name: str, classes: int, side: int = 16) -> Path:
-    generator = np.random.default_rng(classes)
-    for c in range(classes):
-        (root / f"{name}{c}").mkdir(parents=True)
-        for i in range(4):
-            pixels = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / f"{name}{c}" / f"{i}.png")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -183,12 +172,12 @@ def test_what_is_other_data(trained: Path, tmp_path: Path) -> None:
 
 
 def test_other_inputs_than_the_runs_are_refused(tmp_path: Path) -> None:
-    from gametalearn.transfer import episodes_of
+    from gametalearn.transfer import episodes_for
 
     run = train(tiny(iterations=1), tmp_path / "a", progress=False)
     run.input_shape = (2,)
     with pytest.raises(InputError, match=r"inputs have the shape \(1,\), .* trained on \(2,\)"):
-        episodes_of(run, run.config, "test")
+        episodes_for(run.config, run.input_shape, "test", {})
 
 
 def test_an_older_run_takes_its_shapes_from_its_data(alone: Path, tmp_path: Path) -> None:

@@ -48,9 +48,7 @@ def test_what_is_like_nothing_gets_no_guess(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_flag_of_another_command_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "that is a flag of episodes, train, compare" in said(
-        capsys, "evaluate", "a", "--shots", "5"
-    )
+    assert "that is a flag of train, compare" in said(capsys, "evaluate", "a", "--meta-lr", "5")
 
 
 def test_a_mistyped_key_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -230,6 +230,14 @@ def test_a_run_is_tested_on_them(
         assert main([*words, "--dataset", "glyphs"]) == 2
     assert "leave out --dataset glyphs" in capsys.readouterr().err
     assert not (tmp_path / "empty").exists()
+    # several runs make one table, whatever their own seeds: the tasks are the same
+    file = alone / "config.toml"
+    file.write_text(file.read_text().replace("seed = 0", "seed = 1"))
+    words = ["evaluate", place, str(alone), "--protocol", "lake", "--source", str(real_runs)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "Lake's one-shot task, 20 runs, the same for every model" in said
+    assert said.count("+0.00 [+0.00, +0.00]") == 2
     assert main(["train", *flags.split(), "--split", "maml", "--out", place + "maml"]) == 0
     assert main(["evaluate", place + "maml", "--protocol", "lake", "--source", str(real_runs)]) == 2
     assert "has seen alphabets of the task" in capsys.readouterr().err
