@@ -15,7 +15,7 @@ from gametalearn.classes import Classes, by_label, pairs_of, read_item, read_pai
 from gametalearn.errors import InputError, summary
 from gametalearn.images import ClassImages
 from gametalearn.pixels import to_uint8
-from gametalearn.randomness import seeded
+from gametalearn.randomness import seeded, start_from, undisturbed
 from gametalearn.records import one_line
 
 __all__ = ["ClassExamples", "ClassItems", "as_input", "labelled", "read_tasks"]
@@ -219,12 +219,13 @@ def read_tasks(
         one = read_tasks(data, transform, data.first[:1].unsqueeze(0), torch.tensor([0]))
         return one.new_empty(*numbers.shape, *one.shape[2:])
     what, tasks = f"what `transform` makes of {data.name}", []
-    for own, seed in zip(numbers, seeds.tolist(), strict=True):
-        with seeded(seed):
+    with undisturbed():
+        for own, seed in zip(numbers, seeds.tolist(), strict=True):
+            start_from(seed)
             x = data.take(own)
             if transform is not None:
                 x = stacked([read_item(made, what, as_input) for made in map(transform, x)], what)
-        tasks.append(x)
+            tasks.append(x)
     return stacked(tasks, what if transform else data.name)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["seeded", "undisturbed"]
+__all__ = ["seeded", "start_from", "undisturbed"]
 
 
 @contextmanager
@@ -31,9 +31,7 @@ def undisturbed(device: torch.device | None = None) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within, the random numbers of torch (on the CPU), numpy and Python start from ``seed``.
-
-    It is not negative. Afterwards all of them go on as if nothing had been.
+    """Within, as after `start_from`; afterwards all random numbers go on as if nothing had been.
 
     >>> with seeded(3):
     ...     first = float(torch.rand(())), random.random()
@@ -42,7 +40,12 @@ def seeded(seed: int) -> Iterator[None]:
     True
     """
     with undisturbed():
-        torch.default_generator.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
+        start_from(seed)
         yield
+
+
+def start_from(seed: int) -> None:
+    """Let the random numbers of torch (on the CPU), numpy and Python start from a seed of at least 0."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
