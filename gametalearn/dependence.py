@@ -11,7 +11,8 @@ from gametalearn.engine.task import fixed_tensors, predict, started, support_los
 from gametalearn.episodes import TaskBatch
 from gametalearn.losses import Loss
 from gametalearn.normalisation import Protocol, by_batch, check_protocol, ours, refusal
-from gametalearn.peek import own_parameters, undisturbed
+from gametalearn.peek import own_parameters
+from gametalearn.randomness import undisturbed
 from gametalearn.trees import mapped
 
 __all__ = ["depends_on_queries", "differs", "settled"]

@@ -1,19 +1,22 @@
-"""Episodes: the `TaskBatch` record, and a sampler of N-way K-shot episodes from one uint8 tensor."""
+"""Episodes: the `TaskBatch` record, and a sampler of N-way K-shot episodes from labelled examples."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import inspect
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, SupportsIndex, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from gametalearn.classes import Classes
 from gametalearn.errors import InputError
-from gametalearn.images import ClassImages
+from gametalearn.examples import ClassItems, labelled, read_tasks
 from gametalearn.records import one_line
 from gametalearn.words import counted
 
@@ -30,7 +33,8 @@ class TaskBatch:
         query_x: ``(T, Q, *x)``; Q = ways x queries.
         query_y: ``(T, Q)`` int64; regression ``(T, Q, *y)``.
         group: ``(T,)`` int64, the persistent identity of the objective that a task belongs to (a
-            data set, an alphabet, a domain). The position in the batch is not an identity.
+            data set, an alphabet, a domain). The position in the batch is not an identity. Zeros
+            where it is not given: all tasks belong to one objective.
         classes: ``(T, ways)`` int64 class numbers in the source, label 0 first; None for regression.
     """
 
@@ -38,15 +42,18 @@ class TaskBatch:
     support_y: Tensor
     query_x: Tensor
     query_y: Tensor
-    group: Tensor
+    group: Tensor = None  # type: ignore[assignment]  # a tensor as soon as the batch is made
     classes: Tensor | None = None
 
     __repr__ = one_line
 
     def __post_init__(self) -> None:
+        if vars(self)["group"] is None and isinstance(self.support_x, Tensor):
+            zeros = torch.zeros(self.support_x.shape[:1], dtype=torch.int64)
+            object.__setattr__(self, "group", zeros.to(self.support_x.device))  # it is frozen
         for field in dataclasses.fields(self):
             value: Any = getattr(self, field.name)
-            if not isinstance(value, Tensor) and (value is not None or field.default is not None):
+            if not isinstance(value, Tensor) and (value is not None or field.name != "classes"):
                 raise InputError(
                     f"TaskBatch: {field.name} must be a tensor, got a {type(value).__name__}; stack what the "
                     "tasks have into one tensor, tasks first"
@@ -154,7 +161,7 @@ def require_batch(batch: object, where: str) -> None:
     if not isinstance(batch, TaskBatch):
         raise InputError(
             f"{where} a {type(batch).__name__} and no TaskBatch; make one: TaskBatch(support_x, "
-            "support_y, query_x, query_y, group)"
+            "support_y, query_x, query_y)"
         )
 
 
@@ -178,15 +185,23 @@ def input_shape_of(source: Source) -> tuple[int, ...]:
 
 
 class EpisodeSampler:
-    """N-way K-shot episodes over labelled images.
+    """N-way K-shot episodes over labelled examples: images, embeddings, tables, tokens.
 
     The classes of an episode are drawn without replacement and get the labels 0 to ways - 1 in
     random order; support and query examples of a class are drawn together without replacement, so
     they are disjoint. One `torch.Generator` drives everything: equal seeds give equal episodes.
 
     Args:
-        dataset: a `ClassImages` (see `gametalearn.data.load_dataset`), or any map-style data set of
-            ``(image, label)`` pairs such as torchvision's, which is read into memory once.
+        dataset: one of
+
+            - a pair ``(inputs, labels)`` of tensors or arrays, ``(N, *x)`` and ``(N,)`` integers;
+            - a map-style data set of ``(example, label)`` pairs such as torchvision's, which is read
+              into memory once;
+            - a `ClassImages` (see `gametalearn.load_dataset`), a `ClassExamples` or a `ClassItems`,
+              which can be divided by ``subset``. The last one reads an item whenever it is drawn.
+
+            Images of 8 bits reach a model as float32 in [0, 1], ``(C, H, W)``; other floats as they
+            are, without rounding or scaling; and other integers as int64.
         ways: classes per episode, N.
         shots: support examples per class, K.
         queries: query examples per class.
@@ -196,20 +211,23 @@ class EpisodeSampler:
         group: the objective that all tasks belong to otherwise.
         shuffle_support: support examples in random order rather than class after class, for an
             inner loop on mini-batches (`Reptile`).
+        transform: a function of one example, as a model gets it, for augmentation: called for each
+            example that is drawn, support and queries. What it draws at random from torch, NumPy or
+            `random` follows from the sampler's seed and differs from episode to episode; which
+            examples an episode has does not depend on it.
 
     Raises:
-        InputError: the data set has too few classes, or a class too few examples.
+        InputError: the data set has too few classes, or a class too few examples; or it is none.
 
-    >>> images = torch.arange(60, dtype=torch.uint8).view(60, 1, 1, 1)
-    >>> data = ClassImages.from_tensors(images, labels=torch.arange(60) // 10)
-    >>> batch = EpisodeSampler(data, ways=5, shots=1, queries=3, seed=0).sample(4)
+    >>> embeddings, labels = torch.randn(60, 16), torch.arange(60) // 10
+    >>> batch = EpisodeSampler((embeddings, labels), ways=5, shots=1, queries=3, seed=0).sample(4)
     >>> tuple(batch.support_x.shape), tuple(batch.query_y.shape)
-    ((4, 5, 1, 1, 1), (4, 15))
+    ((4, 5, 16), (4, 15))
     """
 
     def __init__(
         self,
-        dataset: ClassImages | Any,
+        dataset: Classes | Any,
         ways: int = 5,
         shots: int = 1,
         queries: int = 15,
@@ -218,18 +236,18 @@ class EpisodeSampler:
         within_group: bool = False,
         group: int = 0,
         shuffle_support: bool = False,
+        transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
-        if not isinstance(dataset, ClassImages):
-            dataset = ClassImages.from_pairs(dataset)
+        dataset = labelled(dataset)
         for name, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
             if value < least:
                 raise InputError(f"EpisodeSampler: {name} must be at least {least}, got {value}")
-        self.dataset = dataset
+        self.dataset, self.transform = dataset, transform
         self.ways, self.shots, self.queries = ways, shots, queries
         self.seed, self.within_group, self.group = seed, within_group, group
         self.shuffle_support = shuffle_support
         self._check()
-        self._generator = torch.Generator().manual_seed(seed)
+        self._start(seed)
         # The classes that an episode may draw from, padded with -1 to a rectangle: one row for the
         # whole data set, or one row a group.
         pools = [torch.arange(dataset.num_classes)]
@@ -242,10 +260,20 @@ class EpisodeSampler:
             pools, self._pool_group = [by_group[g] for g in kept], torch.tensor(kept)
         self._pools = torch.nn.utils.rnn.pad_sequence(pools, batch_first=True, padding_value=-1)
 
-    @property
+    def _start(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        # Of its own, so that what is random about examples leaves the episodes as they are.
+        self._augmentation = None
+        if self.transform is not None or isinstance(self.dataset, ClassItems):
+            self._augmentation = torch.Generator().manual_seed(seed + 2**41)
+
+    @functools.cached_property
     def input_shape(self) -> tuple[int, ...]:
-        """Of an image: (C, H, W)."""
-        return self.dataset.shape
+        """Of one example: (C, H, W) of an image."""
+        if self.transform is None:
+            return self.dataset.shape
+        first = self.dataset.first[:1].unsqueeze(0)
+        return tuple(read_tasks(self.dataset, self.transform, first, torch.tensor([0])).shape[2:])
 
     @property
     def group_names(self) -> tuple[str, ...]:
@@ -277,10 +305,10 @@ class EpisodeSampler:
             )
 
     def draw(self, num_tasks: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw the make-up of ``num_tasks`` episodes without touching an image.
+        """Draw the make-up of ``num_tasks`` episodes without touching an example.
 
         Returns:
-            ``classes (T, ways)``, ``examples (T, ways, shots + queries)`` image numbers with the
+            ``classes (T, ways)``, ``examples (T, ways, shots + queries)`` their numbers with the
             support first, and ``group (T,)``, all int64.
         """
         if num_tasks < 1:
@@ -297,7 +325,7 @@ class EpisodeSampler:
         return classes, data.first[classes].unsqueeze(-1) + within, self._pool_group[pool]
 
     def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
-        """Draw ``num_tasks`` episodes; read the images only of those in ``part``.
+        """Draw ``num_tasks`` episodes; read the examples only of those in ``part``.
 
         ``part`` lets each process of a distributed run take its share of one global meta-batch.
         """
@@ -311,10 +339,17 @@ class EpisodeSampler:
             key = torch.rand(num_tasks, self.ways * shots, generator=self._generator)
             order = key.argsort(1)[part]
             support, support_y = support.gather(1, order), support_y.gather(1, order)
+        if self._augmentation is None:
+            support_x, query_x = self.dataset.take(support), self.dataset.take(query)
+        else:
+            seeds = torch.randint(2**62, (num_tasks,), generator=self._augmentation)[part]
+            both = torch.cat([support, query], 1)
+            x = read_tasks(self.dataset, self.transform, both, seeds)
+            support_x, query_x = x[:, : support.shape[1]], x[:, support.shape[1] :]
         return TaskBatch(
-            support_x=self.dataset.take(support),
+            support_x=support_x,
             support_y=support_y,
-            query_x=self.dataset.take(query),
+            query_x=query_x,
             query_y=labels.repeat_interleave(self.queries).expand(tasks, -1).contiguous(),
             group=group,
             classes=classes,
@@ -322,21 +357,27 @@ class EpisodeSampler:
 
     def with_seed(self, seed: int) -> EpisodeSampler:
         """An independent sampler over the same data that starts from ``seed``."""
-        return EpisodeSampler(
-            self.dataset,
-            self.ways,
-            self.shots,
-            self.queries,
-            seed,
-            within_group=self.within_group,
-            group=self.group,
-            shuffle_support=self.shuffle_support,
-        )
+        other = copy.copy(self)
+        other.seed = seed
+        other._start(seed)
+        return other
 
     def state_dict(self) -> dict[str, Any]:
-        """The generator's state; restoring it continues the stream of episodes exactly."""
-        return {"generator": self._generator.get_state()}
+        """The generators' states; restoring them continues the stream of episodes exactly."""
+        states = {"generator": self._generator, "augmentation": self._augmentation}
+        return {name: g.get_state() for name, g in states.items() if g is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave.
+
+        Raises:
+            InputError: one of the two samplers augments, the other does not.
+        """
+        if ("augmentation" in state) != (self._augmentation is not None):
+            raise InputError(
+                "EpisodeSampler: of this sampler and the one whose state this is, one has a transform or "
+                "a ClassItems, and the other has neither; take the same for both"
+            )
         self._generator.set_state(state["generator"].cpu())  # map_location may have moved it
+        if self._augmentation is not None:
+            self._augmentation.set_state(state["augmentation"].cpu())

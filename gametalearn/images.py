@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from gametalearn.errors import InputError, summary
+from gametalearn.classes import Classes, by_label, read_pairs
+from gametalearn.errors import InputError
 from gametalearn.pixels import eight_bit, is_finer, to_uint8
 from gametalearn.records import one_line
 
@@ -21,28 +22,16 @@ __all__ = ["ClassImages"]
 
 
 @dataclass(frozen=True)
-class ClassImages:
-    """The classes of one split, as ranges of one image tensor.
+class ClassImages(Classes):
+    """The classes of one split, as ranges of one tensor of images of 8 bits.
 
     Attributes:
-        name: the data set, for messages.
-        split: ``train``, ``val`` or ``test``, for messages.
         images: ``(N, C, H, W)`` uint8, each class contiguous; may be a memory map shared by splits.
-        first: ``(M,)`` int64, the number of a class's first image.
-        count: ``(M,)`` int64, its number of images.
-        classes: M class names.
-        class_group: ``(M,)`` int64, the group (alphabet, script) of a class.
-        groups: the groups' names.
+        name, split, first, count, classes, class_group, groups: as in
+            `gametalearn.classes.Classes`.
     """
 
-    name: str
-    split: str
     images: Tensor
-    first: Tensor
-    count: Tensor
-    classes: tuple[str, ...]
-    class_group: Tensor
-    groups: tuple[str, ...]
 
     __repr__ = one_line
 
@@ -52,13 +41,7 @@ class ClassImages:
                 f"ClassImages '{self.name}': images must be (N, C, H, W) uint8, got "
                 f"{tuple(self.images.shape)} {self.images.dtype}"
             )
-        if not self.classes:
-            raise InputError(f"ClassImages '{self.name}': split '{self.split}' has no classes")
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes, M."""
-        return len(self.classes)
+        super().__post_init__()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,18 +53,6 @@ class ClassImages:
         """The images at ``index`` (any shape) as float32 in [0, 1], ``(*index, C, H, W)``."""
         flat = self.images.index_select(0, index.flatten()).to(torch.float32).div_(255)
         return flat.view(*index.shape, *self.shape)
-
-    def subset(self, keep: Iterable[int], split: str | None = None) -> ClassImages:
-        """The classes numbered ``keep``, over the same image tensor."""
-        chosen = torch.as_tensor(list(keep), dtype=torch.int64)
-        return dataclasses.replace(
-            self,
-            split=self.split if split is None else split,
-            first=self.first[chosen],
-            count=self.count[chosen],
-            classes=tuple(self.classes[i] for i in chosen.tolist()),
-            class_group=self.class_group[chosen],
-        )
 
     def rotated(self) -> ClassImages:
         """Every class four times, turned by 0, 90, 180 and 270 degrees (Santoro et al. 2016)."""
@@ -144,27 +115,14 @@ class ClassImages:
         Raises:
             InputError: numbers or shapes that do not fit, or pixels without a known range.
         """
-        label = torch.as_tensor(labels)
-        if len(images) != len(label):
-            raise InputError(f"ClassImages '{name}': {len(images)} images but {len(label)} labels")
+        order, fields = by_label(labels, name, len(images))
         if is_finer(images):
             _warn_of_8_bits(name)
         try:
             images = eight_bit(images)
         except ValueError as error:
             raise InputError(f"ClassImages '{name}': {error}") from error
-        order = torch.argsort(label, stable=True)
-        values, count = torch.unique_consecutive(label[order], return_counts=True)
-        return ClassImages(
-            name=name,
-            split=split,
-            images=images[order],
-            first=count.cumsum(0) - count,
-            count=count,
-            classes=tuple(str(v) for v in values.tolist()),
-            class_group=torch.zeros(len(values), dtype=torch.int64),
-            groups=(name,),
-        )
+        return ClassImages(**fields, split=split, images=images[order])
 
     @staticmethod
     def from_pairs(dataset: Any, name: str | None = None) -> ClassImages:
@@ -176,47 +134,26 @@ class ClassImages:
 
         Raises:
             InputError: no such data set, an image that cannot be read (the message names the item),
-                or images of different sizes.
+                images of different sizes, or ones that differ from one reading to the next.
         """
         name = name or type(dataset).__name__
-        images, labels, finer = list[Tensor](), list[int](), False
-        try:
-            for i in range(len(dataset)):
-                image, label = dataset[i]
-                images.append(_item(image, f"item {i} of {name}"))
-                labels.append(int(label))
-                finer = finer or is_finer(image)
-        except InputError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"EpisodeSampler: dataset {name} is neither a ClassImages nor a map-style data set "
-                f"of (image, label) pairs: {error}"
-            ) from error
-        if not images:
-            raise InputError(f"{name}: the data set holds no images")
-        if finer:
+        finer = []
+
+        def read(image: Any) -> Tensor:
+            found = to_uint8(image)
+            finer.append(is_finer(image))
+            return found
+
+        images, labels = read_pairs(dataset, name, read)
+        if any(finer):
             _warn_of_8_bits(name)
-        sizes = {tuple(image.shape) for image in images}
-        if len(sizes) != 1:
-            raise InputError(
-                f"{name}: images of one size and number of channels are needed, got "
-                f"{sorted(sizes)[:3]}; resize them, or convert them to one mode"
-            )
-        return ClassImages.from_tensors(torch.stack(images), labels, name=name)
+        return ClassImages.from_tensors(images, labels, name=name)
 
 
 def _warn_of_8_bits(name: str) -> None:
     warnings.warn(
         f"{name}: images are kept in 8 bits, and these lie between the 256 steps: they were rounded, "
-        "by up to 1/510; where that matters, give them by a source of your own "
-        "(gametalearn.episodes.Source)",
+        "by up to 1/510; where that matters, give floats to EpisodeSampler or ClassExamples, which "
+        "keep them",
         stacklevel=4,
     )
-
-
-def _item(image: Any, what: str) -> Tensor:
-    try:
-        return to_uint8(image)
-    except Exception as error:  # Pillow's decoders, which work on first use, raise anything
-        raise InputError(f"EpisodeSampler: {what} cannot be read: {summary(error)}") from error

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -16,22 +12,10 @@ from gametalearn.adaptation import Learner, Params, fitted, model_parameters
 from gametalearn.engine.task import fixed_tensors, predicted, started, swapping
 from gametalearn.episodes import TaskBatch
 from gametalearn.losses import Loss, default_loss
+from gametalearn.randomness import undisturbed
 from gametalearn.scores import SCORES, Score, ScoreLike, as_score, default_score, settled
 
-__all__ = ["own_parameters", "score_for", "undisturbed"]
-
-
-@contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """The random states of torch, numpy and Python are afterwards what they were before."""
-    legacy, own = np.random.get_state(), random.getstate()  # noqa: NPY002
-    devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        np.random.set_state(legacy)  # noqa: NPY002
-        random.setstate(own)
+__all__ = ["own_parameters", "score_for"]
 
 
 def own_parameters(model: nn.Module, meta: Params) -> Params:

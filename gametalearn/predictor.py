@@ -16,7 +16,7 @@ from gametalearn.errors import InputError
 from gametalearn.frozen import freeze, set_statistics
 from gametalearn.models import TaskNorm, _Backbone
 from gametalearn.normalisation import by_batch, ours
-from gametalearn.peek import undisturbed
+from gametalearn.randomness import undisturbed
 
 __all__ = ["WithHead", "bake"]
 

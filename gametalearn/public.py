@@ -12,8 +12,10 @@ from gametalearn.engine.making import clear_programs
 from gametalearn.episodes import EpisodeSampler, TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, adapt, evaluate
+from gametalearn.examples import ClassExamples, ClassItems
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.images import ClassImages
+from gametalearn.loader import TaskLoader
 from gametalearn.metrics import read_metrics
 from gametalearn.mixture import MixedSource
 from gametalearn.models import MLP, Conv4, ResNet12
@@ -50,7 +52,9 @@ __all__ = [
     "MLP",
     "RULES",
     "SCORES",
+    "ClassExamples",
     "ClassImages",
+    "ClassItems",
     "Comparison",
     "Conv4",
     "Diagnostics",
@@ -77,6 +81,7 @@ __all__ = [
     "Sinusoid",
     "TaskBatch",
     "TaskGradients",
+    "TaskLoader",
     "TrainConfig",
     "UncertaintyWeighting",
     "Uniform",

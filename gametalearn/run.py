@@ -28,6 +28,7 @@ from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
 from gametalearn.episodes import Source, input_shape_of
 from gametalearn.errors import InputError
+from gametalearn.evaluation import placed
 from gametalearn.losses import Loss, default_loss
 from gametalearn.peek import score_for
 from gametalearn.provenance import checked
@@ -383,7 +384,7 @@ def _score(
         return dataclasses.replace(named, function=default_score)
     found = as_score(score)
     if found is None:
-        task = source.with_seed(0).sample(1).to(config.device)
+        task = placed(model, source.with_seed(0).sample(1))
         found = score_for(score, loss, model, learner, meta, task)
     if found.name in RESERVED:
         raise InputError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gametalearn.canvas import drawing, figure, saved, shortened
 from gametalearn.episodes import TaskBatch
+from gametalearn.errors import InputError
 
 __all__ = ["contact_sheet", "drawn_of"]
 
@@ -57,8 +58,13 @@ def contact_sheet(
         title: what stands over all of it.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the inputs are no images, or the file cannot be written.
     """
+    if batch.support_x.dim() != 5:
+        raise InputError(
+            "episodes draws images (channels, height, width); these inputs have the shape "
+            f"{tuple(batch.support_x.shape[2:])}"
+        )
     tasks, rows = min(len(batch), EPISODES), min(ways, ROWS)
     left, right = (
         min(t.shape[1] // ways, COLUMNS) for t in (batch.support_x, batch.query_x)

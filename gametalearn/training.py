@@ -18,7 +18,7 @@ from gametalearn.diagnostics import diagnose
 from gametalearn.distributed import ALONE, Tasks, Team, describe_team, weighted_update
 from gametalearn.episodes import Source, TaskBatch, draw
 from gametalearn.errors import InputError, SharedError
-from gametalearn.evaluation import Evaluation, evaluate
+from gametalearn.evaluation import Evaluation, evaluate, placed
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.losses import Loss, default_loss
 from gametalearn.metrics import Metrics
@@ -169,7 +169,7 @@ def _loop(
     parameters, own = list(run.meta.values()), team.share(config.meta_batch)
     resumed, clock = run.seconds, time.perf_counter()
     while run.iteration < config.iterations:
-        batch = draw(source, config.meta_batch, own).to(config.device)
+        batch = placed(run.model, draw(source, config.meta_batch, own))
         sampled = time.perf_counter()
         gradients = _gradients(run, batch)
         tasks = team.tasks(gradients, config.meta_batch, stop=interrupted())

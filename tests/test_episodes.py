@@ -292,7 +292,7 @@ def test_a_batch_is_made_of_tensors() -> None:
     for bad, said in (
         ({"support_x": {"ids": x}}, "support_x must be a tensor, got a dict"),
         ({"query_y": [0, 1]}, "query_y must be a tensor, got a list"),
-        ({"group": None}, "group must be a tensor, got a NoneType"),
+        ({"group": 0}, "group must be a tensor, got a int"),
         ({"classes": (1, 2)}, "classes must be a tensor, got a tuple"),
     ):
         fields: Any = {"support_x": x, "support_y": y, "query_x": x, "query_y": y, "group": group}
@@ -337,3 +337,14 @@ def test_a_tuple_is_no_batch() -> None:
             take(model, tensors, MAML(0.1, 1))
     with pytest.raises(InputError, match=r"Tuples.sample gave a tuple and no TaskBatch"):
         evaluate(model, Tuples(), MAML(0.1, 1), episodes=2)  # type: ignore[arg-type]
+
+
+def test_a_batch_without_groups_has_one_objective() -> None:
+    x, y = torch.zeros(2, 3, 1), torch.zeros(2, 3)
+    batch = TaskBatch(x, y, x, y)
+    assert batch.group.tolist() == [0, 0]
+    assert batch.group.dtype == torch.int64
+    assert batch[1:].group.tolist() == [0]
+    assert TaskBatch(x.to("meta"), y, x, y).group.device.type == "meta"
+    with pytest.raises(InputError, match="support_x must be a tensor, got a list"):
+        TaskBatch([0], y, x, y)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gametalearn import ClassImages, EpisodeSampler, InputError
+from gametalearn import ClassImages, InputError
 
 
 def images(shape: tuple[int, ...] = (3, 8, 8), classes: int = 3, each: int = 2) -> ClassImages:
@@ -118,17 +118,17 @@ def test_one_bit_images_are_black_and_white() -> None:
     [
         ([(torch.full((1, 2, 2), 7.0), 0)], r"lie in \[0, 1\]"),
         ([(torch.zeros(1, 2, 2, dtype=torch.int64), 0)], "uint8"),
-        ([1, 2], "image, label"),
-        ([(torch.zeros(1, 2, 2), 0), (torch.zeros(1, 3, 3), 0)], "one size"),
+        ([1, 2], r"\(example, label\) pairs"),
+        ([(torch.zeros(1, 2, 2), 0), (torch.zeros(1, 3, 3), 0)], "one shape"),
     ],
 )
 def test_from_pairs_refuses(pairs: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        EpisodeSampler(pairs)
+        ClassImages.from_pairs(pairs)
 
 
 def test_from_tensors_refuses() -> None:
-    with pytest.raises(InputError, match="3 images but 2 labels"):
+    with pytest.raises(InputError, match="3 examples but 2 labels"):
         ClassImages.from_tensors(torch.zeros(3, 1, 2, 2), [0, 1])
     with pytest.raises(InputError, match=r"\[0, 2\]"):
         ClassImages.from_tensors(

@@ -12,14 +12,14 @@ import gametalearn
 ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
-    "copies errors frozen pixels records trees words",
-    "files images models registry statistics terminal update",
-    "canvas checkpoint episodes losses normalisation places",
-    "data disagreement mixture scores settings sheet tables",
-    "adaptation config",
-    "engine environment flags prototypes provenance schedules",
-    "gradients peek resuming",
-    "benchmark dependence weighting",
+    "copies errors frozen pixels randomness records trees words",
+    "classes files models registry statistics terminal update",
+    "canvas checkpoint images losses normalisation places",
+    "examples scores settings tables",
+    "adaptation config episodes",
+    "data disagreement engine environment flags loader mixture prototypes schedules sheet",
+    "gradients peek provenance",
+    "benchmark dependence resuming weighting",
     "bridges build diagnostics distributed predictor",
     "evaluation transfer",
     "results run",

@@ -310,7 +310,7 @@ def test_images_without_a_known_range_are_refused_whole() -> None:
         ClassImages.from_tensors(torch.zeros(3, 1, 2, 2, dtype=torch.int64), [0, 1, 2])
     with pytest.raises(InputError, match="nan"):
         ClassImages.from_tensors(torch.full((3, 1, 2, 2), float("nan")), [0, 1, 2])
-    with pytest.raises(InputError, match="no images"):
+    with pytest.raises(InputError, match="no examples"):
         EpisodeSampler([])
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from gametalearn import registry
+from gametalearn.classes import Classes
 from gametalearn.data.folder import deal_classes, load_folder
 from gametalearn.data.mini_imagenet import prepare_mini_imagenet
 from gametalearn.data.omniglot import prepare_omniglot
 from gametalearn.data.packed import data_root
 from gametalearn.data.sinusoid import Sinusoid
 from gametalearn.errors import InputError
+from gametalearn.examples import labelled
 from gametalearn.images import ClassImages
 from gametalearn.places import folder_of
 
@@ -66,13 +68,14 @@ def load_dataset(
     )  # fmt: skip
     if not isinstance(data, ClassImages):
         raise InputError(
-            f"load_dataset: data set {name!r} gives episodes and no images; sample from it"
+            f"load_dataset: data set {name!r} gives no images of 8 bits; load_run(RUN).source has what "
+            "a run is trained on"
         )
     return data
 
 
 def load_part(name: str, split: str, *, rotations: bool = False, **given: Any) -> Any:
-    """What a data set's name stands for: a `ClassImages`, or a source of episodes.
+    """What a data set's name stands for: what `EpisodeSampler` draws from, or a source of episodes.
 
     Args:
         name, split, rotations: as in `load_dataset`.
@@ -101,16 +104,23 @@ def load_part(name: str, split: str, *, rotations: bool = False, **given: Any) -
     data = registry.call("dataset", name, part, offered, fixed)
     if hasattr(data, "sample"):
         return data
-    if not isinstance(data, ClassImages):
-        data = ClassImages.from_pairs(data, name)
+    data = labelled(data, name)
     if theirs or not registry.takes(part, "split"):
         data = _dealt(data, split)
-    if rotations:
-        data = data.rotated()
-    return data.converted(given.get("image_size"), given.get("channels"))
+    if isinstance(data, ClassImages):
+        data = data.rotated() if rotations else data
+        return data.converted(given.get("image_size"), given.get("channels"))
+    wanted = [given.get("channels"), given.get("image_size"), given.get("image_size")]
+    have = data.shape if len(data.shape) == 3 else (None, None, None)
+    if rotations or any(w not in (None, h) for w, h in zip(wanted, have, strict=True)):
+        raise InputError(
+            f"'{name}' gives inputs of the shape {data.shape} that are no images of 8 bits: they are "
+            "not resized, converted or turned; let the data set do it"
+        )
+    return data
 
 
-def _dealt(data: ClassImages, split: str) -> ClassImages:
+def _dealt(data: Classes, split: str) -> Classes:
     """One split's classes, by `deal_classes`: what gives the same for every split would leak them."""
     chosen = set(deal_classes(data.classes, data.name)[split])
     return data.subset([i for i, name in enumerate(data.classes) if name in chosen], split)

@@ -1,4 +1,7 @@
-"""Any tree of class folders: ``root/class/*.png|jpg|...`` or ``root/{train,val,test}/class/...``."""
+"""Any tree of class folders: ``root/class/*.png|jpg|...`` or ``root/{train,val,test}/class/...``.
+
+A file ``splits.csv`` in the folder says otherwise (`gametalearn.data.splits`).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from tqdm import tqdm
 from gametalearn.data.archives import OTHER_IMAGES, FolderFiles, is_image_name
 from gametalearn.data.decode import DECODER, decode, resized
 from gametalearn.data.packed import PackedWriter, read_or_build
+from gametalearn.data.splits import CALLED, FILE, SPLITS, read_splits
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
 from gametalearn.terminal import on_terminal
@@ -22,25 +26,22 @@ from gametalearn.words import counted
 
 __all__ = ["class_folders", "deal_classes", "existing", "load_folder", "status"]
 
-SPLITS = ("train", "val", "test")
-CALLED = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-"""The splits by what their folders are called, in upper or lower case."""
-
 
 def class_folders(files: FolderFiles) -> dict[str, dict[str, list[str]]]:
     """The image files of each class of each split, ``{split: {class: [name, ...]}}``.
 
-    A class is a folder; its files may lie deeper. Where the tree has no folders for splits (`CALLED`),
-    classes are dealt to splits by `deal_classes`. Warns of folders and images that are left out.
+    A class is a folder; its files may lie deeper. ``splits.csv`` says which is of which split, where it
+    is there (`read_splits`). Otherwise folders called like splits (`CALLED`) do, and where there are
+    none, classes are dealt to splits by `deal_classes`. Warns of folders and images that are left out.
 
     Raises:
-        InputError: no class folders, a split that is missing or there twice, or a class in two splits.
+        InputError: no class folders, a split that is missing or there twice, or a class in two splits;
+            or as `read_splits`.
     """
     visible = files.visible()
     names = [name.split("/") for name in visible if is_image_name(name)]
+    if FILE in visible:
+        return _listed(files, visible, _by_folder(names))
     # a folder `test` that holds images, not folders, is a class
     given = {p[0] for p in names if len(p) >= 3 and p[0].lower() in CALLED}
     given -= {p[0] for p in names if len(p) == 2}
@@ -53,13 +54,31 @@ def class_folders(files: FolderFiles) -> dict[str, dict[str, list[str]]]:
         check_disjoint(tree, files.where)
         _warn_of_others(files.where, visible, found)
         return tree
-    classes: dict[str, list[str]] = defaultdict(list)
-    for p in names:
-        if len(p) >= 2:
-            classes[p[0]].append("/".join(p))
+    classes = _by_folder(names)
     dealt = deal_classes(classes, files.where)
     _warn_of_others(files.where, visible, {})
     return {split: {c: classes[c] for c in sorted(dealt[split])} for split in SPLITS}
+
+
+def _by_folder(names: Iterable[list[str]]) -> dict[str, list[str]]:
+    """The images below each folder; their names are given in parts."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for parts in names:
+        if len(parts) >= 2:
+            found[parts[0]].append("/".join(parts))
+    return dict(found)
+
+
+def _listed(
+    files: FolderFiles, visible: list[str], folders: dict[str, list[str]]
+) -> dict[str, dict[str, list[str]]]:
+    """The classes of each split by ``splits.csv``; warns of images that it does not list."""
+    tree = read_splits(files.read(FILE), f"{files.where}/{FILE}", folders, visible)
+    listed = {name for classes in tree.values() for members in classes.values() for name in members}
+    if left := [name for name in visible if is_image_name(name) and name not in listed]:
+        what = f"{counted(len(left), 'image')} that {FILE} does not list, {left[0]} first"
+        warnings.warn(f"{files.where}: left out {what}", stacklevel=3)
+    return tree
 
 
 def _splits(given: Iterable[str], where: str) -> dict[str, str]:
@@ -169,7 +188,8 @@ def load_folder(
     changes.
 
     Args:
-        folder: holds ``CLASS/*`` or ``{train,val,test}/CLASS/*``; see `class_folders`.
+        folder: holds ``CLASS/*`` or ``{train,val,test}/CLASS/*``, and perhaps ``splits.csv``; see
+            `class_folders`.
         split: ``train``, ``val`` or ``test``; or ``all``, the classes of the three.
         root: the data root.
         image_size, channels: of the packed images; channels 1 or 3.
@@ -219,13 +239,13 @@ def load_folder(
 
 
 def _listing(folder: Path, tree: Mapping[str, Mapping[str, list[str]]]) -> str:
-    """A digest of the files' places, sizes and times of change."""
+    """A digest of the files' classes, places, sizes and times of change."""
     digest = hashlib.sha256()
     for split, classes in tree.items():
-        for members in classes.values():
+        for name, members in classes.items():
             for member in members:
                 now = status(folder, member)
-                line = f"{split}\0{member}\0{now.st_size}\0{now.st_mtime_ns}\n"
+                line = f"{split}\0{name}\0{member}\0{now.st_size}\0{now.st_mtime_ns}\n"
                 digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from gametalearn.data.archives import FolderFiles, SourceFiles, ZipFiles, read_file
 from gametalearn.data.decode import decode, resized
-from gametalearn.data.folder import SPLITS, check_disjoint, class_folders
+from gametalearn.data.folder import check_disjoint, class_folders
 from gametalearn.data.packed import Array, is_packed, packing, read_packed
 from gametalearn.data.pickles import load_arrays
+from gametalearn.data.splits import SPLITS
 from gametalearn.errors import InputError, summary
 from gametalearn.images import ClassImages
 from gametalearn.terminal import on_terminal, tell

@@ -1,0 +1,186 @@
+"""What every labelled data set has, whatever its examples are: classes, as ranges of numbered examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gametalearn.errors import InputError, summary
+from gametalearn.records import one_line
+
+__all__ = ["Classes", "by_label", "pairs_of", "read_item", "read_pairs", "stacked"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of one split, as ranges of numbered examples.
+
+    `gametalearn.ClassImages`, `gametalearn.ClassExamples` and `gametalearn.ClassItems` add what the
+    examples are.
+
+    Attributes:
+        name: the data set, for messages.
+        split: ``train``, ``val`` or ``test``, for messages.
+        first: ``(M,)`` int64, the number of a class's first example.
+        count: ``(M,)`` int64, its number of examples.
+        classes: M class names.
+        class_group: ``(M,)`` int64, the group (alphabet, script, domain) of a class.
+        groups: the groups' names.
+    """
+
+    name: str
+    split: str
+    first: Tensor
+    count: Tensor
+    classes: tuple[str, ...]
+    class_group: Tensor
+    groups: tuple[str, ...]
+
+    __repr__ = one_line
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise InputError(
+                f"{type(self).__name__} '{self.name}': split '{self.split}' has no classes"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, M."""
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        raise NotImplementedError
+
+    def take(self, index: Tensor) -> Tensor:
+        """The examples at ``index`` (any shape), ``(*index, *shape)``."""
+        raise NotImplementedError
+
+    def subset(self, keep: Iterable[int], split: str | None = None) -> Self:
+        """The classes numbered ``keep``, over the same examples; ``split`` names them in messages."""
+        chosen = torch.as_tensor(list(keep), dtype=torch.int64)
+        return dataclasses.replace(
+            self,
+            split=self.split if split is None else split,
+            first=self.first[chosen],
+            count=self.count[chosen],
+            classes=tuple(self.classes[i] for i in chosen.tolist()),
+            class_group=self.class_group[chosen],
+        )
+
+
+def by_label(
+    labels: Tensor | Sequence[int], name: str, examples: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """The order that brings the examples of each class together, and the fields of `Classes`.
+
+    Args:
+        labels: N integers, one for each example.
+        name: the data set.
+        examples: N.
+
+    Raises:
+        InputError: labels of another number, shape or type.
+    """
+    try:
+        label = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"'{name}': labels must be integers ({summary(error)})") from error
+    if len(label.shape) != 1 or label.is_floating_point() or label.is_complex():
+        raise InputError(
+            f"'{name}': labels must be one integer for each example, got "
+            f"{str(label.dtype).removeprefix('torch.')} {tuple(label.shape)}"
+        )
+    if examples != len(label):
+        raise InputError(f"'{name}': {examples} examples but {len(label)} labels")
+    order = torch.argsort(label, stable=True)
+    values, count = torch.unique_consecutive(label[order], return_counts=True)
+    return order, {
+        "name": name,
+        "first": count.cumsum(0) - count,
+        "count": count,
+        "classes": tuple(str(v) for v in values.tolist()),
+        "class_group": torch.zeros(len(values), dtype=torch.int64),
+        "groups": (name,),
+    }
+
+
+def read_pairs(dataset: Any, name: str, read: Callable[[Any], Tensor]) -> tuple[Tensor, list[int]]:
+    """What ``read`` makes of the items of a map-style data set, in one tensor, and their labels.
+
+    Raises:
+        InputError: no such data set, no items, an item that cannot be read (which is named), items of
+            different shapes or types, or some that differ from one reading to the next.
+    """
+    pairs = list(pairs_of(dataset, name, read))
+    if not pairs:
+        raise InputError(f"{name}: the data set holds no examples")
+    inputs, labels = stacked([x for x, _ in pairs], name), [label for _, label in pairs]
+    for before, (again, _) in zip(inputs[:AGAIN], pairs_of(dataset, name, read), strict=False):
+        if not torch.equal(before.nan_to_num(), again.nan_to_num()):
+            raise InputError(
+                f"{name}: its items differ from one reading to the next (a random transform?), and in "
+                "memory they would stay what they were once; give the sampler "
+                "ClassItems.from_pairs(dataset), which reads an item anew whenever it is drawn"
+            )
+    return inputs, labels
+
+
+AGAIN = 8
+"""Items that are read twice to find out whether they are random."""
+
+
+def pairs_of(dataset: Any, name: str, read: Callable[[Any], T]) -> Iterator[tuple[T, int]]:
+    """What ``read`` makes of each item of a map-style data set, and its label; errors as `read_pairs`."""
+    try:
+        for i in range(len(dataset)):
+            item, label = dataset[i]
+            yield read_item(item, f"item {i} of {name}", read), _label(label)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"EpisodeSampler: dataset {name} is neither a ClassImages, ClassExamples or ClassItems, "
+            f"nor a pair of tensors, nor a map-style data set of (example, label) pairs: {error}"
+        ) from error
+
+
+def read_item(item: Any, what: str, read: Callable[[Any], T]) -> T:
+    """``read(item)``; an `InputError` says of ``what`` that it cannot be read."""
+    try:
+        return read(item)
+    except Exception as error:  # Pillow's decoders, which work on first use, raise anything
+        raise InputError(f"EpisodeSampler: {what} cannot be read: {summary(error)}") from error
+
+
+def _label(label: Any) -> int:
+    number = np.asarray(label)  # some data sets give arrays of one number
+    if number.size != 1 or number.dtype.kind not in "iu":
+        raise TypeError(f"a label must be an integer, got {str(label)[:60]}")
+    return int(number.item())
+
+
+def stacked(examples: Sequence[Tensor], name: str) -> Tensor:
+    """Examples of one shape and type as one tensor.
+
+    Raises:
+        InputError: they differ.
+    """
+    kinds = {(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in examples}
+    if len(kinds) != 1:
+        shown = " and ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds)[:3])
+        raise InputError(
+            f"{name}: examples of one shape and type are needed, got {shown}; resize images and convert "
+            "them to one mode, pad sequences"
+        )
+    return torch.stack(list(examples))

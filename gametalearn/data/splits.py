@@ -1,0 +1,116 @@
+"""``splits.csv`` in a folder of images: which class, or which file, is of which split."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
+
+from gametalearn.errors import InputError
+from gametalearn.words import counted, did_you_mean
+
+__all__ = ["CALLED", "FILE", "SPLITS", "read_splits"]
+
+FILE = "splits.csv"
+
+SPLITS = ("train", "val", "test")
+CALLED = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""The splits by what their folders are called, and by what they are called in `FILE`, in any case."""
+
+HEADERS = (("class", "split"), ("file", "class", "split"))
+
+
+def read_splits(
+    text: bytes, where: str, folders: Mapping[str, list[str]], files: Iterable[str]
+) -> dict[str, dict[str, list[str]]]:
+    """The image files of each class of each split as ``splits.csv`` says.
+
+    Its first line is ``class,split``, and then each other line has the folder of a class; or it is
+    ``file,class,split``, and then the files may lie anywhere in the folder, whatever their classes
+    are called. What it does not list is left out.
+
+    Args:
+        text: what is in it.
+        where: its path, for messages.
+        folders: the image files of each class folder.
+        files: all files, by their paths as ``splits.csv`` gives them: from its own folder, with ``/``.
+
+    Returns:
+        ``{split: {class: [file, ...]}}``, classes and files in the order of their names.
+
+    Raises:
+        InputError: another header; a line with an unknown class, split or file, with too few values or
+            too many, or one that repeats or contradicts another; or a split without a class. The
+            message names the line.
+    """
+    known, tree = set(files), {split: defaultdict[str, list[str]](list) for split in SPLITS}
+    lines: dict[str, int] = {}  # where a class or a file stood first
+    split_of: dict[str, tuple[str, int]] = {}
+    for line, row in _rows(text, where):
+        at, name = f"{where}, line {line}", row["class"]
+        split = CALLED.get(row["split"].lower())
+        if split is None:
+            hint = did_you_mean(row["split"], SPLITS)
+            raise InputError(
+                f"{at}: split {row['split'][:60]!r} is unknown; {hint}use one of {', '.join(SPLITS)}"
+            )
+        if "file" in row:
+            entry = PurePosixPath(row["file"]).as_posix()  # without ./ and //
+            if entry not in known:
+                raise InputError(
+                    f"{at}: there is no file {row['file'][:200]!r}; give paths from the folder of {FILE}"
+                )
+        elif (entry := name) not in folders:
+            hint = did_you_mean(name, folders)
+            raise InputError(
+                f"{at}: class {name[:200]!r} is no folder with images; {hint}take the line out, or add "
+                "the folder"
+            )
+        if entry in lines:
+            raise InputError(
+                f"{at}: {entry[:200]!r} stands in line {lines[entry]} already; keep one of the two"
+            )
+        lines[entry] = line
+        before, first = split_of.setdefault(name, (split, line))
+        if before != split:
+            raise InputError(
+                f"{at}: class {name[:200]!r} is in {split}, and by line {first} in {before}; few-shot "
+                "splits have different classes"
+            )
+        tree[split][name] += [entry] if "file" in row else folders[name]
+    if missing := [split for split in SPLITS if not tree[split]]:
+        raise InputError(f"{where}: no line has the split {missing[0]}; each needs classes")
+    return {s: {c: sorted(classes[c]) for c in sorted(classes)} for s, classes in tree.items()}
+
+
+def _rows(text: bytes, where: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each line's number and its values by the names in the header."""
+    try:
+        reader = csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True)
+        header = tuple(name.strip().lower() for name in next(reader, []))
+        if tuple(sorted(header)) not in {tuple(sorted(names)) for names in HEADERS}:
+            raise InputError(
+                f"{where}, line 1: the header must be class,split or file,class,split; got "
+                f"{','.join(header)[:200]!r}"
+            )
+        for row in reader:
+            values = [value.strip() for value in row]
+            if not any(values):
+                continue
+            if len(values) != len(header) or not all(values):
+                raise InputError(
+                    f"{where}, line {reader.line_num}: {counted(len(header), 'value')} "
+                    f"({','.join(header)}) are needed, got {','.join(row)[:200]!r}"
+                )
+            yield reader.line_num, dict(zip(header, values, strict=True))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: not a text in UTF-8 ({error.reason}); save it as UTF-8"
+        ) from error
+    except csv.Error as error:
+        raise InputError(f"{where}, line {reader.line_num}: not CSV ({error})") from error

@@ -1,0 +1,51 @@
+"""The global random numbers of torch, NumPy and Python: put back after use, or started from a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+__all__ = ["seeded", "start_from", "undisturbed"]
+
+
+@contextmanager
+def undisturbed(device: torch.device | None = None) -> Iterator[None]:
+    """The random states of torch, numpy and Python are afterwards what they were before.
+
+    Args:
+        device: whose random numbers are kept beside those of the CPU, if it is a CUDA device.
+    """
+    legacy, own = np.random.get_state(), random.getstate()  # noqa: NPY002
+    devices = [device] if device is not None and device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(legacy)  # noqa: NPY002
+        random.setstate(own)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within, as after `start_from`; afterwards all random numbers go on as if nothing had been.
+
+    >>> with seeded(3):
+    ...     first = float(torch.rand(())), random.random()
+    >>> with seeded(3):
+    ...     print(first == (float(torch.rand(())), random.random()))
+    True
+    """
+    with undisturbed():
+        start_from(seed)
+        yield
+
+
+def start_from(seed: int) -> None:
+    """Let the random numbers of torch (on the CPU), numpy and Python start from a seed of at least 0."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
