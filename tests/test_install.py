@@ -18,7 +18,12 @@ import gametalearn
 from gametalearn.registry import TORCHJD_PACKAGE
 
 ROOT = Path(gametalearn.__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("*/README.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob("*/README.md")),
+]
 SOURCES = [
     *PAGES,
     *sorted(ROOT.glob("gametalearn/**/*.py")),
