@@ -117,17 +117,17 @@ def test_the_wheel_runs_the_demo_from_an_empty_folder(
     venv.create(place, with_pip=True)
     (packages,) = place.glob("lib/python*/site-packages")
     (packages / "shared.pth").write_text(sysconfig.get_path("purelib"))
-    pip = f"{place}/bin/python -m pip install -q --no-deps {archives['wheel']}"
-    subprocess.run(shlex.split(pip), check=True)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
     flags = re.search(r"^DEMO_FLAGS := (.*)$", makefile, flags=re.MULTILINE)
     assert flags
     empty.mkdir()
-    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    words = [f"{place}/bin/gametalearn", "compare", *shlex.split(flags[1]), "--out", "demo"]
-    subprocess.run(
-        words, cwd=empty, check=True, env={**clean, "GAMETALEARN_DATA": str(tmp_path / "data")}
-    )
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    clean["GAMETALEARN_DATA"] = str(tmp_path / "data")
+    for words in (
+        f"python -m pip install -q --no-deps {archives['wheel']}",
+        f"gametalearn compare {flags[1]} --out demo",
+    ):
+        subprocess.run(shlex.split(f"{place}/bin/{words}"), cwd=empty, check=True, env=clean)
     assert [p.name for p in empty.iterdir()] == ["demo"]
     results = json.loads((empty / "demo" / "results.json").read_text())
     assert results["rules"].keys() == {"uniform", "agreement", "norm-control"}
