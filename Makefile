@@ -1,6 +1,7 @@
 # Set-up, demo, tests and checks. Each target makes what it needs, from a fresh clone on.
 #
-# Needed beforehand: git, make, gcc, Python 3.11 or 3.12 with venv and headers.
+# Needed beforehand: git, make, and Python 3.11 to 3.14 with venv. The tests compare with learn2learn,
+# which takes gcc, the headers of Python, and 3.11 or 3.12; with a newer Python they do without.
 # `make demo PYTHON=python3.12` selects the interpreter.
 
 SHELL := /bin/sh
@@ -15,10 +16,11 @@ DEMO_FLAGS := --dataset glyphs --rules uniform,agreement,norm-control --ways 5 -
   --seeds 5 --iterations 50 --validate-every 25 --validation-episodes 50 --episodes 300 \
   --threads 1 --jobs 2
 DOCS := .venv-docs
+PACKAGE := .venv-package
 BENCH_FLAGS := --config omniglot-5w1s --threads 2
 PYTEST_FLAGS :=
 
-.PHONY: help demo test lint format docs bench learn2learn clean FORCE
+.PHONY: help demo test lint format docs package bench learn2learn clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,15 +44,20 @@ docs: $(DOCS)/.installed ## Build the documentation into site/, and check it; op
 	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 	$(DOCS)/bin/python docs/scripts/check_site.py site
 
+package: $(PACKAGE)/.installed ## Build the source archive and the wheel into dist/, and check them
+	rm -rf build dist
+	$(PACKAGE)/bin/python -m build
+	$(PACKAGE)/bin/python -m twine check --strict dist/*
+
 bench: $(VENV)/.installed-learn2learn ## Time a meta-gradient against learn2learn's; result in runs/bench.json
 	mkdir -p runs
 	$(VENV)/bin/gametalearn bench $(BENCH_FLAGS) --json runs/bench.json
 
-learn2learn: $(VENV)/.installed-learn2learn ## Build learn2learn 0.2.0 and install it into .venv
+learn2learn: $(VENV)/.installed-learn2learn ## Build learn2learn 0.2.0 and install it into .venv (Python 3.11 or 3.12)
 
 clean: ## Remove the environments, the site, built wheels and caches; runs/ and prepared data stay
-	rm -rf $(VENV) $(DOCS) site .wheels build dist *.egg-info
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf $(VENV) $(DOCS) $(PACKAGE) site .wheels build dist *.egg-info
+	rm -rf .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment, in stages: what a user gets; the tools and extras that the tests need;
@@ -68,24 +75,29 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what the tests and checks need."
-	@$(PIP) --editable '.[dev,torchjd,tensorboard]'
+	@$(PIP) --editable '.[dev,torchjd,tensorboard,torchvision]'
 	@touch $@
 
 # Of learn2learn's dependencies it imports gym and requests always, qpth for its MetaOptNet only.
 # We leave qpth out: it would hold numpy below 2 for everything in the environment.
 $(VENV)/.installed-learn2learn: $(VENV)/.installed-dev .ci/build_learn2learn.sh
-	@bash .ci/build_learn2learn.sh $(VENV)/bin/python .wheels
-	@$(PIP) gym==0.26.2 requests
-	@$(PIP) --no-deps --no-index --find-links .wheels learn2learn==0.2.0
+	@if $(VENV)/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
+	  bash .ci/build_learn2learn.sh $(VENV)/bin/python .wheels && \
+	  $(PIP) gym==0.26.2 requests && \
+	  $(PIP) --no-deps --no-index --find-links .wheels learn2learn==0.2.0; \
+	else \
+	  echo "Leaving learn2learn out: it does not build with Python 3.13 or newer."; \
+	fi
 	@touch $@
 
-# The documentation has an environment of its own: it is built from the source text, without torch, and
-# what builds it does not meet what the library needs. Groups of requirements came with pip 25.1.
-$(DOCS)/.python: FORCE
-	@sh .ci/make_venv.sh $(DOCS) $(PYTHON)
+# The documentation and the archives have environments of their own: they are made from the source text,
+# without torch, and what makes them does not meet what the library needs. Groups of requirements came
+# with pip 25.1.
+$(DOCS)/.python $(PACKAGE)/.python: FORCE
+	@sh .ci/make_venv.sh $(@D) $(PYTHON)
 
-$(DOCS)/.installed: $(DOCS)/.python pyproject.toml
-	@echo "Installing what builds the documentation into $(DOCS)."
-	@$(DOCS)/bin/python -m pip install -qq --disable-pip-version-check 'pip>=25.1'
-	@$(DOCS)/bin/python -m pip install -qq --disable-pip-version-check --group docs
+.venv-%/.installed: .venv-%/.python pyproject.toml
+	@echo "Installing what \`make $*\` needs into $(@D)."
+	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check 'pip>=25.1'
+	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check --group $*
 	@touch $@

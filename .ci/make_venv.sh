@@ -1,9 +1,10 @@
 #!/bin/sh
-# make_venv.sh VENV [PYTHON]: see to it that VENV is a working environment of Python 3.11 or 3.12.
+# make_venv.sh VENV [PYTHON]: see to it that VENV is a working environment of Python 3.11 to 3.14.
 #
-# Without PYTHON the first of python3.11, python3.12, python3 that works is taken, one with C
-# headers before one without: learn2learn, for the tests, is compiled. VENV/.python is written
-# when, and only when, the environment is new, so that make knows what to install again.
+# Without PYTHON the first of python3.11, python3.12, python3.13, python3.14, python3 that works is
+# taken. 3.11 and 3.12 come first, and one with C headers before one without: learn2learn, which the
+# tests compare with, is compiled, and builds with these two alone. VENV/.python is written when, and
+# only when, the environment is new, so that make knows what to install again.
 set -eu
 
 venv=$1
@@ -17,7 +18,7 @@ fail() {
 # A name on the path proves nothing (pyenv's shims stand there for versions that are not active),
 # and Debian ships venv without ensurepip.
 works() {
-  "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+  "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
     >/dev/null 2>&1
 }
 
@@ -32,7 +33,7 @@ version() {
 }
 
 if [ -n "$python" ] && ! works "$python"; then
-  fail "PYTHON=$python does not run, or is not Python 3.11 or 3.12 with venv: give another"
+  fail "PYTHON=$python does not run, or is not Python 3.11 to 3.14 with venv: give another"
 fi
 
 # Scripts and editable installs hold absolute paths: an environment that was moved is no use.
@@ -46,10 +47,10 @@ if works "$venv/bin/python" && [ "$(cat "$venv/.python" 2>/dev/null || echo "$he
   "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null
 else
   if [ ! -f "$venv/.python" ] && "$venv/bin/python" -c '' 2>/dev/null; then
-    fail "$venv was not made by make and is not Python 3.11 or 3.12: move it away, or run \`make clean\`"
+    fail "$venv was not made by make and is not Python 3.11 to 3.14: move it away, or run \`make clean\`"
   fi
   if [ -z "$python" ]; then
-    for candidate in python3.11 python3.12 python3; do
+    for candidate in python3.11 python3.12 python3.13 python3.14 python3; do
       works "$candidate" || continue
       [ -n "$python" ] || python=$candidate
       if has_headers "$candidate"; then
@@ -57,7 +58,7 @@ else
         break
       fi
     done
-    [ -n "$python" ] || fail "no working Python 3.11 or 3.12 with venv found: install one, or name it (make ... PYTHON=/path/to/python3.11)"
+    [ -n "$python" ] || fail "no working Python 3.11 to 3.14 with venv found: install one, or name it (make ... PYTHON=/path/to/python3.11)"
   fi
   echo "Making $venv with $python ($(version "$python"))."
   "$python" -m venv --clear "$venv"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shlex
 import subprocess
@@ -18,7 +19,12 @@ import gametalearn
 from gametalearn.registry import TORCHJD_PACKAGE
 
 ROOT = Path(gametalearn.__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("*/README.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob("*/README.md")),
+]
 SOURCES = [
     *PAGES,
     *sorted(ROOT.glob("gametalearn/**/*.py")),
@@ -85,16 +91,21 @@ def test_make_targets_that_are_named_are_there() -> None:
         assert set(named) <= targets, file
 
 
+def run(words: list[str], cwd: Path) -> str:
+    """What a program prints that is run as by a user: no folder of ours is on Python's path."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_install_lines_work_in_a_fresh_environment(tmp_path: Path) -> None:
     """From a clone, and from a wheel; dependencies are this environment's, to fetch no gigabytes."""
     clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", clone], check=True)
+    run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", str(clone)], tmp_path)
     lines = {c for page in PAGES for c in commands(page) if "--group" not in c}
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, "."],
-        cwd=clone, check=True,
-    )  # fmt: skip
+    run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), "."], clone)
     (wheel,) = tmp_path.glob("gametalearn-*.whl")
     for number, line in enumerate([*sorted(lines), f"pip install {wheel}"]):
         place = tmp_path / f"env{number}"
@@ -102,9 +113,8 @@ def test_install_lines_work_in_a_fresh_environment(tmp_path: Path) -> None:
         (packages,) = place.glob("lib/python*/site-packages")
         (packages / "shared.pth").write_text(sysconfig.get_path("purelib"))
         python = place / "bin" / "python"
-        words = [str(python), "-m", "pip", "install", "-q", *shlex.split(line.split("#")[0])[2:]]
-        done = subprocess.run(words, cwd=clone, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}: {done.stderr}"
+        install = [str(python), "-m", "pip", "install", "-q"]
+        run([*install, *shlex.split(line.split("#")[0])[2:]], clone)
         installed = any(w.startswith(".") or w.endswith(".whl") for w in requirements(line))
         if installed:
             asked = "import gametalearn, gametalearn.report; print(gametalearn.__file__)"
@@ -112,8 +122,5 @@ def test_install_lines_work_in_a_fresh_environment(tmp_path: Path) -> None:
             asked += "; r.files('gametalearn').joinpath('report.html.jinja').read_text()"
             if "torchjd" in line:
                 asked += "; import gametalearn.bridges.torchjd"
-            found = subprocess.run(
-                [python, "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=True
-            )
-            assert found.stdout.startswith(str(packages)), line
-            subprocess.run([place / "bin" / "gametalearn", "--version"], check=True, cwd=tmp_path)
+            assert run([str(python), "-c", asked], tmp_path).startswith(str(packages)), line
+            run([f"{place}/bin/gametalearn", "--version"], tmp_path)

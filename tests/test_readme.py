@@ -9,7 +9,12 @@ import pytest
 
 from tests.support.pages import README, ROOT, documents
 
-PAGES = [*documents(), *sorted((ROOT / "experiments").glob("*.md"))]
+OTHERS = ("CONTRIBUTING.md", "SECURITY.md")
+PAGES = [
+    *documents(),
+    *(ROOT / name for name in OTHERS),
+    *sorted((ROOT / "experiments").glob("*.md")),
+]
 FENCES = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 

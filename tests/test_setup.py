@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,7 @@ def machine(tmp_path: Path) -> Machine:
 def test_passes_over_interpreters_that_do_not_work(machine: Machine) -> None:
     machine.add("python3.11", SHIM)
     machine.add("python3.12", OTHER_VERSION)
+    machine.add("python3.14", OTHER_VERSION)
     machine.add("python3", WORKING)
     result = machine.make_venv()
     assert result.returncode == 0, result.stderr
@@ -90,3 +93,28 @@ def test_leaves_a_foreign_environment_alone(machine: Machine) -> None:
     assert result.returncode == 2
     assert "make clean" in result.stderr
     assert foreign.exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [((3, 10), False), ((3, 11), True), ((3, 13), True), ((3, 14), True), ((3, 15), False)],
+)
+def test_the_versions_that_are_taken(
+    machine: Machine, version: tuple[int, int], fits: bool
+) -> None:
+    """An interpreter that says it is another version."""
+    said = f"import sys; sys.version_info = {version}; exec(sys.argv.pop(1))"
+    machine.add("python3", f"shift; exec {shlex.quote(sys.executable)} -c '{said}' \"$@\"")
+    result = machine.make_venv()
+    # with other arguments than `-c PROGRAM` it is no interpreter, so that no environment is made
+    assert ("Making .venv with python3" in result.stdout) == fits
+    assert ("no working Python" in result.stderr) != fits
+
+
+def test_the_package_names_the_same_versions() -> None:
+    pyproject = tomllib.loads((SCRIPT.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    prefix = "Programming Language :: Python :: 3."
+    named = [c.removeprefix(prefix) for c in pyproject["project"]["classifiers"] if prefix in c]
+    script = SCRIPT.read_text(encoding="utf-8")
+    assert f"(3, {named[0]}) <= sys.version_info[:2] <= (3, {named[-1]})" in script
+    assert " ".join(f"python3.{minor}" for minor in named) in script

@@ -128,8 +128,14 @@ def prepare_omniglot(root: Path, source: Path | None = None) -> Path:
 
 
 def _download(folder: Path) -> Path:
-    from torchvision.datasets import Omniglot
-
+    try:
+        from torchvision.datasets import Omniglot
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "omniglot: torchvision, which downloads it, is not installed; pip install torchvision, or "
+            "fetch images_background.zip and images_evaluation.zip otherwise and run "
+            "`gametalearn data prepare omniglot --source FOLDER`"
+        ) from error
     try:
         for background in (True, False):
             Omniglot(str(folder), background=background, download=True)

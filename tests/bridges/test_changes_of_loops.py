@@ -3,7 +3,6 @@
 import copy
 from typing import Any
 
-import learn2learn as l2l
 import pytest
 import torch
 from torch import Tensor, nn
@@ -86,7 +85,7 @@ def test_learn2learn(keep, monkeypatch):
     scope: dict[str, Any] = {
         "model": model,
         "torch": torch,
-        "l2l": l2l,
+        "l2l": pytest.importorskip("learn2learn"),
         "loss_fn": nn.functional.mse_loss,
         "sample_tasks": lambda: tasks,
         "iterations": 2,

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-import learn2learn as l2l
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,6 +31,8 @@ from gametalearn.bridges import GradientCollector
 from gametalearn.bridges.learn2learn import TasksetSource, meta_step
 from gametalearn.episodes import Source
 from gametalearn.models import MLP, Conv4
+
+l2l: Any = pytest.importorskip("learn2learn")
 
 TASKS = 3
 

@@ -1,4 +1,5 @@
 import io
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -151,7 +152,7 @@ def test_damaged_names_the_command(tmp_path: Path) -> None:
 
 
 def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torchvision.datasets
+    torchvision = pytest.importorskip("torchvision")
 
     def fetch(root: str, background: bool, download: bool) -> None:
         assert download
@@ -170,7 +171,7 @@ def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_network_names_the_source_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torchvision.datasets
+    torchvision = pytest.importorskip("torchvision")
 
     def offline(*_: object, **__: object) -> None:
         raise OSError("no route to host")
@@ -180,10 +181,19 @@ def test_no_network_names_the_source_option(
         prepare_omniglot(tmp_path / "root")
 
 
+def test_without_torchvision_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(InputError, match=r"pip install torchvision, or .*--source FOLDER"):
+        prepare_omniglot(tmp_path / "root")
+
+
 def test_what_is_prepared_needs_no_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import torchvision.datasets
+    torchvision = pytest.importorskip("torchvision")
 
     monkeypatch.setenv("GAMETALEARN_DATA", str(tmp_path / "root"))
     assert main(["data", "prepare", "omniglot", "--source", str(as_folder(tmp_path / "in"))]) == 0

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
@@ -441,26 +440,31 @@ SMALL = {
 LARGE = {"U-Net": Member(UNet, (1, 8, 8)), "WideResNet": Member(WideResNet, (1, 6, 6))}
 """Small ones too, that take long to trace."""
 
-models = torchvision.models
+
+def torchvision() -> Any:
+    """Its models; not every environment has it."""
+    return pytest.importorskip("torchvision").models
+
+
 TORCHVISION = {
-    "resnet18": Member(lambda: models.resnet18(num_classes=WAYS), (3, 32, 32), each=2),
-    "resnet50": Member(lambda: models.resnet50(num_classes=WAYS), (3, 32, 32), None, ""),
-    "densenet121": Member(lambda: models.densenet121(num_classes=WAYS), (3, 32, 32), None, ""),
+    "resnet18": Member(lambda: torchvision().resnet18(num_classes=WAYS), (3, 32, 32), each=2),
+    "resnet50": Member(lambda: torchvision().resnet50(num_classes=WAYS), (3, 32, 32), None, ""),
+    "densenet121": Member(lambda: torchvision().densenet121(num_classes=WAYS), (3, 32, 32), None, ""),
     "mobilenet_v3_small": Member(
-        lambda: models.mobilenet_v3_small(num_classes=WAYS), (3, 32, 32), "random", "", draws=True,
+        lambda: torchvision().mobilenet_v3_small(num_classes=WAYS), (3, 32, 32), "random", "", draws=True,
         first_order=True,  # torch has no second derivative of hardsigmoid
     ),
     "efficientnet_b0": Member(
-        lambda: models.efficientnet_b0(num_classes=WAYS), (3, 32, 32), "random", "", draws=True
+        lambda: torchvision().efficientnet_b0(num_classes=WAYS), (3, 32, 32), "random", "", draws=True
     ),
     "convnext_tiny": Member(
-        lambda: models.convnext_tiny(num_classes=WAYS), (3, 32, 32), "random", "", draws=True
+        lambda: torchvision().convnext_tiny(num_classes=WAYS), (3, 32, 32), "random", "", draws=True
     ),
     "vit, small": Member(
-        lambda: models.VisionTransformer(32, 16, 2, 2, 16, 32, num_classes=WAYS), (3, 32, 32)
+        lambda: torchvision().VisionTransformer(32, 16, 2, 2, 16, 32, num_classes=WAYS), (3, 32, 32)
     ),
     "googlenet": Member(
-        lambda: models.googlenet(num_classes=WAYS, aux_logits=False, init_weights=False),
+        lambda: torchvision().googlenet(num_classes=WAYS, aux_logits=False, init_weights=False),
         (3, 32, 32), "random", "", draws=True,
     ),
 }  # fmt: skip

@@ -116,7 +116,7 @@ def test_alpha_zero_drives_gradient_norms_to_equality() -> None:
     for _ in range(3000):
         gradients = toy.record()
         weights = rule(gradients)
-        history.append(weights.raw * gradients.rows[:, columns].norm(dim=1))
+        history.append((weights.raw * gradients.rows[:, columns].norm(dim=1)).detach())
         toy.descend(weights.effective @ gradients.rows, 0.003)
     assert history[0][1] / history[0][0] > 50
     for lengths in history[-200:]:

@@ -21,7 +21,9 @@ COMPUTED = frozenset(
 _ATTRIBUTES = frozenset(
     ["LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR", "IMPORT_FROM"]
 )
-_GLOBALS = frozenset(["LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"])
+_GLOBALS = frozenset(
+    ["LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL", "DELETE_GLOBAL"]
+)
 _LIBRARIES = frozenset(
     [
         *("torch", "functorch", "torchgen", "numpy", "scipy", "PIL", "tqdm"),
