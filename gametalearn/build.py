@@ -22,6 +22,7 @@ from gametalearn.scores import ScoreLike
 from gametalearn.weighting import Rule, make_rule
 
 __all__ = [
+    "brought_to",
     "build_learner",
     "build_loss",
     "build_model",
@@ -65,24 +66,39 @@ def build_source(config: TrainConfig, split: str) -> Source:
         share: Any = "fixed"
         if config.share == "proportional":
             share = [_classes(name, part) for name, part in zip(names, parts, strict=True)]
-        source = MixedSource(parts, share=share, seed=seed)
+        # each objective is measured as well as the others, whatever its share of the training is
+        counts = config.share_numbers if split == "train" else None
+        source = MixedSource(parts, share=share, seed=seed, counts=counts)
     if split == "train" and config.disagree > 0:
         kind: Any = config.disagree_kind
         return Disagreement(source, config.disagree, kind, seed)
     return source
 
 
+def brought_to(config: TrainConfig) -> tuple[int, int]:
+    """The side in pixels and the channels that images are brought to; 0 leaves them as they are.
+
+    Several data sets go through one model, so theirs are brought to one size, by default `TOGETHER`.
+    """
+    size, channels = TOGETHER if len(config.datasets) > 1 else (0, 0)
+    return config.image_size or size, config.channels or channels
+
+
+TOGETHER = (28, 1)
+"""Side and channels of the images of several data sets, where the settings do not say others."""
+
+
 def _source(config: TrainConfig, name: str, split: str, seed: int) -> Source:
     """One data set's episodes; a data set of images is sampled from, at the settings' size."""
-    several = len(config.datasets) > 1
+    size, channels = brought_to(config)
     shots = config.train_shots if split == "train" and config.train_shots else config.shots
     data = load_part(
         name,
         split,
         class_split=config.split or None,
         rotations=config.rotations and split == "train" and name == "omniglot",
-        image_size=config.image_size or (28 if several else None),
-        channels=config.channels or (1 if several else None),
+        image_size=size or None,
+        channels=channels or None,
         seed=seed, ways=config.ways, shots=shots, queries=config.queries, config=config,
     )  # fmt: skip
     if hasattr(data, "sample"):
@@ -179,6 +195,7 @@ def build_rule(config: TrainConfig, objectives: int, columns: slice | Tensor | N
         "objectives": objectives,
         "regression": config.regression,
         "within": config.within,
+        "balance": config.share_numbers,
         "columns": columns,
         "seed": config.seed,
     }

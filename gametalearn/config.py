@@ -11,6 +11,7 @@ from gametalearn import registry
 from gametalearn.errors import InputError
 from gametalearn.places import absolute, folder_of, names_in
 from gametalearn.settings import check, refuse_unused, setting, settings_of, unmet
+from gametalearn.shares import numbers_in
 from gametalearn.words import did_you_mean
 
 __all__ = ["DEFAULTS", "RESUMABLE", "TrainConfig", "default_text"]
@@ -95,9 +96,10 @@ class TrainConfig:
         "(group), in which case all classes of an episode come from one of them", EPISODES,
         choices=("dataset", "group"), needs={"dataset": IMAGES})
     share: str = setting(
-        "fixed", "how the tasks of a meta-batch are divided among the data sets: in equal numbers, "
-        "or in proportion to their classes", OUTER, choices=("fixed", "proportional"),
-        needs={"dataset": 1})
+        "fixed", "how the tasks of a meta-batch are divided among the data sets: in equal numbers "
+        "(fixed), in proportion to their classes (proportional), or in numbers that add up to the "
+        "meta-batch, such as omniglot=12,mini-imagenet=4, which are a balance that rules over "
+        "objectives start from", OUTER, needs={"dataset": 1})
     disagree: float = setting(
         0.0, "the share of training tasks, in [0, 1], that get wrong query targets", OUTER, least=0,
         most=1)
@@ -223,6 +225,12 @@ class TrainConfig:
             if other and getattr(self, name) != field.default:
                 refuse_unused(field, other, f"`{other}` {getattr(self, other)}")
         self._check_images()
+        numbers = self.share_numbers
+        if numbers is not None and sum(numbers) != self.meta_batch:
+            raise InputError(
+                f"`share` {self.share} makes {sum(numbers)} tasks, and `meta_batch` is "
+                f"{self.meta_batch}; make them equal"
+            )
         built_in = self.model in registry.BUILT_IN["model"]
         if self.regression and built_in and (self.model, self.ways) != ("mlp", 1):
             raise InputError(
@@ -258,6 +266,9 @@ class TrainConfig:
                 registry.require_known(kind, str(given[kind]))
         defaults = DEFAULTS.get(names_in(dataset)[0].split(":")[0], DEFAULTS["folder"])
         values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
+        if given.get("meta_batch") is None and isinstance(share := given.get("share"), str):
+            numbers = numbers_in(share, names_in(absolute(dataset)))
+            values["meta_batch"] = values["meta_batch"] if numbers is None else sum(numbers)
         values.setdefault("validate_every", max(1, min(500, values["iterations"] // 10)))
         config = cls(dataset=dataset, **values)
         for name, field in settings_of(cls).items():
@@ -273,6 +284,15 @@ class TrainConfig:
     def datasets(self) -> list[str]:
         """The names joined by ``+``; see `gametalearn.places.names_in`."""
         return names_in(self.dataset)
+
+    @property
+    def share_numbers(self) -> list[int] | None:
+        """The numbers of tasks of the data sets that ``share`` gives; None if it gives none.
+
+        Raises:
+            InputError: as `gametalearn.shares.numbers_in`.
+        """
+        return numbers_in(self.share, self.datasets) if len(self.datasets) > 1 else None
 
     @property
     def regression(self) -> bool:

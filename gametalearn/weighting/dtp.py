@@ -35,6 +35,7 @@ class DynamicTaskPrioritization(nn.Module):
         gamma: the focusing exponent, or one for each objective.
         decay: of the moving average, in [0, 1).
         within: how the tasks of one objective are combined, ``"uniform"`` or ``"agreement"``.
+        balance: K shares of the objectives at equal weights; None: equal ones (see `Objectives`).
 
     There is no such rule for regression, whose score is an error: scores outside of [0, 1] are
     refused, and `make_rule` refuses it by name.
@@ -51,12 +52,13 @@ class DynamicTaskPrioritization(nn.Module):
         gamma: float | Sequence[float] = 1.0,
         decay: float = 0.9,
         within: Literal["uniform", "agreement"] = "uniform",
+        balance: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= decay < 1:
             raise InputError(f"DynamicTaskPrioritization: decay must be in [0, 1), got {decay}")
         self.decay = decay
-        self.objectives = Objectives(objectives, within)
+        self.objectives = Objectives(objectives, within, balance)
         size = len(self.objectives)
         gammas = [gamma] * size if isinstance(gamma, int | float) else list(gamma)
         if len(gammas) != size or min(gammas) < 0:

@@ -50,6 +50,7 @@ class GradNorm(nn.Module):
             `shared_columns`); None takes all.
         within: how the tasks of one objective are combined, ``"uniform"`` or ``"agreement"``; G_i is
             the length of that combination.
+        balance: K shares of the objectives at equal weights; None: equal ones (see `Objectives`).
 
     The weights are the parameter ``weights`` ``(K,)``, which needs no other optimiser.
     """
@@ -69,6 +70,7 @@ class GradNorm(nn.Module):
         optimizer: Literal["adam", "sgd"] = "adam",
         columns: slice | Tensor | None = None,
         within: Literal["uniform", "agreement"] = "uniform",
+        balance: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if not 0 < floor < 1:
@@ -76,7 +78,7 @@ class GradNorm(nn.Module):
         if not alpha >= 0:
             raise InputError(f"GradNorm: alpha must not be negative, got {alpha}")
         self.alpha, self.floor = alpha, floor
-        self.objectives = Objectives(objectives, within)
+        self.objectives = Objectives(objectives, within, balance)
         size = len(self.objectives)
         self.descent = Descent(size, lr, optimizer)
         self.weights = nn.Parameter(torch.ones(size, dtype=torch.float64), requires_grad=False)
