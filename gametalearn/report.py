@@ -19,10 +19,12 @@ from gametalearn.figures import accuracy, differences, learning_curves, vary, we
 from gametalearn.files import replacing
 from gametalearn.jobs import Planned, commands_of, flags_of, place_of
 from gametalearn.logs import Record, Records, records_of
+from gametalearn.objective_tables import objective_tables
 from gametalearn.registry import is_handed_in
 from gametalearn.results import Comparison
 from gametalearn.stored import earlier_looks, read_results
-from gametalearn.tables import Units, notes, objectives, rows, sentence, title
+from gametalearn.tables import notes, rows, sentence, title
+from gametalearn.units import Units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,7 +131,10 @@ def html_of(
         baseline=baseline,
         unit=", in points" if units.percent else "",
         rules=_sheet(*rows(results)),
-        objectives=[_sheet(*table) for table in objectives(results)],
+        objectives=[
+            {"caption": caption, **_sheet(header, lines)}
+            for caption, header, lines in objective_tables(results)
+        ],
         notes=notes(results),
         cautions=cautions(results, records, looks),
         pictures=_pictures(results, records),
@@ -252,6 +257,9 @@ def _commands(results: dict[str, Any], folder: Path) -> list[dict[str, str]]:
     words += ["--episodes", str(results["episodes"])]
     if primary := results.get("primary"):
         words += ["--primary", ",".join(primary)]
+    if singles := results.get("single"):
+        given = [f"{name}={one['runs']}" for name, one in singles.items() if one["runs"]]
+        words += ["--single", *([",".join(given)] if given else [])]
     what = "The same from its settings, with every one that is not a default:"
     handed = [k for k, v in results["config"].items() if is_handed_in(str(v))]
     if handed:

@@ -3,7 +3,6 @@
 import itertools
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from gametalearn.data import load_dataset
 from gametalearn.run import Parts, outer_of
 from gametalearn.runfolder import load_run
 from tests.support.commands import run
+from tests.support.pictures import pictures
 
 TINY = "--hidden 4 --queries 2 --inner-steps 1 --test-steps 1 --meta-batch 4 --log-every 1"
 TINY += " --validation-episodes 4 --threads 1 --quiet"
@@ -23,18 +23,6 @@ SEVEN = ("uniform", "gradnorm", "uncertainty", "uncertainty-positive", "dwa", "d
 
 def metrics(place):
     return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-
-
-def pictures(root: Path, classes: int = 5, seed: int = 0) -> Path:
-    generator = np.random.default_rng(seed)
-    for split in ("train", "val", "test"):
-        for number in range(classes):
-            place = root / split / f"{split}{number}"
-            place.mkdir(parents=True)
-            for i in range(4):
-                pixels = generator.integers(0, 256, (20, 20), dtype=np.uint8)
-                Image.fromarray(pixels).save(place / f"{i}.png")
-    return root
 
 
 def test_seven_rules_weigh_two_real_data_sets_differently(
