@@ -225,10 +225,20 @@ class Outer:
 
 
 RESERVED = {
-    *("best_iteration", "ci95", "ci95_episodes", "diagnostics", "effective", "episodes", "group"),
-    *("inner_steps", "iteration", "loss", "losses", "metric", "objectives", "protocol"),
-    *("protocols", "raw", "schema", "scores", "seconds", "seed", "seeds", "skipped", "spoiled"),
-    *("validation", "values"),
+    *("best_iteration", "budget", "by_seed", "ci95", "ci95_episodes", "delta_m", "diagnostics"),
+    *("effective", "episodes", "group", "inner_steps", "iteration", "loss", "losses", "mean_rank"),
+    *(
+        "metric",
+        "minus_single",
+        "objectives",
+        "protocol",
+        "protocols",
+        "raw",
+        "rule",
+        "runs",
+        "schema",
+    ),
+    *("scores", "seconds", "seed", "seeds", "skipped", "spoiled", "tasks", "validation", "values"),
 }
 """What files call something else; a score needs another name."""
 

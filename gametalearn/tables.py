@@ -186,6 +186,12 @@ def notes(results: dict[str, Any]) -> list[str]:
                 f" p_holm is a paired t test over seeds, {_families(results)}; a verdict needs "
                 f"p_holm < {LEVEL}."
             )
+    if options := results["config"].get("rule_options"):
+        told = (
+            f"{rule} ({', '.join(f'{name} {value}' for name, value in own.items())})"
+            for rule, own in options.items()
+        )
+        found.append(f"Options other than the defaults: {', '.join(told)}.")
     if several > 1:
         found.append(
             f"All means and differences are over the {several} objectives that were tested, each of which "

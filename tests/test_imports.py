@@ -27,7 +27,7 @@ ORDER = [
     "probing protocols stored training",
     "jobs",
     "logs singles",
-    "cautions comparison figures",
+    "cautions comparison figures objective_figures",
     "public report",
     "commands",
     "cli",

@@ -85,10 +85,14 @@ def test_each_objective_stands_in_the_metrics_and_the_evaluation(capsys, tmp_pat
         for number, found in enumerate(record["objectives"].values()):
             own = [i for i, group in enumerate(record["group"]) if group == number]
             assert found["loss"] == pytest.approx(np.mean([record["losses"][i] for i in own]))
+            assert found["effective"] == pytest.approx(sum(record["effective"][i] for i in own))
             assert found["accuracy"] == pytest.approx(np.mean([record["scores"][i] for i in own]))
         assert len(record["raw"]) == 2
         assert len(record["effective"]) == 5
         assert list(record["diagnostics"]["objectives"]) == ["0", "1"]
+        rates = record["rule"]["r"]
+        assert list(rates) == ["glyphs", name]
+        assert sum(rates.values()) == pytest.approx(2)  # by definition their mean is 1
     validation = record["validation"]
     assert validation["accuracy"] == pytest.approx(np.mean(list(validation["objectives"].values())))
     code, out, _ = run(capsys, "evaluate --episodes 6 --quiet", tmp_path / "a")
@@ -136,9 +140,53 @@ def test_scripts_as_objectives_of_one_data_set(capsys, tmp_path):
         assert len(set(groups)) > 1
         assert len(record["objectives"]) == len(set(groups))
         assert len(record["raw"]) > max(groups)
+        assert record["rule"]["kappa"].keys() == record["objectives"].keys()
+        # the batch is part of the average, and begins it
+        if record["iteration"] == 1:
+            told = {name: own["accuracy"] for name, own in record["objectives"].items()}
+            assert record["rule"]["kappa"] == pytest.approx(told)
     code, out, _ = run(capsys, "evaluate --episodes 12 --quiet", tmp_path / "a")
     assert code == 0
     assert len(out.splitlines()) > 2
+
+
+def test_numbers_of_tasks_are_a_balance(capsys, tmp_path):
+    name = f"folder:{pictures(tmp_path / 'dots')}"
+    for rule in ("uniform", "dwa"):  # which has equal weights so soon
+        command = f"train --dataset glyphs+{name} --share glyphs=3,{name}=1 {TINY} --iterations 1"
+        code, *_ = run(capsys, f"{command} --rule {rule} --out", tmp_path / rule)
+        assert code == 0
+        (record,) = metrics(tmp_path / rule)
+        assert record["group"] == [0, 0, 0, 1]
+        assert record["effective"] == pytest.approx([0.25] * 4)
+        assert [o["effective"] for o in record["objectives"].values()] == pytest.approx(
+            [0.75, 0.25]
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("gradnorm.alpha=-1", "alpha must not be negative, got -1"),
+        ("gradnorm.alpha=high", "alpha must be a number, got 'high'"),
+        ("dwa.temperature=0", "temperature must be positive, got 0"),
+        ("dwa.period=0", "period must be at least 1, got 0"),
+        ("dwa.period=2.5", "period must be an integer, got 2.5"),
+        ("dtp.gamma=-1", "gamma must be a number >= 0"),
+        ("dtp.indicator=loss", "indicator must be 'accuracy' or 'likelihood', got 'loss'"),
+        ("dtp.decay=1", "decay must be in [0, 1), got 1"),
+    ],
+)
+def test_what_can_be_searched_is_checked_before_anything_is_trained(
+    capsys, tmp_path, options, message
+):
+    command = f"compare --dataset glyphs --objectives group {TINY} --iterations 1 --rule-options"
+    rules = f"--rules uniform,{options.partition('.')[0]}"
+    code, _, err = run(capsys, f"{command} {options} {rules} --out", tmp_path / "a")
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert not list(tmp_path.glob("a/*/*"))
 
 
 # Bad input: exit 2, one line that names the file or the objective.

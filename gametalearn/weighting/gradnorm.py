@@ -52,7 +52,8 @@ class GradNorm(nn.Module):
             the length of that combination.
         balance: K shares of the objectives at equal weights; None: equal ones (see `Objectives`).
 
-    The weights are the parameter ``weights`` ``(K,)``, which needs no other optimiser.
+    The weights are the parameter ``weights`` ``(K,)``, which needs no other optimiser. ``facts`` has the
+    ``r`` ``(K,)`` of the last meta-batch, NaN for an objective that is absent.
     """
 
     initial_loss: Tensor
@@ -88,6 +89,7 @@ class GradNorm(nn.Module):
         self.span = columns if isinstance(columns, slice) else None
         index = columns if isinstance(columns, Tensor) else None
         self.register_buffer("columns", index, persistent=False)
+        self.facts: dict[str, Tensor] = {}
 
     over_processes = over_objectives
 
@@ -115,6 +117,9 @@ class GradNorm(nn.Module):
         first = present & ~self.seen
         self.initial_loss[first] = loss[first]
         self.seen |= present
+        progress = loss_ratio(loss, self.initial_loss)
+        rate = progress / progress[present].mean()
+        self.facts = {"r": torch.where(present & torch.isfinite(rate), rate, torch.nan)}
         norms = update_length(self._shared(batch.gradients.rows), batch.mixture()).to(loss)
         if self.unit == 0:
             self.unit.copy_(norms[present].mean())
@@ -122,7 +127,7 @@ class GradNorm(nn.Module):
         gradient[present] = weight_gradient(
             self.weights[present],
             norms[present] / self.unit if self.unit > 0 else norms[present],
-            loss_ratio(loss[present], self.initial_loss[present]),
+            progress[present],
             self.alpha,
         )
         total = self.weights[present].sum()
