@@ -22,7 +22,6 @@ from gametalearn.scores import ScoreLike
 from gametalearn.weighting import Rule, make_rule
 
 __all__ = [
-    "brought_to",
     "build_learner",
     "build_loss",
     "build_model",
@@ -75,22 +74,9 @@ def build_source(config: TrainConfig, split: str) -> Source:
     return source
 
 
-def brought_to(config: TrainConfig) -> tuple[int, int]:
-    """The side in pixels and the channels that images are brought to; 0 leaves them as they are.
-
-    Several data sets go through one model, so theirs are brought to one size, by default `TOGETHER`.
-    """
-    size, channels = TOGETHER if len(config.datasets) > 1 else (0, 0)
-    return config.image_size or size, config.channels or channels
-
-
-TOGETHER = (28, 1)
-"""Side and channels of the images of several data sets, where the settings do not say others."""
-
-
 def _source(config: TrainConfig, name: str, split: str, seed: int) -> Source:
     """One data set's episodes; a data set of images is sampled from, at the settings' size."""
-    size, channels = brought_to(config)
+    size, channels = config.brought_to
     shots = config.train_shots if split == "train" and config.train_shots else config.shots
     data = load_part(
         name,

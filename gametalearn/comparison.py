@@ -18,10 +18,12 @@ from gametalearn.errors import InputError
 from gametalearn.jobs import Terms, begun, check_sendable, in_processes, runs_of, train_and_test
 from gametalearn.live import Standing
 from gametalearn.losses import Loss, default_loss
+from gametalearn.progress import brought_to
 from gametalearn.results import Comparison, Result, write_results
 from gametalearn.run import Watch
 from gametalearn.scores import ScoreLike, default_score
 from gametalearn.singles import Asked, check_given, collected, single_runs
+from gametalearn.terminal import tell
 
 __all__ = ["Comparison", "compare"]
 
@@ -121,6 +123,8 @@ def compare(
     first = team.everywhere(lambda: begun(runs, terms))
     team.on_first(lambda: check_given(config, single, numbers, first.input_shape, terms))
     tested = team.everywhere(lambda: terms.tests(first.config))
+    if progress and team.first and (text := brought_to(config)):
+        tell(f"compare: {text} (settings image_size and channels)")
     if jobs > 1:
         check_sendable(jobs, terms)
     there = [run for run in runs if not overwrite and run.tested and run.tested.exists()]

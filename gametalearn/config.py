@@ -45,6 +45,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """What a setting is where it is not given, by data set (for several, by the first)."""
 
 
+TOGETHER = (28, 1)
+"""Side and channels of the images of several data sets, where the settings do not say others."""
+
+
 EPISODES, MODEL, OUTER, MACHINE = "episodes", "model and inner loop", "outer loop", "machine"
 """Groups of flags."""
 
@@ -85,11 +89,12 @@ class TrainConfig:
         EPISODES, needs={"dataset": ("omniglot",)})
     image_size: int = setting(
         0, "resize images to squares of this side in pixels; 0 keeps the data set's own size, "
-        "which is 28 for glyphs, omniglot and several data sets, and 84 for mini-imagenet and "
-        "folders", EPISODES, least=0, needs={"dataset": IMAGES})
+        "which is 28 for glyphs and omniglot, and 84 for mini-imagenet and folders; those of several "
+        "data sets, which go through one model, are all brought to 28", EPISODES, least=0, needs={"dataset": IMAGES})
     channels: int = setting(
         0, "convert images to 1 channel (grayscale) or 3 (RGB); 0 keeps the data set's own number, "
-        "which is 1 for glyphs, omniglot and several data sets, and 3 for mini-imagenet and folders",
+        "which is 1 for glyphs and omniglot, and 3 for mini-imagenet and folders; those of several "
+        "data sets are all brought to 1",
         EPISODES, needs={"dataset": IMAGES})
     objectives: str = setting(
         "dataset", "what counts as an objective: each data set, or each alphabet or script "
@@ -284,6 +289,15 @@ class TrainConfig:
     def datasets(self) -> list[str]:
         """The names joined by ``+``; see `gametalearn.places.names_in`."""
         return names_in(self.dataset)
+
+    @property
+    def brought_to(self) -> tuple[int, int]:
+        """The side in pixels and the channels that images are brought to; 0 leaves them as they are.
+
+        Several data sets go through one model, so theirs are brought to one size, by default `TOGETHER`.
+        """
+        size, channels = TOGETHER if len(self.datasets) > 1 else (0, 0)
+        return self.image_size or size, self.channels or channels
 
     @property
     def share_numbers(self) -> list[int] | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gametalearn.units import Units, interval_of
+from gametalearn.words import image_size
 
 __all__ = ["ALONE", "objective_notes", "objective_tables"]
 
@@ -70,6 +71,9 @@ def objective_notes(results: dict[str, Any]) -> list[str]:
     """What the columns of `objective_tables` mean."""
     rules = results["rules"].values()
     found = []
+    if images := results.get("brought_to"):
+        shown = image_size(images["image_size"], images["channels"])
+        found.append(f"Images of all objectives were brought to {shown}.")
     if all("mean_rank" in entry for entry in rules):
         found.append(
             "The mean rank is over the objectives: 1 is the best of the "

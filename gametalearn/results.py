@@ -182,6 +182,7 @@ class Comparison:
             "protocol": self.results[self.baseline][0].evaluation.protocol,
             "metric": {k: getattr(score, k) for k in ("name", "higher_is_better", "format")},
             "environment": environment(config, self.command),
+            **self._brought_to(),
             "rules": {rule: self._entry(rule) for rule in self.results},
             **({"primary": list(self.primary)} if self.primary else {}),
             **(
@@ -200,6 +201,13 @@ class Comparison:
     def _entry(self, rule: str) -> dict[str, Any]:
         entry = self._means(self.results[rule], half_width(*self._episodes(rule)))
         return entry | (self._per_objective.entry(rule) if len(self.objectives) > 1 else {})
+
+    def _brought_to(self) -> dict[str, Any]:
+        """What the images of several data sets were brought to."""
+        if len(self.config.datasets) < 2 or not self.config.of_images:
+            return {}
+        size, channels = self.config.brought_to
+        return {"brought_to": {"image_size": size, "channels": channels}}
 
     def _means(self, results: list[Result], half_episodes: float | None) -> dict[str, Any]:
         """The mean over seeds, its intervals, and each seed."""

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gametalearn.build import brought_to
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import Team
 from gametalearn.errors import InputError
@@ -120,7 +119,7 @@ def _given(single: Asked) -> Mapping[str, Path | str]:
 
 def _alone(config: TrainConfig, name: str, seed: int) -> TrainConfig:
     """The settings with one data set, whose images are brought to what those of all are."""
-    size, channels = brought_to(config)
+    size, channels = config.brought_to
     settings = dataclasses.replace(config, rotations=config.rotations and name == "omniglot")
     uniform = settings.of_rule("uniform", seed)
     return dataclasses.replace(

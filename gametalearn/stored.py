@@ -84,6 +84,8 @@ def _check(found: dict[str, Any]) -> None:
         for part in pair.get("objectives", {}).values():
             for number in _of_estimate(part, "difference"):
                 _number(number)
+    for value in found.get("brought_to", {}).values():
+        _number(value)
     for one in found.get("single", {}).values():
         for number in (one[metric], one["tasks"], one["budget"], *filter(None, [one["ci95"]])):
             _number(number)

@@ -22,7 +22,7 @@ from gametalearn.evaluation import Evaluation, evaluate
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.losses import Loss, default_loss
 from gametalearn.metrics import Metrics
-from gametalearn.progress import interruptible, shown
+from gametalearn.progress import brought_to, interruptible, shown
 from gametalearn.provenance import verified
 from gametalearn.run import Outer, Parts, Run, Watch, outer_of, start
 from gametalearn.runfolder import claim, is_kept, restore, save, save_best
@@ -148,6 +148,8 @@ def train_parts(
         if run.iteration < config.iterations:
             metrics = stack.enter_context(Metrics(run, watch))
             interrupted = stack.enter_context(interruptible())
+            if progress and team.first and outlook is None and (text := brought_to(config)):
+                tell(f"{label}: {text} (settings image_size and channels)")
             if progress and team.size > 1 and team.first:
                 tell(f"{label}: {describe_team(outer.rule, team, config.meta_batch)}")
             bar = stack.enter_context(shown(run, progress and team.first, label, outlook))

@@ -150,6 +150,19 @@ def test_scripts_as_objectives_of_one_data_set(capsys, tmp_path):
     assert len(out.splitlines()) > 2
 
 
+def test_a_run_says_which_input_the_data_sets_are_brought_to(capsys, tmp_path):
+    name = f"folder:{pictures(tmp_path / 'dots')}"
+    tiny = TINY.replace(" --quiet", " --iterations 1")
+    for flags, wanted in (("", "28 x 28 pixels in grayscale"), (
+        "--image-size 32 --channels 3", "32 x 32 pixels in RGB")):  # fmt: skip
+        command = f"train --dataset glyphs+{name} {tiny} {flags} --overwrite --out"
+        code, _, err = run(capsys, command, tmp_path / "a")
+        assert code == 0
+        assert f"train: images of all data sets are brought to {wanted}" in err
+    _, _, err = run(capsys, f"train --dataset glyphs {tiny} --out", tmp_path / "b")
+    assert "brought to" not in err
+
+
 def test_numbers_of_tasks_are_a_balance(capsys, tmp_path):
     name = f"folder:{pictures(tmp_path / 'dots')}"
     for rule in ("uniform", "dwa"):  # which has equal weights so soon

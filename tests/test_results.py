@@ -129,7 +129,9 @@ def test_the_schema_of_several_objectives() -> None:
     }  # fmt: skip
     found = dataclasses.replace(made, single=single).as_dict()
     json.dumps(found, allow_nan=False)
-    assert list(found)[12:] == ["rules", "single", "paired", "config"]
+    assert list(found)[12:] == ["brought_to", "rules", "single", "paired", "config"]
+    assert found["brought_to"] == {"image_size": 28, "channels": 1}
+    assert "brought to 28 x 28 pixels in grayscale" in " ".join(made.table().split())
     assert list(found["single"]["omniglot"]) == [
         "accuracy", "ci95", "ci95_episodes", "seeds", "tasks", "budget", "runs"
     ]  # fmt: skip
