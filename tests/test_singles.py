@@ -166,6 +166,18 @@ def test_runs_that_are_there_are_taken(
     assert "--single folder" in (root / "other" / "report.html").read_text()
 
 
+def test_they_are_trained_at_once_with_the_rules(
+    compared: tuple[list[str], Path], found: Any, capsys: Any
+) -> None:
+    names, root = compared
+    once = command(names).replace("--seeds 3", "--seeds 1 --jobs 2 --rules uniform")
+    assert run(capsys, f"{once} --single --out", root / "jobs")[0] == 0
+    single = read_results(root / "jobs")["single"]
+    for name in names:
+        (mine,), theirs = single[name]["seeds"], found[0]["single"][name]["seeds"][0]
+        assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}
+
+
 def test_a_plan_has_them(compared: tuple[list[str], Path], capsys: Any) -> None:
     names, root = compared
     code, out, _ = run(capsys, f"{command(names)} --plan --single --out", root / "planned")
