@@ -65,7 +65,9 @@ def build_source(config: TrainConfig, split: str) -> Source:
         share: Any = "fixed"
         if config.share == "proportional":
             share = [_classes(name, part) for name, part in zip(names, parts, strict=True)]
-        source = MixedSource(parts, share=share, seed=seed)
+        # each objective is measured as well as the others, whatever its share of the training is
+        counts = config.share_numbers if split == "train" else None
+        source = MixedSource(parts, share=share, seed=seed, counts=counts)
     if split == "train" and config.disagree > 0:
         kind: Any = config.disagree_kind
         return Disagreement(source, config.disagree, kind, seed)
@@ -74,15 +76,15 @@ def build_source(config: TrainConfig, split: str) -> Source:
 
 def _source(config: TrainConfig, name: str, split: str, seed: int) -> Source:
     """One data set's episodes; a data set of images is sampled from, at the settings' size."""
-    several = len(config.datasets) > 1
+    size, channels = config.brought_to
     shots = config.train_shots if split == "train" and config.train_shots else config.shots
     data = load_part(
         name,
         split,
         class_split=config.split or None,
         rotations=config.rotations and split == "train" and name == "omniglot",
-        image_size=config.image_size or (28 if several else None),
-        channels=config.channels or (1 if several else None),
+        image_size=size or None,
+        channels=channels or None,
         seed=seed, ways=config.ways, shots=shots, queries=config.queries, config=config,
     )  # fmt: skip
     if hasattr(data, "sample"):
@@ -179,6 +181,7 @@ def build_rule(config: TrainConfig, objectives: int, columns: slice | Tensor | N
         "objectives": objectives,
         "regression": config.regression,
         "within": config.within,
+        "balance": config.share_numbers,
         "columns": columns,
         "seed": config.seed,
     }

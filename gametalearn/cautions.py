@@ -9,7 +9,8 @@ import numpy as np
 
 from gametalearn.logs import Records
 from gametalearn.statistics import FEWEST
-from gametalearn.tables import HALF_A_POINT, TWENTIETH, Units, verdict_of
+from gametalearn.tables import HALF_A_POINT, TWENTIETH, verdict_of
+from gametalearn.units import Units
 
 __all__ = ["cautions"]
 
@@ -40,6 +41,7 @@ def cautions(
         *_wide(results),
         *_equal(results),
         *_controls(results),
+        *_budgets(results),
         *_reach(results),
         *_origin(results),
     ]
@@ -136,6 +138,16 @@ def _controls(results: dict[str, Any]) -> list[str]:
     return [
         f"{', '.join(family)} changes the length of the updates as well as their direction. Without "
         "norm-control among the rules the comparison cannot say which of the two mattered."
+    ]
+
+
+def _budgets(results: dict[str, Any]) -> list[str]:
+    """Single-objective models that were trained for longer or shorter than the rules'."""
+    return [
+        f"The models of {name} alone saw {one['tasks']} of its training tasks, those of the rules "
+        f"{one['budget']}: Delta_m compares unequal budgets."
+        for name, one in results.get("single", {}).items()
+        if one["tasks"] != one["budget"]
     ]
 
 

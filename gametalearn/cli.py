@@ -192,6 +192,10 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     add("--primary", default="", metavar="A,B,...",
         help="The rules that the comparison is about. Their p-values are adjusted among themselves "
         "only.")  # fmt: skip
+    add("--single", nargs="?", const="train", metavar="OBJECTIVE=FOLDER,...",
+        help="Of several data sets, also train a model of each one alone, on as many of its tasks, and "
+        "report each rule's mean relative change against them (Delta_m). Where runs of an objective are "
+        "there already, name the folder that holds them as seed0, seed1 and so on.")  # fmt: skip
     add("--episodes", type=int, default=600, metavar="N",
         help="Number of test episodes per seed. Default: 600.")  # fmt: skip
     add("--out", type=Path, required=True, metavar="DIR",

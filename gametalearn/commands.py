@@ -189,6 +189,7 @@ def compare(args: argparse.Namespace) -> None:
     from gametalearn.jobs import Terms, begun, commands_of, runs_of
     from gametalearn.progress import duration
     from gametalearn.report import plot_comparison, write_report
+    from gametalearn.singles import asked, single_runs
 
     began = time.monotonic()
     with joined() as team:
@@ -207,31 +208,22 @@ def compare(args: argparse.Namespace) -> None:
         numbers = seeds if "," in args.seeds else range(seeds[0])
         if args.plan:
             if team.first:
-                terms = Terms({rule: rule for rule in rules})
+                terms = Terms({rule: rule for rule in rules}, episodes=args.episodes)
                 runs = runs_of(config, terms.rules, numbers, args.out)
                 begun(runs, terms)  # what does not fit is found here, not in a cluster's queue
+                runs += single_runs(config, asked(args.single), numbers, args.out, terms)
                 _print_plan(commands_of(runs, args.overwrite))
             return
         comparison = compare(
-            config,
-            rules,
-            numbers,
-            args.episodes,
-            args.out,
-            primary=primary,
-            overwrite=args.overwrite,
-            progress=not args.quiet,
-            jobs=args.jobs,
-            team=team,
-            command=args.command_line,
-            watch=_watch(args),
-        )
+            config, rules, numbers, args.episodes, args.out, primary=primary,
+            single=asked(args.single), overwrite=args.overwrite, progress=not args.quiet,
+            jobs=args.jobs, team=team, command=args.command_line, watch=_watch(args),
+        )  # fmt: skip
         if team.first:
             print(comparison.table(), flush=True)
-            training = sum(one.seconds for runs in comparison.results.values() for one in runs)
             print(
                 f"\nThis took {duration(time.monotonic() - began)}, with validation and tests; training "
-                f"alone, summed over the runs, took {duration(training)}."
+                f"alone, summed over the runs, took {duration(comparison.seconds)}."
             )
             files = [args.out / "results.json", *plot_comparison(comparison, args.out)]
             print(f"\nwrote {', '.join(map(str, [*files, write_report(args.out)]))}")

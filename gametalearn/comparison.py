@@ -18,9 +18,12 @@ from gametalearn.errors import InputError
 from gametalearn.jobs import Terms, begun, runs_of, train_and_test
 from gametalearn.live import Standing
 from gametalearn.losses import Loss, default_loss
+from gametalearn.progress import brought_to
 from gametalearn.results import Comparison, Result, write_results
 from gametalearn.run import Watch
 from gametalearn.scores import ScoreLike, default_score
+from gametalearn.singles import Asked, check_given, collected, single_runs
+from gametalearn.terminal import tell
 from gametalearn.workers import check_sendable, in_processes
 
 __all__ = ["Comparison", "compare"]
@@ -42,6 +45,7 @@ def compare(
     score: ScoreLike = default_score,
     optimizer: Callable[..., Any] | None = None,
     primary: Sequence[str] = (),
+    single: Asked = False,
     overwrite: bool = False,
     progress: bool = True,
     jobs: int = 1,
@@ -71,6 +75,10 @@ def compare(
             tables go by the same score.
         primary: rules whose differences count most, named before anything is seen: their p-values
             are adjusted among themselves, those of the others among the others.
+        single: of several data sets, also train a model of each one alone, on as many of its tasks as
+            the rules see, for the relative changes Delta_m (`gametalearn.tradeoffs`). A mapping names
+            for some of them folders whose ``seedN`` are runs that are there; they are tested, and the
+            other objectives' trained.
         overwrite: train everything anew.
         progress: show progress on stderr.
         jobs: runs trained at once, each by a worker process with ``config.threads`` threads;
@@ -111,19 +119,25 @@ def compare(
         overwrite, progress, watch,
     )  # fmt: skip
     runs = runs_of(config, named, numbers, folder)
+    alone = single_runs(config, single, numbers, folder, terms)
+    runs = sorted([*runs, *alone], key=lambda run: numbers.index(run.config.seed))
     first = team.everywhere(lambda: begun(runs, terms))
+    team.on_first(lambda: check_given(config, single, numbers, first.input_shape, terms))
     tested = team.everywhere(lambda: terms.tests(first.config))
+    if progress and team.first and (text := brought_to(config)):
+        tell(f"compare: {text} (settings image_size and channels)")
     if jobs > 1:
         check_sendable(jobs, terms)
     there = [run for run in runs if not overwrite and run.tested and run.tested.exists()]
     standing = Standing(
-        list(named), numbers, baseline, there=[(r.rule, r.config.seed) for r in there],
+        [*named, *dict.fromkeys(run.rule for run in alone)], numbers, baseline,
+        alone={run.rule for run in alone}, there=[(r.rule, r.config.seed) for r in there],
         jobs=jobs, show=progress and team.first,
     )  # fmt: skip
     if jobs > 1:
         in_processes([run for run in runs if run not in there], terms, jobs, standing)
         terms = dataclasses.replace(terms, overwrite=False)  # what follows reads the finished runs
-    results: dict[str, list[Result]] = {rule: [] for rule in named}
+    results: dict[str, list[Result]] = {run.rule: [] for run in runs}
     for run in runs:
         outlook = standing.begin(run.rule, run.config.seed)
         result = train_and_test(run, terms, team, outlook)
@@ -132,10 +146,11 @@ def compare(
     shared = dataclasses.replace(
         first.config, rule=config.rule, seed=config.seed, rule_options=config.rule_options
     )
-    objectives = objective_names(shared, tested)
+    singles = collected(shared, results, single, numbers, terms, team)
     comparison = Comparison(
-        shared, numbers, episodes, objectives, results, first.score, tuple(primary), command
-    )
+        shared, numbers, episodes, objective_names(shared, tested),
+        {rule: results[rule] for rule in named}, first.score, tuple(primary), command, singles,
+    )  # fmt: skip
     if folder is not None and team.first:
         write_results(folder, comparison, overwrite)
     return comparison

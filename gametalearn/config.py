@@ -11,6 +11,7 @@ from gametalearn import registry
 from gametalearn.errors import InputError
 from gametalearn.places import absolute, folder_of, names_in
 from gametalearn.settings import check, refuse_unused, setting, settings_of, unmet
+from gametalearn.shares import numbers_in
 from gametalearn.words import did_you_mean
 
 __all__ = ["DEFAULTS", "RESUMABLE", "TrainConfig", "default_text"]
@@ -42,6 +43,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "sinusoid": {**_SINUSOID, "iterations": 20000},
 }
 """What a setting is where it is not given, by data set (for several, by the first)."""
+
+
+TOGETHER = (28, 1)
+"""Side and channels of the images of several data sets, where the settings do not say others."""
 
 
 EPISODES, MODEL, OUTER, MACHINE = "episodes", "model and inner loop", "outer loop", "machine"
@@ -84,20 +89,22 @@ class TrainConfig:
         EPISODES, needs={"dataset": ("omniglot",)})
     image_size: int = setting(
         0, "resize images to squares of this side in pixels; 0 keeps the data set's own size, "
-        "which is 28 for glyphs, omniglot and several data sets, and 84 for mini-imagenet and "
-        "folders", EPISODES, least=0, needs={"dataset": IMAGES})
+        "which is 28 for glyphs and omniglot, and 84 for mini-imagenet and folders; those of several "
+        "data sets, which go through one model, are all brought to 28", EPISODES, least=0, needs={"dataset": IMAGES})
     channels: int = setting(
         0, "convert images to 1 channel (grayscale) or 3 (RGB); 0 keeps the data set's own number, "
-        "which is 1 for glyphs, omniglot and several data sets, and 3 for mini-imagenet and folders",
+        "which is 1 for glyphs and omniglot, and 3 for mini-imagenet and folders; those of several "
+        "data sets are all brought to 1",
         EPISODES, needs={"dataset": IMAGES})
     objectives: str = setting(
         "dataset", "what counts as an objective: each data set, or each alphabet or script "
         "(group), in which case all classes of an episode come from one of them", EPISODES,
         choices=("dataset", "group"), needs={"dataset": IMAGES})
     share: str = setting(
-        "fixed", "how the tasks of a meta-batch are divided among the data sets: in equal numbers, "
-        "or in proportion to their classes", OUTER, choices=("fixed", "proportional"),
-        needs={"dataset": 1})
+        "fixed", "how the tasks of a meta-batch are divided among the data sets: in equal numbers "
+        "(fixed), in proportion to their classes (proportional), or in numbers that add up to the "
+        "meta-batch, such as omniglot=12,mini-imagenet=4, which are a balance that rules over "
+        "objectives start from", OUTER, needs={"dataset": 1})
     disagree: float = setting(
         0.0, "the share of training tasks, in [0, 1], that get wrong query targets", OUTER, least=0,
         most=1)
@@ -223,6 +230,12 @@ class TrainConfig:
             if other and getattr(self, name) != field.default:
                 refuse_unused(field, other, f"`{other}` {getattr(self, other)}")
         self._check_images()
+        numbers = self.share_numbers
+        if numbers is not None and sum(numbers) != self.meta_batch:
+            raise InputError(
+                f"`share` {self.share} makes {sum(numbers)} tasks, and `meta_batch` is "
+                f"{self.meta_batch}; make them equal"
+            )
         built_in = self.model in registry.BUILT_IN["model"]
         if self.regression and built_in and (self.model, self.ways) != ("mlp", 1):
             raise InputError(
@@ -258,6 +271,9 @@ class TrainConfig:
                 registry.require_known(kind, str(given[kind]))
         defaults = DEFAULTS.get(names_in(dataset)[0].split(":")[0], DEFAULTS["folder"])
         values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
+        if given.get("meta_batch") is None and isinstance(share := given.get("share"), str):
+            numbers = numbers_in(share, names_in(absolute(dataset)))
+            values["meta_batch"] = values["meta_batch"] if numbers is None else sum(numbers)
         values.setdefault("validate_every", max(1, min(500, values["iterations"] // 10)))
         config = cls(dataset=dataset, **values)
         for name, field in settings_of(cls).items():
@@ -273,6 +289,24 @@ class TrainConfig:
     def datasets(self) -> list[str]:
         """The names joined by ``+``; see `gametalearn.places.names_in`."""
         return names_in(self.dataset)
+
+    @property
+    def brought_to(self) -> tuple[int, int]:
+        """The side in pixels and the channels that images are brought to; 0 leaves them as they are.
+
+        Several data sets go through one model, so theirs are brought to one size, by default `TOGETHER`.
+        """
+        size, channels = TOGETHER if len(self.datasets) > 1 else (0, 0)
+        return self.image_size or size, self.channels or channels
+
+    @property
+    def share_numbers(self) -> list[int] | None:
+        """The numbers of tasks of the data sets that ``share`` gives; None if it gives none.
+
+        Raises:
+            InputError: as `gametalearn.shares.numbers_in`.
+        """
+        return numbers_in(self.share, self.datasets) if len(self.datasets) > 1 else None
 
     @property
     def regression(self) -> bool:

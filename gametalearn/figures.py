@@ -19,7 +19,8 @@ from gametalearn.canvas import (
 )
 from gametalearn.logs import Record, Records
 from gametalearn.statistics import FEWEST
-from gametalearn.tables import Units, subject, verdict_of
+from gametalearn.tables import subject, verdict_of
+from gametalearn.units import Units
 from gametalearn.words import counted
 
 if TYPE_CHECKING:

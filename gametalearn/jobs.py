@@ -46,11 +46,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of a comparison: what its rule goes by, its settings, and its folder, if it has one."""
+    """A run of a comparison: what its rule goes by, its settings, and its folder, if it has one.
+
+    A run that learns one objective of several alone has ``whole``, the settings of all of them: it is
+    tested on the episodes of its objective among theirs.
+    """
 
     rule: str
     config: TrainConfig
     place: Path | None
+    whole: TrainConfig | None = None
 
     @property
     def label(self) -> str:
@@ -91,7 +96,7 @@ class Terms:
         source, validation = (
             None if factory is None else factory(seed) for factory in (self.source, self.validation)
         )
-        given = self.rules[rule]
+        given = self.rules.get(rule, "uniform")  # a single objective is learned by the plain mean
         return Parts(
             model, source, validation, self.learner, None, self.loss, self.score, self.optimizer,
             None if isinstance(given, str) else given,
@@ -219,20 +224,30 @@ def train_and_test(
         watch=terms.watch, exact=True, outlook=outlook,
     )  # fmt: skip
     file, iteration = run.tested, int(trained.best["iteration"])
-    kept = team.on_first(lambda: None if file is None else _kept(file, trained, terms.episodes))
+    number = None if run.whole is None else run.whole.datasets.index(run.config.datasets[0])
+    of = {} if number is None else {"objective": number, "of": terms.episodes}
+    kept = team.on_first(lambda: None if file is None else _kept(file, trained, terms.episodes, of))
     if kept is not None:
         return Result(kept, trained.seconds, iteration)
     with counting(f"{run.label}: test", terms.episodes, terms.progress and team.first) as tick:
-        found = run_test(trained, terms.episodes, terms.tests(run.config), tick)
+        source = terms.tests(run.whole or run.config)
+        found = run_test(trained, terms.episodes, source, tick, number)
     if file is not None and team.first:
-        write_evaluation(file, found, iteration, run.config.test_steps)
+        write_evaluation(file, found, iteration, run.config.test_steps, **of)
     return Result(found, trained.seconds, iteration)
 
 
 def run_test(
-    run: Run, episodes: int, source: Source, progress: Callable[[int], object] | None = None
+    run: Run,
+    episodes: int,
+    source: Source,
+    progress: Callable[[int], object] | None = None,
+    objective: int | None = None,
 ) -> Evaluation:
-    """Test a finished run's best validated weights on the test episodes of its seed."""
+    """Test a finished run's best validated weights on the test episodes of its seed.
+
+    Of several objectives' episodes only those of the number ``objective`` count, if one is given.
+    """
     run.load_best()
     protocol = run.config.protocol
     evaluation = evaluate(
@@ -248,21 +263,23 @@ def run_test(
         progress=progress,
         team=run.team,
     )
+    if objective is not None:
+        evaluation = evaluation.of_group(objective)
     require_finite(evaluation)
     return evaluation
 
 
-def _kept(file: Path, run: Run, episodes: int) -> Evaluation | None:
+def _kept(file: Path, run: Run, episodes: int, of: dict[str, int]) -> Evaluation | None:
     """This run's test, if it was done before; None if there is none, or a different one."""
     config = run.config
     wanted = {
         "schema": "gametalearn.evaluation/1",
         "metric": run.score.name,
         "protocol": protocol_of(run.model) if config.protocol == "auto" else config.protocol,
-        "episodes": episodes,
         "seed": stream_seed(config.seed, "test"),
         "iteration": run.best["iteration"],
         "inner_steps": config.test_steps,
+        **(of or {"episodes": episodes}),
     }
     found = read_evaluation(file, wanted)
     return None if found is None else dataclasses.replace(found, format=run.score.format)

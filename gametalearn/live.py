@@ -14,7 +14,8 @@ import numpy as np
 from gametalearn.evaluation import Evaluation
 from gametalearn.progress import duration
 from gametalearn.scores import SCORES
-from gametalearn.tables import Units, aligned
+from gametalearn.tables import aligned
+from gametalearn.units import Units
 from gametalearn.words import counted
 
 __all__ = ["Outlook", "Standing"]
@@ -56,6 +57,7 @@ class Standing:
         rules: all of them, the baseline too.
         seeds: all of them.
         baseline: the rule that the others are paired with.
+        alone: those among the rules that are models of one objective alone, and not paired.
         there: runs that an earlier call trained and tested; they take no time.
         jobs: runs at once. With several, lines of the runs' own stand between: no table is redrawn.
         show: False says nothing.
@@ -68,11 +70,13 @@ class Standing:
         seeds: Sequence[int],
         baseline: str,
         *,
+        alone: Collection[str] = (),
         there: Collection[Key] = (),
         jobs: int = 1,
         show: bool = True,
         stream: TextIO | None = None,
     ) -> None:
+        self.unpaired = {baseline, *alone}
         self.rules, self.seeds, self.baseline, self.jobs = rules, seeds, baseline, jobs
         self.stream = sys.stderr if stream is None else stream
         self.there, self.show = set(there), show and self.stream is not None
@@ -110,7 +114,7 @@ class Standing:
         """What is said of a run that has just ended."""
         units = self._units()
         text = f"{rule}, seed {seed}: test {units.heading} {units.show(self.done[rule, seed].mean)}"
-        if rule != self.baseline and (so_far := self._difference(rule)):
+        if rule not in self.unpaired and (so_far := self._difference(rule)):
             text += f"; minus {self.baseline} so far {so_far}"
         return f"{text}; {self._progress()}"
 
@@ -125,7 +129,7 @@ class Standing:
                 rule,
                 f"{len(means)} of {len(self.seeds)}",
                 units.show(float(np.mean(means))) if means else "",
-                "" if rule == self.baseline else self._difference(rule),
+                "" if rule in self.unpaired else self._difference(rule),
             ])  # fmt: skip
         return [*aligned(header, lines), self._progress()]
 

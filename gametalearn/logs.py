@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Record:
         validation: the score, NaN where it diverged; None where the line has none.
         skipped: tasks left out so far.
         objectives: T names, of each task's objective; empty where they are not told.
+        facts: what the rule told, such as ``r`` or ``kappa``, by the objective's name.
     """
 
     iteration: int
@@ -33,6 +34,7 @@ class Record:
     validation: float | None
     skipped: int = 0
     objectives: tuple[str, ...] = ()
+    facts: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 Records = dict[str, list[list[Record]]]
@@ -63,7 +65,7 @@ def _records(place: Path, metric: str) -> list[Record]:
             effective = np.array(r["effective"], dtype=np.float64).reshape(-1)
             record = Record(
                 int(r["iteration"]), effective, value and float(value), int(r.get("skipped", 0)),
-                _objectives(r, len(effective)),
+                _objectives(r, len(effective)), _facts(r),
             )  # fmt: skip
             records.append(record)
         if not records or not len(records[0].effective):
@@ -73,6 +75,13 @@ def _records(place: Path, metric: str) -> list[Record]:
             f"{file}: cannot be read ({summary(error)}); the results stand, only the plots need it"
         ) from error
     return records
+
+
+def _facts(record: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return {
+        fact: {name: float(value) for name, value in told.items()}
+        for fact, told in record.get("rule", {}).items()
+    }
 
 
 def _objectives(record: dict[str, Any], tasks: int) -> tuple[str, ...]:

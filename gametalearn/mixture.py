@@ -9,6 +9,7 @@ import torch
 
 from gametalearn.episodes import EpisodeSampler, Source, TaskBatch, draw, input_shape_of
 from gametalearn.errors import InputError
+from gametalearn.shares import divided
 
 __all__ = ["MixedSource"]
 
@@ -20,10 +21,13 @@ class MixedSource:
         sources: K sources whose episodes have equal shapes.
         share: ``"fixed"``, equal numbers of tasks per source (the first ones get the remainder), or a
             sequence of K positive weights, by which each task's source is drawn at random.
+        counts: K numbers of tasks instead, in proportion to which each meta-batch is divided: their
+            sum is divided into just these (`gametalearn.shares.divided`).
         seed: of that draw.
 
     Raises:
-        InputError: the sources' episodes differ in shape (ways, shots, queries or input size).
+        InputError: the sources' episodes differ in shape (ways, shots, queries or input size), or
+            ``share`` or ``counts`` are not K numbers above 0.
     """
 
     def __init__(
@@ -31,10 +35,12 @@ class MixedSource:
         sources: Sequence[Source],
         share: Literal["fixed"] | Sequence[float] = "fixed",
         seed: int = 0,
+        *,
+        counts: Sequence[int] | None = None,
     ) -> None:
         if not sources:
             raise InputError("MixedSource: at least one source is needed")
-        self.sources, self.share = list(sources), share
+        self.sources, self.share, self.counts = list(sources), share, counts
         self._generator = torch.Generator().manual_seed(seed)
         shapes = [_shape(source) for source in self.sources]
         if len(set(shapes)) > 1:
@@ -46,12 +52,18 @@ class MixedSource:
             raise InputError(
                 f"MixedSource: share needs {len(sources)} positive weights, got {share}"
             )
+        if counts is not None and (len(counts) != len(sources) or min(counts) <= 0):
+            raise InputError(
+                f"MixedSource: counts needs {len(sources)} numbers above 0, got {list(counts)}"
+            )
+        if counts is not None and share != "fixed":
+            raise InputError("MixedSource: share and counts say the same thing twice; give one")
 
     def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
         """Draw ``num_tasks`` episodes, source after source; return those in ``part``."""
         k = len(self.sources)
         if self.share == "fixed":
-            counts = [num_tasks // k + (i < num_tasks % k) for i in range(k)]
+            counts = divided(num_tasks, self.counts or [1] * k)
         else:
             weights = torch.tensor(self.share, dtype=torch.float64)
             drawn = torch.multinomial(weights, num_tasks, True, generator=self._generator)
@@ -73,7 +85,8 @@ class MixedSource:
 
     def with_seed(self, seed: int) -> MixedSource:
         """Independent sources over the same data that start from ``seed``."""
-        return MixedSource([s.with_seed(seed) for s in self.sources], self.share, seed)
+        sources = [source.with_seed(seed) for source in self.sources]
+        return MixedSource(sources, self.share, seed, counts=self.counts)
 
     def state_dict(self) -> dict[str, Any]:
         """The random states of the draw and of every source."""

@@ -11,10 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from gametalearn.config import TrainConfig
 from gametalearn.run import Run
 from gametalearn.terminal import on_terminal, tell
+from gametalearn.words import image_size
 
-__all__ = ["Progress", "counting", "duration", "interruptible", "pace", "shown"]
+__all__ = ["Progress", "brought_to", "counting", "duration", "interruptible", "pace", "shown"]
 
 EVERY = 10.0
 """Seconds between two lines, where there is no terminal."""
@@ -44,6 +46,13 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+def brought_to(config: TrainConfig) -> str:
+    """Which input several data sets of images are brought to; "" for one, and for others."""
+    if len(config.datasets) < 2 or not config.of_images:
+        return ""
+    return f"images of all data sets are brought to {image_size(*config.brought_to)}"
 
 
 def duration(seconds: float) -> str:

@@ -24,7 +24,8 @@ from gametalearn.normalisation import Protocol, protocol_of, switchable
 from gametalearn.results import evaluation_record, require_finite
 from gametalearn.scores import ScoreLike, default_score
 from gametalearn.statistics import over_episodes
-from gametalearn.tables import WIDTH, Units, aligned
+from gametalearn.tables import WIDTH, aligned
+from gametalearn.units import Units
 
 __all__ = [
     "Evaluations",

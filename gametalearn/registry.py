@@ -59,7 +59,7 @@ OFFERED: dict[str, str] = {
     "model": "ways (None for a learner that makes heads), input_shape, channels, image_size, hidden, pool, norm, config",
     "dataset": "split, seed, ways, shots, queries, class_split, image_size, channels, root, config",
     "learner": "inner_lr, steps, optimizer, batch, config",
-    "rule": "objectives, within, columns, seed, config, and the rule's own options",
+    "rule": "objectives, within, balance, columns, seed, config, and the rule's own options",
     "loss": "prediction, target",
     "score": "prediction, target",
     "meta_optimizer": "named_parameters, lr, weight_decay",

@@ -19,10 +19,13 @@ from gametalearn.figures import accuracy, differences, learning_curves, vary, we
 from gametalearn.files import replacing
 from gametalearn.jobs import Planned, commands_of, flags_of, place_of
 from gametalearn.logs import Record, Records, records_of
+from gametalearn.objective_figures import FACTS, objective_weights, rule_facts, trade_off
+from gametalearn.objective_tables import objective_tables
 from gametalearn.registry import is_handed_in
 from gametalearn.results import Comparison
 from gametalearn.stored import earlier_looks, read_results
-from gametalearn.tables import Units, notes, objectives, rows, sentence, title
+from gametalearn.tables import notes, rows, sentence, title
+from gametalearn.units import Units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +44,9 @@ def plot_results(results: dict[str, Any], records: Records, folder: Path) -> lis
 
     ``learning_curves.png`` (validation, the mean over seeds and their range), ``accuracy.png`` (or
     ``mse.png``, by the score's name: test, intervals over seeds, and every seed), ``differences.png``
-    from the baseline, and for each rule whose weights vary over tasks ``weights-RULE.png``.
+    from the baseline, and for each rule whose weights vary over tasks ``weights-RULE.png``. Of several
+    objectives also ``objective_weights.png``, ``trade_off.png``, and what a rule goes by
+    (``r-gradnorm.png``, ``kappa-dtp.png``).
 
     Args:
         results: the content of ``results.json``.
@@ -58,13 +63,18 @@ def plot_results(results: dict[str, Any], records: Records, folder: Path) -> lis
         for rule, runs in records.items():
             if vary(runs):
                 drawn[f"weights-{rule.replace(':', '-')}"] = weights(results, rule, runs)
+        drawn |= {name: found for name, found, *_ in _of_objectives(results, records)}
         return [saved(one, folder / f"{name}.png", 140) for name, one in drawn.items()]
+
+
+TAKEN = ("learning_curves", "differences", "trade_off", "objective_weights")
+"""What other plots are called."""
 
 
 def _file_name(name: str) -> str:
     """A score's name without what a file system may object to, and other than other plots'."""
     plain = re.sub(r"[^\w.+-]+", "-", name).strip(".-") or "score"
-    return f"test-{plain}" if plain in ("learning_curves", "differences") else plain
+    return f"test-{plain}" if plain in TAKEN else plain
 
 
 def write_report(folder: Path) -> Path:
@@ -129,7 +139,10 @@ def html_of(
         baseline=baseline,
         unit=", in points" if units.percent else "",
         rules=_sheet(*rows(results)),
-        objectives=[_sheet(*table) for table in objectives(results)],
+        objectives=[
+            {"caption": caption, **_sheet(header, lines)}
+            for caption, header, lines in objective_tables(results)
+        ],
         notes=notes(results),
         cautions=cautions(results, records, looks),
         pictures=_pictures(results, records),
@@ -184,10 +197,34 @@ def _pictures(results: dict[str, Any], records: Records | None) -> list[dict[str
                     told = f"At the end they are between {last.min():.3f} and {last.max():.3f}."
                     drawn = weights(results, rule, runs, width, most=80)
                     found.append((f"weights{number}", drawn, caption, told))
+        found += _of_objectives(results, records or {}, width)
         return [
             {"svg": _svg(drawn, name, f"{caption} {told}"), "caption": caption}
             for name, drawn, caption, told in found
         ]
+
+
+def _of_objectives(
+    results: dict[str, Any], records: Records, *width: float
+) -> list[tuple[str, Figure, str, str]]:
+    """The pictures of several objectives: name, figure, caption, and in words what it shows."""
+    told = ". ".join(
+        f"{caption}: " + "; ".join(", ".join(line) for line in [header, *lines])
+        for caption, header, lines in objective_tables(results)
+    )
+    found: list[tuple[str, Figure | None, str, str]] = [
+        ("trade_off", trade_off(results, *width), "What the rules reach on each objective.", told),
+        (
+            "objective_weights", objective_weights(results, records, *width),
+            "The effective weight of each objective in the updates.", "",
+        ),
+    ]  # fmt: skip
+    for rule, runs in records.items():
+        for fact, what in FACTS.items():
+            drawn = rule_facts(results, rule, runs, fact, *width)
+            name = re.sub(r"[^\w.-]+", "-", f"{fact}-{rule}")
+            found.append((name, drawn, f"The {what} of each objective, by which {rule} goes.", ""))
+    return [(name, drawn, *more) for name, drawn, *more in found if drawn is not None]  # type: ignore[misc]
 
 
 def _validated(run: Sequence[Record]) -> list[float]:
@@ -252,6 +289,9 @@ def _commands(results: dict[str, Any], folder: Path) -> list[dict[str, str]]:
     words += ["--episodes", str(results["episodes"])]
     if primary := results.get("primary"):
         words += ["--primary", ",".join(primary)]
+    if singles := results.get("single"):
+        given = [f"{name}={one['runs']}" for name, one in singles.items() if one["runs"]]
+        words += ["--single", *([",".join(given)] if given else [])]
     what = "The same from its settings, with every one that is not a default:"
     handed = [k for k, v in results["config"].items() if is_handed_in(str(v))]
     if handed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from gametalearn.environment import environment
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation
 from gametalearn.files import replacing, write_json
+from gametalearn.objectives import PerObjective
 from gametalearn.records import one_line
 from gametalearn.scores import SCORES, Score
 from gametalearn.statistics import (
@@ -36,6 +37,7 @@ from gametalearn.tables import table
 __all__ = [
     "Comparison",
     "Result",
+    "Single",
     "adjusted",
     "evaluation_record",
     "looks_in",
@@ -65,6 +67,25 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Single:
+    """What models found that learned one objective of several alone.
+
+    Attributes:
+        results: one for each seed of the comparison, tested on the objective's own episodes.
+        tasks: how many training tasks each of them saw.
+        budget: how many of this objective the models of the rules saw.
+        given: the folder of the runs, if they were not trained by the comparison.
+    """
+
+    results: list[Result]
+    tasks: int
+    budget: int
+    given: str | None = None
+
+    __repr__ = one_line
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What `compare` found.
 
@@ -78,6 +99,7 @@ class Comparison:
         primary: rules whose differences were announced as the ones that count: their p-values are
             adjusted among themselves.
         command: the command line, if there was one.
+        single: by the objective's name, what models found that learned it alone.
     """
 
     config: TrainConfig
@@ -88,6 +110,7 @@ class Comparison:
     given: Score | None = None
     primary: tuple[str, ...] = ()
     command: str | None = None
+    single: dict[str, Single] = field(default_factory=dict)
 
     __repr__ = one_line
 
@@ -97,6 +120,12 @@ class Comparison:
         if self.given is not None:
             return self.given
         return SCORES["mse" if self.config.regression else "accuracy"]
+
+    @property
+    def seconds(self) -> float:
+        """Of training, over all runs that the comparison trained."""
+        own = [single.results for single in self.single.values() if single.given is None]
+        return sum(one.seconds for runs in [*self.results.values(), *own] for one in runs)
 
     @property
     def baseline(self) -> str:
@@ -123,17 +152,19 @@ class Comparison:
 
     def paired(self) -> list[dict[str, Any]]:
         """Each rule beside the baseline, as ``results.json`` tells it."""
-        return adjusted(
-            [
-                pair_of(
-                    rule, self.baseline, self.by_seed(rule), self.score.higher_is_better,
-                    _precision(self.over_episodes(rule, self.baseline)),
-                )
-                for rule in self.results
-                if rule != self.baseline
-            ],
-            self.primary,
-        )  # fmt: skip
+        pairs = [
+            pair_of(
+                rule, self.baseline, self.by_seed(rule), self.score.higher_is_better,
+                _precision(self.over_episodes(rule, self.baseline)),
+            )
+            for rule in self.results
+            if rule != self.baseline
+        ]  # fmt: skip
+        if len(self.objectives) > 1:
+            for pair in pairs:
+                own = self._per_objective.differences(pair["rule"], self.baseline)
+                pair["objectives"] = own
+        return adjusted(pairs, self.primary)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``results.json``, schema ``gametalearn.compare/2``; plain, never NaN."""
@@ -151,8 +182,14 @@ class Comparison:
             "protocol": self.results[self.baseline][0].evaluation.protocol,
             "metric": {k: getattr(score, k) for k in ("name", "higher_is_better", "format")},
             "environment": environment(config, self.command),
+            **self._brought_to(),
             "rules": {rule: self._entry(rule) for rule in self.results},
             **({"primary": list(self.primary)} if self.primary else {}),
+            **(
+                {"single": {n: self._alone(s) for n, s in self.single.items()}}
+                if self.single
+                else {}
+            ),
             "paired": self.paired(),
             "config": {k: v for k, v in config.as_dict().items() if k not in ("rule", "seed")},
         }
@@ -162,11 +199,24 @@ class Comparison:
         return table(self.as_dict())
 
     def _entry(self, rule: str) -> dict[str, Any]:
-        metric, over = self.score.name, self.over_seeds(rule)
-        entry: dict[str, Any] = {
+        entry = self._means(self.results[rule], half_width(*self._episodes(rule)))
+        return entry | (self._per_objective.entry(rule) if len(self.objectives) > 1 else {})
+
+    def _brought_to(self) -> dict[str, Any]:
+        """What the images of several data sets were brought to."""
+        if len(self.config.datasets) < 2 or not self.config.of_images:
+            return {}
+        size, channels = self.config.brought_to
+        return {"brought_to": {"image_size": size, "channels": channels}}
+
+    def _means(self, results: list[Result], half_episodes: float | None) -> dict[str, Any]:
+        """The mean over seeds, its intervals, and each seed."""
+        metric = self.score.name
+        over = over_seeds([r.evaluation.mean for r in results])
+        return {
             metric: over.mean,
             "ci95": over.half,
-            "ci95_episodes": half_width(*self._episodes(rule)),
+            "ci95_episodes": half_episodes,
             "seeds": [
                 {
                     "seed": seed,
@@ -175,27 +225,33 @@ class Comparison:
                     "seconds": round(r.seconds, 3),
                     "best_iteration": r.iteration,
                 }
-                for seed, r in zip(self.seeds, self.results[rule], strict=True)
+                for seed, r in zip(self.seeds, results, strict=True)
             ],
         }
-        if len(self.objectives) > 1:
-            entry["objectives"] = {
-                name: found
-                for number, name in enumerate(self.objectives)
-                if (found := self._objective(rule, number))
-            }
-        return entry
 
-    def _objective(self, rule: str, number: int) -> dict[str, Any]:
-        """One objective's own mean; nothing if it had no test episode."""
-        parts = [r.evaluation.of_group(number).values for r in self.results[rule]]
-        parts = [part for part in parts if len(part)]
-        if not parts:
-            return {}
-        over = over_seeds([part.mean() for part in parts])
-        strata = np.repeat(range(len(parts)), [len(part) for part in parts])
-        half = half_width(np.concatenate(parts), strata)
-        return {self.score.name: over.mean, "ci95": over.half, "ci95_episodes": half}
+    def _alone(self, single: Single) -> dict[str, Any]:
+        """Of models of one objective alone."""
+        values = [r.evaluation.values for r in single.results]
+        strata = np.repeat(range(len(values)), [len(v) for v in values])
+        return {
+            **self._means(single.results, half_width(np.concatenate(values), strata)),
+            "tasks": single.tasks,
+            "budget": single.budget,
+            "runs": single.given,
+        }
+
+    @property
+    def _per_objective(self) -> PerObjective:
+        def tests(results: list[Result]) -> list[Evaluation]:
+            return [r.evaluation for r in results]
+
+        return PerObjective(
+            self.score.name,
+            self.score.higher_is_better,
+            self.objectives,
+            {rule: tests(results) for rule, results in self.results.items()},
+            {name: tests(one.results) for name, one in self.single.items()},
+        )
 
     def _episodes(
         self, rule: str, baseline: str | None = None
@@ -295,8 +351,14 @@ def require_finite(evaluation: Evaluation) -> None:
         )
 
 
-def evaluation_record(evaluation: Evaluation, iteration: int, steps: int) -> dict[str, Any]:
-    """The content of ``evaluation.json``, schema ``gametalearn.evaluation/1``."""
+def evaluation_record(
+    evaluation: Evaluation, iteration: int, steps: int, **more: Any
+) -> dict[str, Any]:
+    """The content of ``evaluation.json``, schema ``gametalearn.evaluation/1``.
+
+    ``more``: of a model that was tested on one objective of several, its number ``objective``, and how
+    many episodes ``of`` all of them were drawn.
+    """
     return {
         "schema": "gametalearn.evaluation/1",
         "metric": evaluation.metric,
@@ -307,13 +369,16 @@ def evaluation_record(evaluation: Evaluation, iteration: int, steps: int) -> dic
         "seed": evaluation.seed,
         "iteration": iteration,
         "inner_steps": steps,
+        **more,
         "values": evaluation.values.tolist(),
         "group": evaluation.group.tolist(),
     }
 
 
-def write_evaluation(file: Path, evaluation: Evaluation, iteration: int, steps: int) -> None:
+def write_evaluation(
+    file: Path, evaluation: Evaluation, iteration: int, steps: int, **more: Any
+) -> None:
     """Write `evaluation_record` to a file."""
-    content = evaluation_record(evaluation, iteration, steps)
+    content = evaluation_record(evaluation, iteration, steps, **more)
     with replacing(file) as stream:
         stream.write(json.dumps(content, allow_nan=False).encode() + b"\n")

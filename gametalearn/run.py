@@ -251,10 +251,20 @@ class Outer:
 
 
 RESERVED = {
-    *("best_iteration", "ci95", "ci95_episodes", "diagnostics", "effective", "episodes", "group"),
-    *("inner_steps", "iteration", "loss", "losses", "metric", "objectives", "protocol"),
-    *("protocols", "raw", "schema", "scores", "seconds", "seed", "seeds", "skipped", "spoiled"),
-    *("validation", "values"),
+    *("best_iteration", "budget", "by_seed", "ci95", "ci95_episodes", "delta_m", "diagnostics"),
+    *("effective", "episodes", "group", "inner_steps", "iteration", "loss", "losses", "mean_rank"),
+    *(
+        "metric",
+        "minus_single",
+        "objectives",
+        "protocol",
+        "protocols",
+        "raw",
+        "rule",
+        "runs",
+        "schema",
+    ),
+    *("scores", "seconds", "seed", "seeds", "skipped", "spoiled", "tasks", "validation", "values"),
 }
 """What files call something else; a score needs another name."""
 
@@ -355,7 +365,7 @@ def outer_of(run: Run, parts: Parts) -> Outer:
             rule = build_rule(config, len(run.objectives), columns)
         else:
             offered = {"objectives": len(run.objectives), "within": config.within,
-                       "columns": columns, "seed": config.seed, "config": config}  # fmt: skip
+                       "balance": config.share_numbers, "columns": columns, "seed": config.seed, "config": config}  # fmt: skip
             rule = registry.call("rule", config.rule, parts.rule_factory, offered)
     named = list(run.meta.items())
     made = build_optimizer(config, named) if parts.optimizer is None else parts.optimizer(named)

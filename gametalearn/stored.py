@@ -65,6 +65,11 @@ def _check(found: dict[str, Any]) -> None:
             raise ValueError("rules of different seeds")
         for part in entry.get("objectives", {}).values():
             numbers += [part[metric], *([] if part["ci95"] is None else [part["ci95"]])]
+            if "minus_single" in part:
+                numbers += _of_estimate(part["minus_single"], "difference")
+        numbers += [entry["mean_rank"]] if "mean_rank" in entry else []
+        if entry.get("delta_m") is not None:
+            numbers += _of_estimate(entry["delta_m"], "mean")
         for number in numbers:
             _number(number)
     for pair in found["paired"]:
@@ -75,6 +80,14 @@ def _check(found: dict[str, Any]) -> None:
         optional = [pair["p_value"], pair["p_holm"], *(pair["ci95"] or [])]
         optional += [*(pair["episodes"]["ci95"] or []), pair["episodes"]["p_value"]]
         for number in [pair["difference"], *pair["by_seed"], *filter(None, optional)]:
+            _number(number)
+        for part in pair.get("objectives", {}).values():
+            for number in _of_estimate(part, "difference"):
+                _number(number)
+    for value in found.get("brought_to", {}).values():
+        _number(value)
+    for one in found.get("single", {}).values():
+        for number in (one[metric], one["tasks"], one["budget"], *filter(None, [one["ci95"]])):
             _number(number)
     for name in ("dataset", "learner", "protocol"):
         if not isinstance(found[name], str):
@@ -87,6 +100,12 @@ def _check(found: dict[str, Any]) -> None:
     for name in ("ways", "shots", "queries", "iterations", "meta_batch", "episodes"):
         if found[name] is not None:
             _number(found[name])
+
+
+def _of_estimate(found: dict[str, Any], key: str) -> list[Any]:
+    """The numbers of a mean with its interval and each seed's value, as far as they are there."""
+    seeds = [value for value in found["by_seed"] if value is not None]
+    return [found[key], *seeds, *(found["ci95"] or [])]
 
 
 def _number(value: Any) -> None:

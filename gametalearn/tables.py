@@ -6,24 +6,22 @@ finished comparison reads the same when its files are all that is left.
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gametalearn.objective_tables import objective_notes, objective_tables
 from gametalearn.places import folder_of, names_in
 from gametalearn.statistics import FEWEST, LEVEL, seeds_needed, verdict
+from gametalearn.units import Units
 from gametalearn.words import counted
 
 __all__ = [
     "WIDTH",
-    "Units",
     "aligned",
     "needed",
     "notes",
-    "objectives",
     "rows",
     "sentence",
     "subject",
@@ -38,47 +36,6 @@ WIDTH = 100
 HALF_A_POINT = 0.005
 TWENTIETH = 0.05
 """The difference that `needed` asks about: of shares half a point, else a part of the baseline."""
-
-
-@dataclass(frozen=True)
-class Units:
-    """How values of a score are written.
-
-    Attributes:
-        name: the score's.
-        percent: values in [0, 1] are written in percent, and their differences in points.
-        digits: after the decimal point.
-    """
-
-    name: str
-    percent: bool
-    digits: int
-
-    @classmethod
-    def of(cls, results: dict[str, Any]) -> Units:
-        """Those of a comparison: four significant digits of the largest mean, or hundredths of 1%."""
-        name, percent = results["metric"]["name"], results["metric"]["format"] == "percent"
-        largest = max(abs(float(entry[name])) for entry in results["rules"].values())
-        return cls.fitting(name, percent, largest)
-
-    @classmethod
-    def fitting(cls, name: str, percent: bool, largest: float) -> Units:
-        """Those of values up to ``largest``."""
-        digits = 3 - math.floor(math.log10(largest)) if largest > 0 else 3
-        return cls(name, percent, 2 if percent else min(max(digits, 0), 9))
-
-    def show(self, value: float, sign: str = "") -> str:
-        """A value, without its unit; ``sign`` ``"+"`` writes it always."""
-        return f"{value * (100 if self.percent else 1):{sign}z.{self.digits}f}"  # z: no -0.00
-
-    def size(self, value: float, sign: str = "") -> str:
-        """A difference with its unit."""
-        return f"{self.show(value, sign)} {'points' if self.percent else self.name}"
-
-    @property
-    def heading(self) -> str:
-        """The score with its unit."""
-        return f"{self.name} %" if self.percent else self.name
 
 
 def subject(found: Mapping[str, Any]) -> str:
@@ -106,10 +63,9 @@ def title(results: dict[str, Any]) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """The final table: a line for each rule, and below it what the numbers mean."""
-    units = Units.of(results)
     blocks = [*textwrap.wrap(title(results), WIDTH), "", *aligned(*rows(results))]
-    for header, lines in objectives(results, WIDTH):
-        blocks += ["", f"test {units.heading}, each objective", *aligned(header, lines)]
+    for caption, header, lines in objective_tables(results, WIDTH):
+        blocks += ["", *textwrap.wrap(caption, WIDTH), *aligned(header, lines)]
     said = [*notes(results), *_more_seeds(results)]
     return "\n".join([*blocks, "", *(s for n in said for s in textwrap.wrap(n, WIDTH))])
 
@@ -126,9 +82,9 @@ def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         header += ["ahead", "verdict"]
     lines = []
     for rule, entry in results["rules"].items():
-        line = [rule, _with_half(units, entry[metric], entry["ci95"])]
+        line = [rule, units.with_half(entry[metric], entry["ci95"])]
         if pair := pairs.get(rule):
-            line.append(_difference(units, pair))
+            line.append(units.difference(pair))
             line += [_p_value(pair["p_holm"])] if several else []
             line += [f"{pair['seeds_ahead']} of {pair['seeds']}", verdict_of(results, pair)]
         lines.append(line + [""] * (len(header) - len(line)))
@@ -230,11 +186,18 @@ def notes(results: dict[str, Any]) -> list[str]:
                 f" p_holm is a paired t test over seeds, {_families(results)}; a verdict needs "
                 f"p_holm < {LEVEL}."
             )
+    if options := results["config"].get("rule_options"):
+        told = (
+            f"{rule} ({', '.join(f'{name} {value}' for name, value in own.items())})"
+            for rule, own in options.items()
+        )
+        found.append(f"Options other than the defaults: {', '.join(told)}.")
     if several > 1:
         found.append(
             f"All means and differences are over the {several} objectives that were tested, each of which "
             "counts the same however many test episodes it had."
         )
+        found += objective_notes(results)
     if halves := [
         (p["episodes"]["ci95"][1] - p["episodes"]["ci95"][0]) / 2
         for p in pairs
@@ -269,33 +232,6 @@ def _families(results: dict[str, Any]) -> str:
     )
 
 
-def objectives(
-    results: dict[str, Any], width: float = math.inf
-) -> list[tuple[list[str], list[list[str]]]]:
-    """Tables of the objectives' own means, as many columns in each as fit; none for one objective."""
-    units, rules = Units.of(results), results["rules"]
-    names = list(next(iter(rules.values())).get("objectives", {}))
-    if results["config"].get("objectives") == "group":  # dozens of alphabets
-        return []
-    first = max(map(len, ["rule", *rules]))
-    columns: list[list[str]] = []
-    for name in names:
-        entries = [entry["objectives"][name] for entry in rules.values()]
-        columns.append([name, *(_with_half(units, e[units.name], e["ci95"]) for e in entries)])
-    blocks: list[list[list[str]]] = []
-    used = 0
-    for column in columns:
-        more = 2 + max(map(len, column))
-        if not blocks or used + more > width:
-            blocks.append([["rule", *rules]])
-            used = first
-        blocks[-1].append(column)
-        used += more
-    return [
-        (rows[0], rows[1:]) for rows in ([list(r) for r in zip(*b, strict=True)] for b in blocks)
-    ]
-
-
 def _rounded(seeds: int) -> int:
     """To two digits: what comes of an estimated spread is no exact number."""
     return int(float(f"{seeds:.2g}"))
@@ -312,20 +248,6 @@ def _primary(results: dict[str, Any], pair: dict[str, Any]) -> bool:
 def _behind(results: dict[str, Any], pair: dict[str, Any]) -> int:
     higher = results["metric"]["higher_is_better"]
     return sum((d < 0) if higher else (d > 0) for d in pair["by_seed"])
-
-
-def _with_half(units: Units, value: float, half: float | None) -> str:
-    return units.show(value) + ("" if half is None else f" ± {units.show(half)}")
-
-
-def _difference(units: Units, pair: dict[str, Any]) -> str:
-    """With its interval, or with the seeds' own differences."""
-    mean = units.show(pair["difference"], "+")
-    if pair["ci95"] is not None:
-        return f"{mean} [{', '.join(units.show(v, '+') for v in pair['ci95'])}]"
-    if pair["seeds"] > 1:
-        return f"{mean} ({', '.join(units.show(d, '+') for d in pair['by_seed'])})"
-    return mean
 
 
 def _p_value(value: float | None) -> str:

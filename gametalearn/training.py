@@ -22,14 +22,14 @@ from gametalearn.evaluation import Evaluation, evaluate, placed
 from gametalearn.gradients import TaskGradients, meta_gradients
 from gametalearn.losses import Loss, default_loss
 from gametalearn.metrics import Metrics
-from gametalearn.progress import interruptible, shown
+from gametalearn.progress import brought_to, interruptible, shown
 from gametalearn.provenance import verified
 from gametalearn.run import Outer, Parts, Run, Watch, outer_of, start
 from gametalearn.runfolder import claim, is_kept, restore, save, save_best
 from gametalearn.scores import ScoreLike, default_score
 from gametalearn.terminal import tell
 from gametalearn.update import apply_update, clip
-from gametalearn.weighting import Rule
+from gametalearn.weighting import Rule, Weights
 
 __all__ = ["train", "train_parts"]
 
@@ -148,6 +148,8 @@ def train_parts(
         if run.iteration < config.iterations:
             metrics = stack.enter_context(Metrics(run, watch))
             interrupted = stack.enter_context(interruptible())
+            if progress and team.first and outlook is None and (text := brought_to(config)):
+                tell(f"{label}: {text} (settings image_size and channels)")
             if progress and team.size > 1 and team.first:
                 tell(f"{label}: {describe_team(outer.rule, team, config.meta_batch)}")
             bar = stack.enter_context(shown(run, progress and team.first, label, outlook))
@@ -194,7 +196,7 @@ def _loop(
                 "losses": tasks.loss.tolist(),
                 "scores": [_finite_or_none(value) for value in tasks.score.tolist()],
                 "group": tasks.group.tolist(),
-                "objectives": _by_objective(run, tasks),
+                "objectives": _by_objective(run, tasks, weights),
                 "raw": weights.raw.tolist(),
                 "effective": weights.effective.tolist(),
                 "diagnostics": diagnose(team.whole(gradients, tasks), weights).as_record(
@@ -206,6 +208,7 @@ def _loop(
                     "gradients": differentiated - sampled,
                     "update": updated - differentiated,
                 },
+                **_of_rule(run, outer.rule),
                 **{k: v[kept.cpu()].tolist() for k, v in getattr(source, "facts", {}).items()},
             }
             if validate:
@@ -249,14 +252,31 @@ def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _by_objective(run: Run, tasks: Tasks) -> dict[str, dict[str, float | None]]:
-    """The mean query loss and score of each objective that has a task in the meta-batch."""
+def _of_rule(run: Run, rule: Rule) -> dict[str, dict[str, dict[str, float]]]:
+    """What a rule tells of the objectives of the meta-batch (`gametalearn.weighting.weights.Rule`)."""
+    told = {
+        fact: {
+            name: value
+            for name, value in zip(run.objectives, values.tolist(), strict=True)
+            if math.isfinite(value)
+        }
+        for fact, values in getattr(rule, "facts", {}).items()
+    }
+    return {"rule": told} if told else {}
+
+
+def _by_objective(run: Run, tasks: Tasks, weights: Weights) -> dict[str, dict[str, float | None]]:
+    """Of each objective that has a task in the meta-batch the mean query loss and score.
+
+    And ``effective``, the sum of its tasks' effective weights.
+    """
     found = {}
     for number, name in enumerate(run.objectives):
         own = tasks.group == number
         if bool(own.any()):
             values = {"loss": tasks.loss[own], run.score.name: tasks.score[own]}
             found[name] = {k: _finite_or_none(float(v.double().mean())) for k, v in values.items()}
+            found[name]["effective"] = float(weights.effective.to(own.device)[own].double().sum())
     return found
 
 

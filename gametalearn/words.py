@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["counted", "did_you_mean"]
+__all__ = ["counted", "did_you_mean", "image_size"]
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -30,3 +30,12 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"did you mean '{near[0]}'? " if near else ""
+
+
+def image_size(side: int, channels: int) -> str:
+    """In words, what images are.
+
+    >>> image_size(28, 1), image_size(84, 3)
+    ('28 x 28 pixels in grayscale', '84 x 84 pixels in RGB')
+    """
+    return f"{side} x {side} pixels in {'grayscale' if channels == 1 else 'RGB'}"

@@ -14,6 +14,7 @@ from gametalearn.evaluation import Evaluation
 from gametalearn.figures import accuracy, differences, learning_curves, weights
 from gametalearn.logs import Record, Records
 from gametalearn.results import Comparison, Result
+from tests.support.drawn import assert_all_seen, labels_of, said
 
 RULES = (
     "uniform",
@@ -75,17 +76,6 @@ def all_of(dataset: str, width: float | None = None) -> dict[str, Figure]:
         }
 
 
-def texts(figure: Figure) -> list[Any]:
-    import matplotlib.text
-
-    found = figure.findobj(matplotlib.text.Text)
-    return [t for t in found if t.get_text().strip() and t.get_visible()]
-
-
-def said(figure: Figure) -> str:
-    return " ".join(" ".join(t.get_text() for t in texts(figure)).split())
-
-
 @pytest.mark.parametrize("width", [None, 5.0])
 @pytest.mark.parametrize("dataset", ["glyphs", "glyphs+folder:/a/very/long/path/to/the/birds"])
 def test_every_picture_says_what_it_is_about_and_all_of_it_is_seen(
@@ -96,19 +86,7 @@ def test_every_picture_says_what_it_is_about_and_all_of_it_is_seen(
         assert wanted in said(figure), name
         assert "3 seeds" in said(figure), name
         assert "/a/very" not in said(figure), name
-        figure.canvas.draw()
-        whole = figure.bbox
-        renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-        labels = [
-            t for axes in figure.axes for t in (*axes.get_xticklabels(), *axes.get_yticklabels())
-        ]
-        for text in texts(figure):
-            if text in labels:  # ticks beyond the axes are not drawn
-                continue
-            box = text.get_window_extent(renderer)
-            inside = box.x0 >= whole.x0 - 1 and box.x1 <= whole.x1 + 1
-            inside &= box.y0 >= whole.y0 - 1 and box.y1 <= whole.y1 + 1
-            assert inside, f"{name}: {text.get_text()!r} at {box} of {whole}"
+        assert_all_seen(figure, name)
         for axes in figure.axes:
             assert axes.get_xlabel() or axes is not figure.axes[-1], name
             assert axes.get_ylabel() or axes.get_yticklabels()[0].get_text() in RULES, name
@@ -140,11 +118,6 @@ def test_no_dot_is_cut() -> None:
                 assert (places[:, 0] <= box.x1 - pixels + 0.5).all(), name
                 assert (places[:, 1] >= box.y0 + pixels - 0.5).all(), name
                 assert (places[:, 1] <= box.y1 - pixels + 0.5).all(), name
-
-
-def labels_of(figure: Figure) -> list[str]:
-    (legend,) = figure.legends
-    return [t.get_text() for t in legend.get_texts()]
 
 
 def test_rows_of_weights_are_told_by_their_objective() -> None:

@@ -1,10 +1,12 @@
 import pytest
 import torch
 
+from gametalearn.config import TrainConfig
 from gametalearn.episodes import EpisodeSampler
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
 from gametalearn.mixture import MixedSource
+from gametalearn.shares import divided, numbers_in
 
 
 def sampler(ways=3, value=0, classes=6, seed=0, shots=1, queries=2, name="tensors"):
@@ -61,3 +63,60 @@ def test_the_parts_of_a_batch_are_the_batch_and_advance_the_state_alike(share):
         assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(whole, name))
     source.sample(7)
     assert all(str(s.state_dict()) == str(source.state_dict()) for s in sources)
+
+
+def test_numbers_divide_each_meta_batch_and_others_in_proportion():
+    mixed = MixedSource([sampler(), sampler(), sampler()], counts=[5, 2, 1])
+    assert [mixed.sample(8).group.bincount(minlength=3).tolist() for _ in range(3)] == [
+        [5, 2, 1]
+    ] * 3
+    assert mixed.with_seed(3).sample(16).group.bincount().tolist() == [10, 4, 2]
+    for counts in ([1, 2], [1, 0, 3]):
+        with pytest.raises(InputError, match="counts needs 3 numbers above 0"):
+            MixedSource([sampler()] * 3, counts=counts)
+    with pytest.raises(InputError, match="give one"):
+        MixedSource([sampler()] * 2, [1, 1], counts=[1, 1])
+
+
+def test_division_is_whole_near_the_exact_one_and_keeps_equal_shares():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        k, tasks = (int(torch.randint(1, most, (), generator=generator)) for most in (6, 40))
+        weights = torch.randint(1, 30, (k,), generator=generator)
+        found = torch.tensor(divided(tasks, weights.tolist()))
+        assert found.sum() == tasks
+        assert ((found - tasks * weights / weights.sum()).abs() < 1).all()
+        assert divided(tasks, [1] * k) == [tasks // k + (i < tasks % k) for i in range(k)]
+
+
+NAMES = ["omniglot", "folder:/a=b/birds"]
+
+
+def test_numbers_by_name():
+    assert numbers_in("fixed", NAMES) is numbers_in("proportional", NAMES) is None
+    assert numbers_in("folder:/a=b/birds=4, omniglot=12", NAMES) == [12, 4]
+    for text, problem in (
+        ("equal", "'equal' is not one of these"),
+        ("omniglot=12", "folder:/a=b/birds has no task"),
+        ("omniglot=12,glyphs=4", "'glyphs=4' is not one of these"),
+        ("omniglot=12,omniglot=4", "'omniglot=4' is not one of these"),
+        ("omniglot=-1,folder:/a=b/birds=4", "'omniglot=-1' is not one of these"),
+        ("omniglot=0,folder:/a=b/birds=4", "omniglot has no task"),
+    ):
+        with pytest.raises(InputError, match=f"`share` must be fixed, .*{problem}"):
+            numbers_in(text, NAMES)
+
+
+def test_numbers_are_a_setting_of_training_alone():
+    config = TrainConfig.of("omniglot+mini-imagenet", share="omniglot=12,mini-imagenet=4")
+    assert (config.meta_batch, config.share_numbers) == (16, [12, 4])
+    assert (
+        TrainConfig.of("omniglot+mini-imagenet", share="omniglot=9,mini-imagenet=1").meta_batch
+        == 10
+    )
+    for given, message in (
+        ({"meta_batch": 8}, "makes 16 tasks, and `meta_batch` is 8; make them equal"),
+        ({"share": "half"}, "`share` must be fixed"),
+    ):
+        with pytest.raises(InputError, match=message):
+            TrainConfig.of("omniglot+mini-imagenet", **{"share": config.share, **given})

@@ -3,7 +3,6 @@
 import itertools
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from gametalearn.data import load_dataset
 from gametalearn.run import Parts, outer_of
 from gametalearn.runfolder import load_run
 from tests.support.commands import run
+from tests.support.pictures import divided_pictures
 
 TINY = "--hidden 4 --queries 2 --inner-steps 1 --test-steps 1 --meta-batch 4 --log-every 1"
 TINY += " --validation-episodes 4 --threads 1 --quiet"
@@ -23,18 +23,6 @@ SEVEN = ("uniform", "gradnorm", "uncertainty", "uncertainty-positive", "dwa", "d
 
 def metrics(place):
     return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-
-
-def pictures(root: Path, classes: int = 5, seed: int = 0) -> Path:
-    generator = np.random.default_rng(seed)
-    for split in ("train", "val", "test"):
-        for number in range(classes):
-            place = root / split / f"{split}{number}"
-            place.mkdir(parents=True)
-            for i in range(4):
-                pixels = generator.integers(0, 256, (20, 20), dtype=np.uint8)
-                Image.fromarray(pixels).save(place / f"{i}.png")
-    return root
 
 
 def test_seven_rules_weigh_two_real_data_sets_differently(
@@ -85,7 +73,7 @@ def test_three_torchjd_rules_in_compare_on_glyphs(capsys, tmp_path):
 
 
 def test_each_objective_stands_in_the_metrics_and_the_evaluation(capsys, tmp_path):
-    name = f"folder:{pictures(tmp_path / 'dots')}"
+    name = f"folder:{divided_pictures(tmp_path / 'dots')}"
     file = tmp_path / "c.toml"
     file.write_text(f"dataset = ['glyphs', '{name}']\n")  # a list, as good as glyphs+folder:...
     command = f"train --config {file} --rule gradnorm {TINY} --iterations 2 --meta-batch 5"
@@ -97,10 +85,14 @@ def test_each_objective_stands_in_the_metrics_and_the_evaluation(capsys, tmp_pat
         for number, found in enumerate(record["objectives"].values()):
             own = [i for i, group in enumerate(record["group"]) if group == number]
             assert found["loss"] == pytest.approx(np.mean([record["losses"][i] for i in own]))
+            assert found["effective"] == pytest.approx(sum(record["effective"][i] for i in own))
             assert found["accuracy"] == pytest.approx(np.mean([record["scores"][i] for i in own]))
         assert len(record["raw"]) == 2
         assert len(record["effective"]) == 5
         assert list(record["diagnostics"]["objectives"]) == ["0", "1"]
+        rates = record["rule"]["r"]
+        assert list(rates) == ["glyphs", name]
+        assert sum(rates.values()) == pytest.approx(2)  # by definition their mean is 1
     validation = record["validation"]
     assert validation["accuracy"] == pytest.approx(np.mean(list(validation["objectives"].values())))
     code, out, _ = run(capsys, "evaluate --episodes 6 --quiet", tmp_path / "a")
@@ -130,7 +122,7 @@ def test_gradnorms_shared_weights_are_the_last_shared_layer_or_the_one_named(cap
 
 
 def test_proportional_shares(capsys, tmp_path):
-    name = f"folder:{pictures(tmp_path / 'dots')}"
+    name = f"folder:{divided_pictures(tmp_path / 'dots')}"
     command = f"train --dataset glyphs+{name} --share proportional {TINY} --iterations 2"
     code, *_ = run(capsys, f"{command} --meta-batch 40 --out", tmp_path / "a")
     assert code == 0
@@ -148,9 +140,66 @@ def test_scripts_as_objectives_of_one_data_set(capsys, tmp_path):
         assert len(set(groups)) > 1
         assert len(record["objectives"]) == len(set(groups))
         assert len(record["raw"]) > max(groups)
+        assert record["rule"]["kappa"].keys() == record["objectives"].keys()
+        # the batch is part of the average, and begins it
+        if record["iteration"] == 1:
+            told = {name: own["accuracy"] for name, own in record["objectives"].items()}
+            assert record["rule"]["kappa"] == pytest.approx(told)
     code, out, _ = run(capsys, "evaluate --episodes 12 --quiet", tmp_path / "a")
     assert code == 0
     assert len(out.splitlines()) > 2
+
+
+def test_a_run_says_which_input_the_data_sets_are_brought_to(capsys, tmp_path):
+    name = f"folder:{divided_pictures(tmp_path / 'dots')}"
+    tiny = TINY.replace(" --quiet", " --iterations 1")
+    for flags, wanted in (("", "28 x 28 pixels in grayscale"), (
+        "--image-size 32 --channels 3", "32 x 32 pixels in RGB")):  # fmt: skip
+        command = f"train --dataset glyphs+{name} {tiny} {flags} --overwrite --out"
+        code, _, err = run(capsys, command, tmp_path / "a")
+        assert code == 0
+        assert f"train: images of all data sets are brought to {wanted}" in err
+    _, _, err = run(capsys, f"train --dataset glyphs {tiny} --out", tmp_path / "b")
+    assert "brought to" not in err
+
+
+def test_numbers_of_tasks_are_a_balance(capsys, tmp_path):
+    name = f"folder:{divided_pictures(tmp_path / 'dots')}"
+    for rule in ("uniform", "dwa"):  # which has equal weights so soon
+        command = f"train --dataset glyphs+{name} --share glyphs=3,{name}=1 {TINY} --iterations 1"
+        code, *_ = run(capsys, f"{command} --rule {rule} --out", tmp_path / rule)
+        assert code == 0
+        (record,) = metrics(tmp_path / rule)
+        assert record["group"] == [0, 0, 0, 1]
+        assert record["effective"] == pytest.approx([0.25] * 4)
+        assert [o["effective"] for o in record["objectives"].values()] == pytest.approx(
+            [0.75, 0.25]
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("gradnorm.alpha=-1", "alpha must not be negative, got -1"),
+        ("gradnorm.alpha=high", "alpha must be a number, got 'high'"),
+        ("dwa.temperature=0", "temperature must be positive, got 0"),
+        ("dwa.period=0", "period must be at least 1, got 0"),
+        ("dwa.period=2.5", "period must be an integer, got 2.5"),
+        ("dtp.gamma=-1", "gamma must be a number >= 0"),
+        ("dtp.indicator=loss", "indicator must be 'accuracy' or 'likelihood', got 'loss'"),
+        ("dtp.decay=1", "decay must be in [0, 1), got 1"),
+    ],
+)
+def test_what_can_be_searched_is_checked_before_anything_is_trained(
+    capsys, tmp_path, options, message
+):
+    command = f"compare --dataset glyphs --objectives group {TINY} --iterations 1 --rule-options"
+    rules = f"--rules uniform,{options.partition('.')[0]}"
+    code, _, err = run(capsys, f"{command} {options} {rules} --out", tmp_path / "a")
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert not list(tmp_path.glob("a/*/*"))
 
 
 # Bad input: exit 2, one line that names the file or the objective.
@@ -192,12 +241,12 @@ def a_truncated_image(folder):
 
 
 def a_truncated_image_of_a_folder(folder):
-    cut(pictures(folder / "dots") / "val" / "val1" / "2.png")
+    cut(divided_pictures(folder / "dots") / "val" / "val1" / "2.png")
     return "train --dataset folder:{t}/dots --out {t}/a", "val/val1/2.png: not a readable image"
 
 
 def too_few_classes_for_the_ways(folder):
-    pictures(folder / "dots", classes=3)
+    divided_pictures(folder / "dots", classes=3)
     return "train --dataset glyphs+folder:{t}/dots --queries 2 --out {t}/a", "'dots' has 3 classes"
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gametalearn.cautions import cautions
 from gametalearn.config import TrainConfig
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation
-from gametalearn.results import Comparison, Result, write_results
+from gametalearn.results import Comparison, Result, Single, write_results
 from gametalearn.scores import SCORES
 from gametalearn.stored import earlier_looks, read_results
 from gametalearn.tables import needed, rows, sentence, title
@@ -101,6 +102,72 @@ def test_the_schema() -> None:
     assert (environment["device"], environment["threads"]) == ("cpu", 1)
     assert environment["command"] is None
     assert comparison(FIVE, command="gametalearn compare").as_dict()["environment"]["command"]
+
+
+def test_the_schema_of_several_objectives() -> None:
+    """Further keys of schema 2, on objectives that differ in difficulty."""
+    generator = np.random.default_rng(3)
+    group = [0, 0, 0, 0, 1, 1]
+    level = np.array([0.9] * 4 + [0.3] * 2)
+    values = {
+        rule: level + shift + 0.02 * generator.random((4, 6))
+        for rule, shift in (("uniform", 0.0), ("dwa", np.where(level < 0.5, 0.06, -0.03)))
+    }
+    made = comparison(values, group)
+    tests = {"glyphs": level[:4] + 0.05, "omniglot": level[4:] + 0.15}
+    single = {
+        name: Single(
+            [
+                Result(
+                    Evaluation(own, np.full(len(own), k), "accuracy", "transductive", seed), 2.0, 9
+                )
+                for seed in range(4)
+            ],
+            tasks=40, budget=40 + 10 * k, given=None,
+        )
+        for k, (name, own) in enumerate(tests.items())
+    }  # fmt: skip
+    found = dataclasses.replace(made, single=single).as_dict()
+    json.dumps(found, allow_nan=False)
+    assert list(found)[12:] == ["brought_to", "rules", "single", "paired", "config"]
+    assert found["brought_to"] == {"image_size": 28, "channels": 1}
+    assert "brought to 28 x 28 pixels in grayscale" in " ".join(made.table().split())
+    assert list(found["single"]["omniglot"]) == [
+        "accuracy", "ci95", "ci95_episodes", "seeds", "tasks", "budget", "runs"
+    ]  # fmt: skip
+    entry = found["rules"]["dwa"]
+    assert list(entry)[4:] == ["objectives", "mean_rank", "delta_m"]
+    assert list(entry["objectives"]["glyphs"]) == [
+        "accuracy", "ci95", "ci95_episodes", "by_seed", "minus_single"
+    ]  # fmt: skip
+    assert [list(found["paired"][0]["objectives"]), list(entry["delta_m"])] == [
+        ["glyphs", "omniglot"], ["mean", "ci95", "by_seed"]
+    ]  # fmt: skip
+    assert [found["rules"][rule]["mean_rank"] for rule in values] == [1.5, 1.5]
+    # by hand: (0.88 - 0.95) / 0.95 and (0.37 - 0.45) / 0.45, a hundredth for what is random
+    assert entry["delta_m"]["mean"] == pytest.approx(-(0.07 / 0.95 + 0.08 / 0.45) / 2, abs=0.02)
+    by_seed = [
+        ((one[:4].mean() - 0.95) / 0.95 + (one[4:].mean() - 0.45) / 0.45) / 2
+        for one in values["dwa"]
+    ]
+    assert entry["delta_m"]["by_seed"] == pytest.approx(by_seed)
+    interval = stats.ttest_1samp(by_seed, 0).confidence_interval()
+    assert entry["delta_m"]["ci95"] == pytest.approx(list(interval))
+    assert "The models of omniglot alone saw 40 of its training tasks" in "\n".join(cautions(found))
+    zero = {**single, "glyphs": dataclasses.replace(single["glyphs"], results=[
+        Result(Evaluation(np.zeros(4), np.zeros(4, dtype=np.int64), "accuracy", "transductive", s), 1, 1)
+        for s in range(4)
+    ])}  # fmt: skip
+    none = dataclasses.replace(made, single=zero)
+    assert none.as_dict()["rules"]["dwa"]["delta_m"] is None
+    assert "There is no Delta_m" in " ".join(none.table().split())
+    other = dataclasses.replace(single["glyphs"].results[0].evaluation, seed=7)
+    wrong = dataclasses.replace(
+        single["glyphs"],
+        results=[Result(other, 1.0, 1), *single["glyphs"].results[1:]],
+    )
+    with pytest.raises(InputError, match="'glyphs' alone were tested on different episodes"):
+        dataclasses.replace(made, single={**single, "glyphs": wrong}).as_dict()
 
 
 def test_means_and_differences_count_each_group_the_same() -> None:

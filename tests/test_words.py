@@ -12,7 +12,7 @@ import pytest
 import gametalearn
 from gametalearn import InputError, Score, TrainConfig, environment
 from gametalearn.cli import main
-from gametalearn.tables import Units
+from gametalearn.units import Units
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:

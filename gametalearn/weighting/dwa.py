@@ -36,6 +36,7 @@ class DynamicWeightAverage(nn.Module):
         temperature: larger is closer to uniform; 2 in the paper.
         period: meta-iterations per epoch.
         within: how the tasks of one objective are combined, ``"uniform"`` or ``"agreement"``.
+        balance: K shares of the objectives at equal weights; None: equal ones (see `Objectives`).
     """
 
     weights: Tensor
@@ -53,6 +54,7 @@ class DynamicWeightAverage(nn.Module):
         temperature: float = 2.0,
         period: int = 50,
         within: Literal["uniform", "agreement"] = "uniform",
+        balance: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -62,7 +64,7 @@ class DynamicWeightAverage(nn.Module):
         if period < 1:
             raise InputError(f"DynamicWeightAverage: period must be at least 1, got {period}")
         self.temperature, self.period = temperature, period
-        self.objectives = Objectives(objectives, within)
+        self.objectives = Objectives(objectives, within, balance)
         size = len(self.objectives)
         self.register_buffer("weights", torch.ones(size, dtype=torch.float64))
         for name in ("total", "last", "before"):

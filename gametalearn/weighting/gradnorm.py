@@ -50,8 +50,10 @@ class GradNorm(nn.Module):
             `shared_columns`); None takes all.
         within: how the tasks of one objective are combined, ``"uniform"`` or ``"agreement"``; G_i is
             the length of that combination.
+        balance: K shares of the objectives at equal weights; None: equal ones (see `Objectives`).
 
-    The weights are the parameter ``weights`` ``(K,)``, which needs no other optimiser.
+    The weights are the parameter ``weights`` ``(K,)``, which needs no other optimiser. ``facts`` has the
+    ``r`` ``(K,)`` of the last meta-batch, NaN for an objective that is absent.
     """
 
     initial_loss: Tensor
@@ -69,6 +71,7 @@ class GradNorm(nn.Module):
         optimizer: Literal["adam", "sgd"] = "adam",
         columns: slice | Tensor | None = None,
         within: Literal["uniform", "agreement"] = "uniform",
+        balance: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if not 0 < floor < 1:
@@ -76,7 +79,7 @@ class GradNorm(nn.Module):
         if not alpha >= 0:
             raise InputError(f"GradNorm: alpha must not be negative, got {alpha}")
         self.alpha, self.floor = alpha, floor
-        self.objectives = Objectives(objectives, within)
+        self.objectives = Objectives(objectives, within, balance)
         size = len(self.objectives)
         self.descent = Descent(size, lr, optimizer)
         self.weights = nn.Parameter(torch.ones(size, dtype=torch.float64), requires_grad=False)
@@ -86,6 +89,7 @@ class GradNorm(nn.Module):
         self.span = columns if isinstance(columns, slice) else None
         index = columns if isinstance(columns, Tensor) else None
         self.register_buffer("columns", index, persistent=False)
+        self.facts: dict[str, Tensor] = {}
 
     over_processes = over_objectives
 
@@ -113,6 +117,9 @@ class GradNorm(nn.Module):
         first = present & ~self.seen
         self.initial_loss[first] = loss[first]
         self.seen |= present
+        progress = loss_ratio(loss, self.initial_loss)
+        rate = progress / progress[present].mean()
+        self.facts = {"r": torch.where(present & torch.isfinite(rate), rate, torch.nan)}
         norms = update_length(self._shared(batch.gradients.rows), batch.mixture()).to(loss)
         if self.unit == 0:
             self.unit.copy_(norms[present].mean())
@@ -120,7 +127,7 @@ class GradNorm(nn.Module):
         gradient[present] = weight_gradient(
             self.weights[present],
             norms[present] / self.unit if self.unit > 0 else norms[present],
-            loss_ratio(loss[present], self.initial_loss[present]),
+            progress[present],
             self.alpha,
         )
         total = self.weights[present].sum()

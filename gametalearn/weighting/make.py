@@ -17,7 +17,7 @@ __all__ = ["RULES", "make_rule", "rule_from", "rule_options"]
 RULES: tuple[str, ...] = tuple(registry.BUILT_IN["rule"])
 """The names that are built in; `make_rule` knows those of installed packages and TorchJD's, too."""
 
-SETTINGS = ("objectives", "within", "columns", "seed")
+SETTINGS = ("objectives", "within", "balance", "columns", "seed")
 """What `make_rule` offers to a rule, beside the rule's own options."""
 
 
@@ -27,6 +27,7 @@ def make_rule(
     objectives: int | Sequence[int] = 1,
     regression: bool = False,
     within: Literal["uniform", "agreement"] = "uniform",
+    balance: Sequence[float] | None = None,
     columns: slice | Tensor | None = None,
     seed: int = 0,
     **options: Any,
@@ -41,6 +42,7 @@ def make_rule(
             their number K, for groups 0 to K - 1, or their identities.
         regression: whether the score is an error and no accuracy; ``dtp`` refuses it.
         within: how such a rule combines the tasks of one objective.
+        balance: of such a rule, the share of each objective at equal weights; None: equal shares.
         columns: of the rows, those of the shared weights W of ``gradnorm`` (see
             `gametalearn.shared_columns`); None takes all.
         seed: of the random numbers that some rules draw.
@@ -61,7 +63,10 @@ def make_rule(
             "use gradnorm, uncertainty, uncertainty-positive or dwa"
         )
     part, fixed = registry.resolve("rule", name)
-    offered = {"objectives": objectives, "within": within, "columns": columns, "seed": seed}
+    offered = {
+        "objectives": objectives, "within": within, "balance": balance, "columns": columns,
+        "seed": seed,
+    }  # fmt: skip
     return rule_from(name, part, offered, {**fixed}, options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -29,6 +30,7 @@ class ObjectiveBatch:
         present: ``(K,)`` bool, the objectives that have a task in the batch.
         within: ``(T,)`` weights a_i of the tasks inside their objective: the gradient of objective
             k is gbar_k = sum over its tasks of a_i * rows_i.
+        balance: ``(K,)`` b_k, the shares of the objectives that are present; they sum to 1.
         loss: ``(K,)`` mean query loss; 0 for an absent objective.
         score: ``(K,)`` mean score; 0 for an absent objective.
     """
@@ -37,18 +39,31 @@ class ObjectiveBatch:
     slot: Tensor
     present: Tensor
     within: Tensor
+    balance: Tensor
     loss: Tensor
     score: Tensor
 
     def weights(self, raw: Tensor) -> Weights:
-        """Effective weights e_i = w_k a_i / K of raw ones ``(K,)``, K the objectives present.
+        """Effective weights e_i = c b_k w_k a_i of raw ones ``(K,)``.
 
-        The update is sum_i e_i rows_i = (1/K) sum_k w_k gbar_k. Dividing by those present, not by
-        all, keeps w = 1 the plain mean over objectives when some are absent.
+        With equal shares b_k = 1/K, K the objectives present, c is 1, and the update is sum_i e_i
+        rows_i = (1/K) sum_k w_k gbar_k. Dividing by those present, not by all, keeps w = 1 the plain
+        mean over objectives when some are absent. With other shares w = 1 is the mean in these
+        shares, and c = mean(w) / sum_k b_k w_k, so that the objectives' sums c b_k w_k add up to the
+        mean of w: what the rule takes from one objective, the others get.
         """
-        effective = raw[self.slot] * self.within / self.present.sum()
+        shares = self.balance * raw
+        if not self.equal:
+            shares = shares * (raw[self.present].mean() / shares.sum())
+        effective = shares[self.slot] * self.within
         rows = self.gradients.rows
         return Weights(raw=raw.to(rows), effective=effective.to(rows))
+
+    @property
+    def equal(self) -> bool:
+        """Whether all objectives that are present have the same share."""
+        shares = self.balance[self.present]
+        return bool((shares == shares[0]).all())
 
     def mixture(self) -> Tensor:
         """``(K, T)``: row k holds the a_i of objective k's tasks, so gbar = mixture @ rows."""
@@ -65,14 +80,18 @@ class Objectives(nn.Module):
             that of the raw weights.
         within: ``"uniform"``, a_i = 1 / (tasks of the objective), or ``"agreement"``, the weights
             of `agreement_weights` among the objective's own tasks.
+        balance: K numbers above 0, in proportion to which the objectives count where their weights are
+            equal, such as the numbers of their tasks; None: all the same.
     """
 
     identities: Tensor
+    balance: Tensor
 
     def __init__(
         self,
         objectives: int | Sequence[int],
         within: Literal["uniform", "agreement"] = "uniform",
+        balance: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         identities = list(range(objectives)) if isinstance(objectives, int) else list(objectives)
@@ -83,7 +102,16 @@ class Objectives(nn.Module):
             )
         if within not in ("uniform", "agreement"):
             raise InputError(f"within must be 'uniform' or 'agreement', got '{within}'")
+        if balance is not None and (
+            len(balance) != len(identities) or not all(0 < b < math.inf for b in balance)
+        ):
+            raise InputError(
+                f"balance: expected {len(identities)} numbers above 0, one for each objective; got "
+                f"{list(balance)}"
+            )
         self.within = within
+        shares = [1.0] * len(identities) if balance is None else list(balance)
+        self.register_buffer("balance", torch.tensor(shares, dtype=torch.float64), persistent=False)
         self.register_buffer("identities", torch.tensor(identities))
 
     def __len__(self) -> int:
@@ -110,11 +138,13 @@ class Objectives(nn.Module):
         count = torch.bincount(slot, minlength=len(self)).to(loss)
         per_task = 1 / count[slot]
         zeros = torch.zeros_like(count)
+        shares = torch.where(count > 0, self.balance, 0.0)
         return ObjectiveBatch(
             gradients=gradients,
             slot=slot,
             present=count > 0,
             within=per_task if self.within == "uniform" else self._agreement(rows, slot),
+            balance=shares / shares.sum(),
             loss=zeros.index_add(0, slot, loss * per_task),
             score=zeros.index_add(0, slot, score * per_task),
         )

@@ -43,6 +43,7 @@ class UncertaintyWeighting(nn.Module):
         lr: rate of the optimiser of s.
         optimizer: ``"adam"`` or ``"sgd"``, for s.
         within: how the tasks of one objective are combined, ``"uniform"`` or ``"agreement"``.
+        balance: K shares of the objectives at equal weights; None: equal ones (see `Objectives`).
 
     s is the parameter ``log_var`` ``(K,)``, which needs no other optimiser.
     """
@@ -55,6 +56,7 @@ class UncertaintyWeighting(nn.Module):
         lr: float = 0.01,
         optimizer: Literal["adam", "sgd"] = "adam",
         within: Literal["uniform", "agreement"] = "uniform",
+        balance: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if form not in ("kendall", "positive"):
@@ -62,7 +64,7 @@ class UncertaintyWeighting(nn.Module):
                 f"UncertaintyWeighting: form must be 'kendall' or 'positive', got '{form}'"
             )
         self.form = form
-        self.objectives = Objectives(objectives, within)
+        self.objectives = Objectives(objectives, within, balance)
         size = len(self.objectives)
         self.descent = Descent(size, lr, optimizer)
         self.log_var = nn.Parameter(torch.zeros(size, dtype=torch.float64), requires_grad=False)

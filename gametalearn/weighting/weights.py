@@ -50,7 +50,9 @@ class Rule(Protocol):
     """A weighting rule: an `nn.Module` that maps `TaskGradients` to `Weights`.
 
     State is what ``state_dict()`` holds; ``eval()`` freezes it. A rule may offer a method
-    ``over_processes`` for runs of several processes (see `gametalearn.weighting.sharded`).
+    ``over_processes`` for runs of several processes (see `gametalearn.weighting.sharded`), and have
+    ``facts``, a dictionary of tensors ``(K,)`` about the objectives of the last meta-batch (NaN for an
+    absent one), which are written to ``metrics.jsonl``.
     """
 
     def __call__(self, gradients: TaskGradients) -> Weights:

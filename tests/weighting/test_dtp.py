@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gametalearn import DynamicTaskPrioritization, InputError, TaskGradients, make_rule
+from gametalearn.weighting.dtp import focal_weight
 from tests.support import records
 
 
@@ -33,6 +34,35 @@ def test_equals_the_formula_over_a_moving_average() -> None:
         assert weights.effective.tolist() == pytest.approx(halves * 2)
 
 
+def test_the_likelihood_is_an_indicator_too() -> None:
+    """exp(-L), a mean over the objective's tasks, averaged as accuracies are."""
+    rule = DynamicTaskPrioritization(2, indicator="likelihood", decay=0.5)
+    loss = torch.tensor([0.2, 0.4, 1.5, 1.5], dtype=torch.float64)
+    batch = records.record(loss=loss, score=[7.0] * 4, group=[0, 0, 1, 1])
+    kappa = torch.exp(-torch.tensor([0.3, 1.5], dtype=torch.float64))
+    wanted = -(1 - kappa) * torch.log(kappa)
+    torch.testing.assert_close(rule(batch).raw, wanted)
+    torch.testing.assert_close(rule.facts["kappa"], kappa)
+    rule(records.record(loss=[0.0], group=[0]))
+    torch.testing.assert_close(rule.kappa, torch.stack([(kappa[0] + 1) / 2, kappa[1]]))
+    assert rule.facts["kappa"].isnan().tolist() == [False, True]
+    with pytest.raises(InputError, match=r"loss of task 0 \(objective 0\) is negative"):
+        rule(records.record(loss=[-1.0], group=[0]))
+
+
+def test_how_steep_the_weights_are() -> None:
+    """The figures that the class's documentation gives."""
+    at_chance, learned = (torch.tensor(k, dtype=torch.float64) for k in (0.2, 0.95))
+    weights = [
+        [float(focal_weight(kappa, torch.tensor(gamma))) for kappa in (at_chance, learned)]
+        for gamma in (1.0, 0.0)
+    ]
+    assert weights[0] == pytest.approx([1.29, 0.0026], rel=0.02)
+    assert weights[1] == pytest.approx([1.61, 0.051], rel=0.01)
+    assert [a / b for a, b in weights] == pytest.approx([500, 31], rel=0.02)
+    assert math.exp(-0.3) == pytest.approx(0.74, abs=0.005)
+
+
 def test_the_first_value_starts_the_average() -> None:
     raw = DynamicTaskPrioritization(2)(record([0.5, 0.25])).raw
     assert raw.tolist() == pytest.approx([0.5 * math.log(2), 0.75 * math.log(4)])
@@ -56,7 +86,11 @@ def test_regression_is_refused_by_name() -> None:
             DynamicTaskPrioritization(2)(record([0.5, score]))
 
 
-@pytest.mark.parametrize("options", [{"gamma": -1.0}, {"gamma": [1.0]}, {"decay": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"gamma": -1.0}, {"gamma": [1.0]}, {"decay": 1.0}, {"indicator": "loss"}]
+)
 def test_options_are_checked(options: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=r"DynamicTaskPrioritization: (gamma|decay) must be"):
+    with pytest.raises(
+        InputError, match=r"DynamicTaskPrioritization: (gamma|decay|indicator) must be"
+    ):
         DynamicTaskPrioritization(2, **options)  # type: ignore[arg-type]

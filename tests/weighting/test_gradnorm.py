@@ -142,6 +142,16 @@ def test_values_to_check_by_hand() -> None:
     assert close.sign().tolist() == [1.0, -1.0]
 
 
+def test_the_training_rates_are_told() -> None:
+    """r_i = Ltilde_i / mean(Ltilde) over those present: 0.5 and 0.1 against their mean 0.3."""
+    rule = GradNorm(3)
+    rule(record(torch.ones(3, 2), loss=[2.0, 1.0, 4.0], group=[0, 1, 2]))
+    assert rule.facts["r"].tolist() == [1, 1, 1]
+    rule(record(torch.ones(2, 2), loss=[1.0, 0.1], group=[0, 1]))
+    assert rule.facts["r"][:2].tolist() == pytest.approx([0.5 / 0.3, 0.1 / 0.3])
+    assert rule.facts["r"][2].isnan()
+
+
 def test_the_norm_is_that_of_the_mean_over_an_objectives_tasks() -> None:
     """Two tasks of one objective that cancel have a gradient of length 0."""
     rule = GradNorm(2, alpha=0.0, lr=0.1)

@@ -182,8 +182,9 @@ def test_every_rule_finds_what_it_finds_of_all_rows(tasks, size, members, seed):
     generator = torch.Generator().manual_seed(seed)
     whole = record(torch.randn(tasks, size, generator=generator, dtype=torch.float64) + 0.3)
     for name in RULES:
-        for within in ("uniform", "agreement"):
-            make = functools.partial(make_rule, name, objectives=3, within=within)
+        options: list[dict[str, Any]] = [{}, {"balance": (3, 1, 2)}, {"within": "agreement"}]
+        for own in options:
+            make = functools.partial(make_rule, name, objectives=3, **own)
             alone, wanted = weighted_update(make(), whole, ALONE.tasks(whole, tasks, stop=False))
             weights, update = of_team(members, make, whole)[0][0]
             torch.testing.assert_close(weights.raw, alone.raw, rtol=1e-7, atol=1e-9)

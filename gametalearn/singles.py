@@ -1,0 +1,209 @@
+"""Baselines of a comparison of several objectives: models that learn one of them alone.
+
+The baseline of an objective sees as many training tasks of it as the rules' models do: in each of as many
+iterations, those that fall to it in a meta-batch. All other settings are the comparison's, with the plain
+mean as rule. It is tested on the episodes of its objective that the rules are tested on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gametalearn.config import TrainConfig
+from gametalearn.distributed import Team
+from gametalearn.errors import InputError
+from gametalearn.jobs import Planned, Terms, place_of, run_test
+from gametalearn.metrics import read_metrics
+from gametalearn.places import absolute, joined
+from gametalearn.results import Result, Single
+from gametalearn.runfolder import load_run
+from gametalearn.shares import divided
+
+__all__ = ["Asked", "asked", "check_given", "collected", "label_of", "single_runs"]
+
+TRAINED = "train"
+"""What ``--single`` says where it names no runs."""
+
+
+Asked = bool | Mapping[str, Path | str]
+"""Whether there are to be baselines, and if so, of which objectives which folders hold their runs."""
+
+
+def asked(text: str | None) -> Asked:
+    """What ``--single OBJECTIVE=FOLDER,...`` asks for; ``train`` names no folder, and None asks nothing.
+
+    >>> asked("omniglot=runs/a,mini-imagenet=runs/b")
+    {'omniglot': 'runs/a', 'mini-imagenet': 'runs/b'}
+    """
+    if text is None or text == TRAINED:
+        return text is not None
+    found: dict[str, Path | str] = {}
+    for part in text.split(","):
+        name, equals, folder = part.strip().rpartition("=")
+        if not (name and equals and folder):
+            raise InputError(
+                f"`single` takes OBJECTIVE=FOLDER, such as omniglot=runs/omniglot; got '{part}'"
+            )
+        found[name] = folder
+    return found
+
+
+def label_of(objective: str) -> str:
+    """What the baseline of an objective is called among the runs.
+
+    >>> label_of("omniglot"), label_of("folder:/data/birds")
+    ('single:omniglot', 'single:folder-data-birds')
+    """
+    return "single:" + re.sub(r"[^\w.-]+", "-", objective)
+
+
+def single_runs(
+    config: TrainConfig,
+    single: Asked,
+    seeds: Sequence[int],
+    folder: Path | None,
+    terms: Terms,
+) -> list[Planned]:
+    """The runs that are to be trained, seed by seed: of each objective of which no run is given.
+
+    Raises:
+        InputError: the comparison's objectives cannot be learned one by one, or others are named.
+    """
+    if single is False:
+        return []
+    given, episodes = _given(single), terms.episodes
+    names = config.datasets
+    if terms.source is not None or terms.validation is not None or terms.test is not None:
+        raise InputError(
+            "`single` takes objectives that are data sets by name, and episodes were handed in"
+        )
+    if len(names) < 2:
+        raise InputError(
+            f"`single` is for several data sets, such as omniglot+mini-imagenet; got {config.dataset}"
+        )
+    if config.share == "proportional":
+        raise InputError(
+            "`single` needs to know how many tasks fall to each data set; give `share` fixed, or by "
+            "numbers"
+        )
+    if config.meta_batch < len(names) or episodes < len(names):
+        raise InputError(
+            f"`single` needs a task and a test episode of each of {len(names)} data sets; raise "
+            "`meta_batch` or `episodes`"
+        )
+    if unknown := [name for name in given if absolute(name) not in map(absolute, names)]:
+        raise InputError(
+            f"`single` names a run of '{unknown[0]}', which is none of {', '.join(names)}"
+        )
+    there = {absolute(name) for name in given}
+    return [
+        Planned(
+            label_of(name),
+            alone,
+            None if folder is None else place_of(folder, label_of(name), seed),
+            config.of_rule(config.rule, seed),
+        )
+        for seed in seeds
+        for name in names
+        if absolute(name) not in there
+        for alone in [_alone(config, name, seed)]
+    ]
+
+
+def _given(single: Asked) -> Mapping[str, Path | str]:
+    return single if isinstance(single, Mapping) else {}
+
+
+def _alone(config: TrainConfig, name: str, seed: int) -> TrainConfig:
+    """The settings with one data set, whose images are brought to what those of all are."""
+    size, channels = config.brought_to
+    settings = dataclasses.replace(config, rotations=config.rotations and name == "omniglot")
+    uniform = settings.of_rule("uniform", seed)
+    return dataclasses.replace(
+        uniform, dataset=joined([name]), meta_batch=_tasks(config)[name], share="fixed",
+        image_size=size, channels=channels,
+    )  # fmt: skip
+
+
+def _tasks(config: TrainConfig) -> dict[str, int]:
+    """How many tasks of a meta-batch are each data set's."""
+    names = config.datasets
+    counts = divided(config.meta_batch, config.share_numbers or [1] * len(names))
+    return dict(zip(names, counts, strict=True))
+
+
+def check_given(
+    config: TrainConfig, single: Asked, seeds: Sequence[int], shape: Sequence[int], terms: Terms
+) -> None:
+    """Refuse given runs that do not fit, before anything is trained; ``shape`` is of one input.
+
+    Raises:
+        InputError: a run is missing, of another data set or seed, or takes other episodes.
+    """
+    for name, folder in _given(single).items():
+        for seed in seeds:
+            place = Path(folder) / f"seed{seed}"
+            run = load_run(place, device=config.device, loss=terms.loss, score=terms.score)
+            wanted = {
+                "dataset": absolute(joined([name])), "ways": config.ways, "shots": config.shots,
+                "seed": seed,
+            }  # fmt: skip
+            for setting, value in wanted.items():
+                if (own := getattr(run.config, setting)) != value:
+                    raise InputError(f"`single` {place}: its `{setting}` is {own}, and not {value}")
+            if run.input_shape != tuple(shape):
+                raise InputError(
+                    f"`single` {place}: it takes inputs of {_shape(run.input_shape)}, and the "
+                    f"comparison's are {_shape(shape)}; train it with `image_size` and `channels` to "
+                    "match"
+                )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def collected(
+    config: TrainConfig,
+    trained: Mapping[str, list[Result]],
+    single: Asked,
+    seeds: Sequence[int],
+    terms: Terms,
+    team: Team,
+) -> dict[str, Single]:
+    """The baselines of all objectives, in their order: those that were trained, and given runs tested.
+
+    Args:
+        trained: of each objective by `label_of`, a result for each seed.
+        single: of each other objective the folder whose ``seedN`` are its runs; False asks for none.
+    """
+    if single is False:
+        return {}
+    folders = {absolute(name): Path(folder) for name, folder in _given(single).items()}
+    found = {}
+    for number, (name, count) in enumerate(_tasks(config).items()):
+        budget = config.iterations * count
+        if (folder := folders.get(absolute(name))) is None:
+            found[name] = Single(trained[label_of(name)], budget, budget)
+            continue
+        tested = [
+            _tested(folder / f"seed{seed}", config.of_rule(config.rule, seed), number, terms, team)
+            for seed in seeds
+        ]
+        found[name] = Single([one for one, _ in tested], tested[0][1], budget, str(folder))
+    return found
+
+
+def _tested(
+    place: Path, whole: TrainConfig, number: int, terms: Terms, team: Team
+) -> tuple[Result, int]:
+    """What a given run finds on the test episodes of an objective, and the tasks it was trained on."""
+    run = load_run(place, device=whole.device, loss=terms.loss, score=terms.score, team=team)
+    source = team.everywhere(lambda: terms.tests(whole))
+    evaluation = run_test(run, terms.episodes, source, None, number)
+    seconds = team.on_first(lambda: float(read_metrics(place)["seconds/total"][-1]))
+    tasks = run.config.iterations * run.config.meta_batch
+    return Result(evaluation, seconds, run.iteration), tasks

@@ -1,0 +1,95 @@
+"""What is said of a rule for several objectives at once: relative change, mean rank, the front.
+
+Accuracy averaged over objectives of different difficulty hides which of them paid. Multi-task learning
+therefore goes by each objective's *relative* change against a model that learned it alone, and by ranks.
+Pure functions of arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gametalearn.errors import InputError
+
+__all__ = ["mean_ranks", "non_dominated", "relative_change"]
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def relative_change(
+    values: ArrayLike, single: ArrayLike, higher_is_better: bool = True
+) -> list[float] | None:
+    """Delta_m of each seed: the mean over objectives of the relative change against single objectives.
+
+        Delta_m = 1/K sum_k (-1)^l (M_k - B_k) / B_k
+
+    with M_k the rule's mean on objective k, B_k that of the model that learned k alone, and l = 1 where
+    lower is better, else 0 (Maninis, Radosavovic, Kokkinos 2019, arXiv 1904.08918, equation 4;
+    LibMTL's tables). So above 0 is better than learning each objective alone.
+
+    Args:
+        values, single: ``(S, K)``, of S seeds and K objectives, M and B.
+        higher_is_better: of the score.
+
+    Returns:
+        S shares (0.01 is one percent); None where some B_k is 0, against which nothing is relative.
+
+    >>> relative_change([[0.9, 0.3]], [[0.9, 0.4]])
+    [-0.125]
+    """
+    mine, alone = _matrix(values, "values"), _matrix(single, "single")
+    if mine.shape != alone.shape:
+        raise InputError(
+            f"relative_change: values {mine.shape} and single {alone.shape} must have equal shapes"
+        )
+    if not alone.all():
+        return None
+    change = (mine - alone) / np.abs(alone)
+    found: list[float] = (change if higher_is_better else -change).mean(1).tolist()
+    return found
+
+
+def mean_ranks(means: ArrayLike, higher_is_better: bool = True) -> list[float]:
+    """The rank of each rule, 1 for the best, in the mean over objectives; equal ones share theirs.
+
+    Args:
+        means: ``(R, K)``, of R rules and K objectives.
+        higher_is_better: of the score.
+
+    >>> mean_ranks([[0.9, 0.3], [0.8, 0.4], [0.8, 0.2]])
+    [1.5, 1.75, 2.75]
+    """
+    array = _matrix(means, "means")
+    ordered = -array if higher_is_better else array
+    before = (ordered[None] < ordered[:, None]).sum(1)
+    equal = (ordered[None] == ordered[:, None]).sum(1)
+    found: list[float] = (before + (equal + 1) / 2).mean(1).tolist()
+    return found
+
+
+def non_dominated(points: ArrayLike, higher_is_better: bool = True) -> list[bool]:
+    """Which points are on the front: no other is as good on all objectives, and better on one.
+
+    Args:
+        points: ``(R, K)``, of R rules and K objectives.
+        higher_is_better: of the score.
+
+    >>> non_dominated([[0.9, 0.3], [0.8, 0.4], [0.8, 0.2]])
+    [True, True, False]
+    """
+    array = _matrix(points, "points")
+    ordered = array if higher_is_better else -array
+    as_good = np.all(ordered[None] >= ordered[:, None], axis=2)
+    better = np.any(ordered[None] > ordered[:, None], axis=2)
+    return [not dominated for dominated in np.any(as_good & better, axis=1)]
+
+
+def _matrix(values: ArrayLike, what: str) -> Array:
+    """Raises `InputError` for anything but a matrix of finite numbers with rows and columns."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or not array.size or not np.isfinite(array).all():
+        raise InputError(f"{what}: expected a matrix of finite numbers, got shape {array.shape}")
+    return array
