@@ -13,13 +13,22 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
 from gametalearn.adaptation import Learner, Params
 from gametalearn.engine.task import Data
 from gametalearn.errors import InputError
 
-__all__ = ["Machine", "Method", "Plan", "Work", "choose", "planned", "work_of"]
+__all__ = [
+    "Machine",
+    "Method",
+    "Plan",
+    "Work",
+    "choose",
+    "free_memory",
+    "planned",
+    "reckoned",
+    "work_of",
+]
 
 Method = Literal["auto", "loop", "replay", "verify"]
 
@@ -114,7 +123,7 @@ def planned(
         scores: only losses and scores, of batches of varying T (evaluation): the chunk does not
             depend on T.
 
-    >>> mini_imagenet = Work(tasks=4, inputs=2_116_800, parameters=32_901, held=1_150_000_000)
+    >>> mini_imagenet = Work(tasks=4, inputs=1_693_440, parameters=32_773, held=1_200_000_000)
     >>> planned(mini_imagenet, Machine("cpu", threads=2))
     Plan(method='replay', chunk=1, workers=2, verify=False)
     >>> planned(mini_imagenet, Machine("cuda", free=80 * 2**30))
@@ -253,21 +262,22 @@ def choose(
         free_memory(device),
         device.type in TRACEABLE and torch.is_autocast_enabled(device.type),
     )
-    work = _read(list(meta.values()), data, learner, scores)
+    work = reckoned(meta, data, learner, scores)
     return planned(work, machine, method=method, chunk=chunk, scores=scores)
 
 
-def _read(meta: Sequence[Tensor], data: Data, learner: Learner, scores: bool) -> Work:
+def reckoned(meta: Params, data: Data, learner: Learner, scores: bool = False) -> Work:
+    """What is computed for a batch; the arguments are those of `choose`."""
     support_x, _, query_x, _ = data
     weighted = 0 if scores else len(getattr(learner, "step_weights", ()))
     return work_of(
-        tuple(p.shape for p in meta),
+        tuple(p.shape for p in meta.values()),
         support_x.shape[1:],
         query_x.shape[1:],
         tasks=len(support_x),
         steps=learner.steps,
         second_order=not (scores or learner.first_order),
         queries_held=max(1, weighted),
-        item=max((p.element_size() for p in meta), default=4),
+        item=max((p.element_size() for p in meta.values()), default=4),
         tokens=not support_x.is_floating_point(),
     )

@@ -17,7 +17,16 @@ from gametalearn import MAML, InputError, MetaSGD, Reptile, TaskBatch
 from gametalearn.adaptation import Learner, model_parameters
 from gametalearn.benchmark import CONFIGS
 from gametalearn.engine import plan as plan_module
-from gametalearn.engine.plan import CHUNK_TASKS, Machine, Plan, Work, choose, planned, work_of
+from gametalearn.engine.plan import (
+    CHUNK_TASKS,
+    Machine,
+    Plan,
+    Work,
+    choose,
+    planned,
+    reckoned,
+    work_of,
+)
 from gametalearn.engine.program import trace_gradients, trace_scores
 from gametalearn.engine.replay import chunks_of, program_inputs
 from gametalearn.engine.task import Recipe, data_of, fixed_tensors
@@ -291,5 +300,5 @@ def test_what_is_reckoned_bounds_what_a_program_holds(name: str) -> None:
     peak = Peak(trace(recipe, meta, fixed_tensors(model), chunk).module)
     with torch.inference_mode():
         peak.run(*program_inputs(model, meta), *chunk)
-    reckoned = plan_module._read(list(meta.values()), data, learner, scores).held
-    assert peak.bytes / tasks <= reckoned <= 25 * peak.bytes / tasks
+    held = reckoned(meta, data, learner, scores).held
+    assert peak.bytes / tasks <= held <= 25 * peak.bytes / tasks
