@@ -69,7 +69,7 @@ def check_smooth(device: str, sizes: Sizes) -> Outcome:
     )  # fmt: skip
     batch = Setting(tasks=4, image_size=sizes.image_size).batch()
     model(batch.support_x[0])  # sizes the lazy layer
-    learner, double = MAML(0.1, 2), batch.to(dtype=torch.float64)
+    learner, double = MAML(0.1, 1), batch.to(dtype=torch.float64)
     truth = meta_gradients(model.double(), double, learner, method="loop").rows
     rows = meta_gradients(model.to(device, torch.float32), batch.to(device), learner).rows
     error = error_of(rows, truth)
