@@ -18,12 +18,13 @@ DEMO_FLAGS := --dataset glyphs --rules uniform,agreement,norm-control --ways 5 -
 DOCS := .venv-docs
 PACKAGE := .venv-package
 BENCH_FLAGS := --config omniglot-5w1s --threads 2
+GPU_CHECK_FLAGS := --json runs/gpu-check.json
 PYTEST_FLAGS :=
 
-.PHONY: help demo test lint format docs package bench learn2learn clean FORCE
+.PHONY: help demo test lint format docs package bench gpu-check learn2learn clean FORCE
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Compare MAML with gradient agreement on the embedded data; results in runs/demo
 	$(VENV)/bin/gametalearn compare $(DEMO_FLAGS) --out runs/demo --overwrite
@@ -52,6 +53,9 @@ package: $(PACKAGE)/.installed ## Build the source archive and the wheel into di
 bench: $(VENV)/.installed-learn2learn ## Time a meta-gradient against learn2learn's; result in runs/bench.json
 	mkdir -p runs
 	$(VENV)/bin/gametalearn bench $(BENCH_FLAGS) --json runs/bench.json
+
+gpu-check: $(VENV)/.installed-learn2learn ## Check and time the library on a GPU; result in runs/gpu-check.json
+	$(VENV)/bin/python -m experiments.gpu_check $(GPU_CHECK_FLAGS)
 
 learn2learn: $(VENV)/.installed-learn2learn ## Build learn2learn 0.2.0 and install it into .venv (Python 3.11 or 3.12)
 

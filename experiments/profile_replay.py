@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setting = CONFIGS[args.config]
     model, batch, learner = setting.model(), setting.batch(), setting.learner()
     meta, data = meta_of(model, learner, None), data_of(batch)
-    plan = choose(meta, data, threads=1)
+    plan = choose(meta, data, learner, threads=1)
     chunks = chunks_of(data, plan.chunk)
     entry = program_for(
         GRADIENTS, Recipe(model, learner, default_loss, default_score), meta, chunks[0]

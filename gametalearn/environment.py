@@ -26,17 +26,25 @@ def environment(config: TrainConfig, command: str | None = None) -> dict[str, An
         config: names the device and the threads; 0 threads are PyTorch's choice, which is told.
         command: the command line that was given, if there was one.
     """
-    device = config.device
-    if device.startswith("cuda"):
-        device = f"{device} ({torch.cuda.get_device_name(device)})"
     return {
         "gametalearn": version(),
         "versions": {"python": platform.python_version(), **{n: _installed(n) for n in VERSIONS}},
         "platform": platform.platform(),
-        "device": device,
+        "device": device_name(config.device),
         "threads": config.threads or torch.get_num_threads(),
         "command": command,
     }
+
+
+def device_name(device: str) -> str:
+    """A device, and for a GPU what it is called.
+
+    >>> device_name("cpu")
+    'cpu'
+    """
+    if not device.startswith("cuda"):
+        return device
+    return f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 def unusable(device: str) -> str | None:

@@ -133,7 +133,7 @@ def meta_gradients(
     if not len(batch):
         none, size = _nothing(meta), sum(p.numel() for p in meta.values())
         return TaskGradients(none.view(0, size), none.view(0, size), none, none, batch.group)
-    plan = choose(meta, data, method=method, chunk=chunk, threads=threads)
+    plan = choose(meta, data, recipe.learner, method=method, chunk=chunk, threads=threads)
     with _second_derivatives():
         if plan.method == "loop" or constant_memory:
             result = loop_gradients(recipe, meta, data, constant_memory)
@@ -175,7 +175,9 @@ def adapt_and_score(
     if not len(batch):
         return _nothing(meta), _nothing(meta)
     recipe = Recipe(model, fitted(learner, batch.support_y), loss, function, protocol)
-    plan = choose(meta, data, method=method, chunk=chunk, threads=threads, fixed_chunk=True)
+    plan = choose(
+        meta, data, recipe.learner, method=method, chunk=chunk, threads=threads, scores=True
+    )
     if plan.method == "loop":
         value, points = loop_scores(recipe, meta, data)
     else:

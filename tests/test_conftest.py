@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import gametalearn
+from tests.support.device import DEVICE, VARIABLE, unfit
 
 pytest_plugins = ["pytester"]
 
@@ -80,3 +83,25 @@ def test_missing_real_data_is_a_failure(
 def test_data_root_is_not_the_users(data_root: Path) -> None:
     assert os.environ["GAMETALEARN_DATA"] == str(data_root)
     assert data_root.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("cuda:99", "not usable here"), ("meta", "on cpu or cuda"), ("gpu", "on cpu or cuda")],
+)
+def test_a_device_that_is_not_there_ends_the_session(name: str, told: str) -> None:
+    """Before any test runs, in a line that names the device."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "tests/weighting/test_dtp.py"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, VARIABLE: name}, capture_output=True, text=True
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    (line,) = [x for x in (done.stdout + done.stderr).splitlines() if VARIABLE in x]
+    assert line.startswith(f"ERROR: {VARIABLE}={name}: ")
+    assert told in line
+    assert line.endswith("; unset it to test on the CPU")
+
+
+def test_the_device_is_the_one_that_was_asked_for(device: str) -> None:
+    assert device == (os.environ.get(VARIABLE) or "cpu") == DEVICE
+    assert unfit(device) is None

@@ -102,6 +102,8 @@ def test_commands_are_commands(block: Block, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def check_program(words: list[str]) -> None:
+    while re.fullmatch(r"[A-Z_]+=\S+", words[0]):  # a variable of its environment
+        words = words[1:]
     if words[0] == "torchrun":
         words = ["python", *words[words.index("-m") :]]
     if words[:2] == ["python", "-m"]:

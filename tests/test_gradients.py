@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -115,7 +116,7 @@ def oracle(
 
 def distance(got: Tensor, expected: Tensor) -> float:
     """The largest relative error of a task's vector."""
-    got, expected = got.double(), expected.double()
+    got, expected = got.cpu().double(), expected.cpu().double()
     scale = expected.norm(dim=-1) if expected.ndim > 1 else expected.abs()
     error = (got - expected).norm(dim=-1) if expected.ndim > 1 else (got - expected).abs()
     return (error / scale.clamp_min(1e-12)).max().item()
@@ -145,6 +146,7 @@ def test_rows_equal_plain_autograd(
     chunk: int,
     threads: int,
     seed: int,
+    device: str,
 ) -> None:
     torch.manual_seed(seed)
     model = MODELS[kind](ways)
@@ -154,45 +156,49 @@ def test_rows_equal_plain_autograd(
     for dtype, bound in CPU_DTYPES.items():
         if dtype == torch.float32 and kind == "relu":
             continue  # a kink: no bound in float32
-        model, cast = model.to(dtype), batch.to(dtype=dtype)
+        model, cast = model.to(device, dtype), batch.to(device, dtype)
         for options in ({"method": "loop"}, {"chunk": chunk, "threads": threads}):
             got = meta_gradients(model, cast, learner, **options)
             assert got.rows.dtype == dtype
             assert distance(got.rows, rows) < bound
             assert distance(got.updates, updates) < bound
             assert distance(got.loss, losses) < bound
-            assert torch.equal(got.group, batch.group)
+            assert got.rows.device == cast.query_x.device
+            assert torch.equal(got.group.cpu(), batch.group)
+        model = model.cpu()
 
 
 @pytest.mark.parametrize("pool", ["stride", "max"])
 @pytest.mark.parametrize("norm", ["batch", pytest.param("group", marks=pytest.mark.slow)])
-def test_conv4_equals_plain_autograd(pool: Any, norm: Any) -> None:
+def test_conv4_equals_plain_autograd(pool: Any, norm: Any, device: str) -> None:
     torch.manual_seed(1)
     model = Conv4(3, image_size=16, hidden=5, pool=pool, norm=norm).double()
     batch = episodes(3, 3, 1, 2, (1, 16, 16))
     rows, updates, _ = oracle(model, batch, 0.3, 2, False)
-    got = meta_gradients(model, batch, MAML(0.3, 2))
+    got = meta_gradients(model.to(device), batch.to(device), MAML(0.3, 2))
     assert distance(got.rows, rows) < 1e-9
     assert distance(got.updates, updates) < 1e-9
 
 
 @pytest.mark.parametrize("method", ["loop", "replay"])
-def test_quadratic_loss_has_the_closed_form(method: Any) -> None:
+def test_quadratic_loss_has_the_closed_form(method: Any, device: str) -> None:
     """Support loss (theta - a)^2, query loss (theta - b)^2: each row is known by hand."""
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.constant_(model.weight, 0.7)
     one = torch.ones(2, 1, 1, dtype=torch.float64)
     a, b = torch.tensor([0.2, -1.0]).double(), torch.tensor([1.5, 3.0]).double()
     batch = TaskBatch(one, a.view(2, 1, 1), one, b.view(2, 1, 1), torch.zeros(2, dtype=torch.int64))
+    model, batch = model.to(device), batch.to(device)
     lr, steps = 0.1, 3
     shrink = (1 - 2 * lr) ** steps
     adapted = a + shrink * (0.7 - a)
     for first_order in (False, True):
         got = meta_gradients(model, batch, MAML(lr, steps, first_order), method=method)
         expected = 2 * (adapted - b) * (1.0 if first_order else shrink)
-        torch.testing.assert_close(got.rows[:, 0], expected, rtol=1e-12, atol=0)
-        torch.testing.assert_close(got.updates[:, 0], 0.7 - adapted, rtol=1e-12, atol=0)
-        torch.testing.assert_close(got.loss, (adapted - b) ** 2, rtol=1e-12, atol=0)
+        close = functools.partial(torch.testing.assert_close, rtol=1e-12, atol=0)
+        close(got.rows[:, 0].cpu(), expected)
+        close(got.updates[:, 0].cpu(), 0.7 - adapted)
+        close(got.loss.cpu(), (adapted - b) ** 2)
 
 
 LEARNERS: list[Learner] = [
@@ -210,10 +216,10 @@ LEARNERS: list[Learner] = [
 
 
 @pytest.mark.parametrize("learner", LEARNERS, ids=repr)
-def test_every_learner_agrees_with_the_loop(learner: Learner) -> None:
+def test_every_learner_agrees_with_the_loop(learner: Learner, device: str) -> None:
     torch.manual_seed(2)
-    model = Conv4(3, image_size=16, hidden=4, norm="support").double()
-    batch = episodes(5, 3, 1, 2, (1, 16, 16))
+    model = Conv4(3, image_size=16, hidden=4, norm="support").double().to(device)
+    batch = episodes(5, 3, 1, 2, (1, 16, 16)).to(device)
     loop = meta_gradients(model, batch, learner, method="loop")
     got = meta_gradients(model, batch, learner, chunk=2, threads=2)
     assert distance(got.rows, loop.rows) < 1e-9
@@ -226,10 +232,10 @@ def test_every_learner_agrees_with_the_loop(learner: Learner) -> None:
 
 
 @pytest.mark.parametrize("learner", [MAML(0.2, 3), ANIL(0.2, 3), MetaSGD(0.2, 3)], ids=repr)
-def test_constant_memory_is_exact(learner: Learner) -> None:
+def test_constant_memory_is_exact(learner: Learner, device: str) -> None:
     torch.manual_seed(2)
-    model = Conv4(3, image_size=16, hidden=4).double()
-    batch = episodes(2, 3, 1, 2, (1, 16, 16))
+    model = Conv4(3, image_size=16, hidden=4).double().to(device)
+    batch = episodes(2, 3, 1, 2, (1, 16, 16)).to(device)
     loop = meta_gradients(model, batch, learner, method="loop")
     got = meta_gradients(model, batch, learner, constant_memory=True)
     assert distance(got.rows, loop.rows) < 1e-12
@@ -239,10 +245,10 @@ def test_constant_memory_is_exact(learner: Learner) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_method_chunk_and_threads_do_not_matter(dtype: torch.dtype) -> None:
+def test_method_chunk_and_threads_do_not_matter(dtype: torch.dtype, device: str) -> None:
     torch.manual_seed(3)
-    model = SmoothConv(3).to(dtype)
-    batch = episodes(5, 3, 1, 2, (1, 10, 10)).to(dtype=dtype)
+    model = SmoothConv(3).to(device, dtype)
+    batch = episodes(5, 3, 1, 2, (1, 10, 10)).to(device, dtype)
     bound = 1e-9 if dtype == torch.float64 else 1e-5
     loop = meta_gradients(model, batch, MAML(0.1, 2), method="loop")
     for chunk in (1, 2, 5):
@@ -254,9 +260,9 @@ def test_method_chunk_and_threads_do_not_matter(dtype: torch.dtype) -> None:
             assert torch.equal(got.rows, again.rows)  # and one method repeats itself to the bit
 
 
-def test_learned_rates_get_rows() -> None:
-    model = MLP(4, 3, (5,)).double()
-    batch = episodes(2, 3, 1, 2, (4,))
+def test_learned_rates_get_rows(device: str) -> None:
+    model = MLP(4, 3, (5,)).double().to(device)
+    batch = episodes(2, 3, 1, 2, (4,)).to(device)
     learner = MetaSGD(0.3, 1)
     meta = {
         n: p.detach() * 0.9 for n, p in learner.meta_parameters(model_parameters(model)).items()
@@ -278,13 +284,13 @@ def test_learned_rates_get_rows() -> None:
         torch.testing.assert_close(got.rows[:, count + j], numeric, rtol=1e-5, atol=1e-9)
 
 
-def test_learn2learn_parity() -> None:
+def test_learn2learn_parity(device: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         l2l = pytest.importorskip("learn2learn")
     torch.manual_seed(3)
-    model = Conv4(3, image_size=16, hidden=4).double()
-    batch = episodes(2, 3, 1, 2, (1, 16, 16))
+    model = Conv4(3, image_size=16, hidden=4).double().to(device)
+    batch = episodes(2, 3, 1, 2, (1, 16, 16)).to(device)
     for first_order in (False, True):
         maml = l2l.algorithms.MAML(model, lr=0.3, first_order=first_order)
         rows = []
@@ -299,10 +305,10 @@ def test_learn2learn_parity() -> None:
         assert distance(got.rows, torch.stack(rows)) < 1e-9
 
 
-def test_the_model_is_left_alone() -> None:
-    model = SmoothConv(3)
+def test_the_model_is_left_alone(device: str) -> None:
+    model = SmoothConv(3).to(device)
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    batch = episodes(2, 3, 1, 1, (1, 10, 10)).to(dtype=torch.float32)
+    batch = episodes(2, 3, 1, 1, (1, 10, 10)).to(device, torch.float32)
     meta_gradients(model, batch, MAML())
     meta_gradients(model, batch, MAML(), method="loop")
     for name, tensor in model.state_dict().items():
@@ -310,10 +316,10 @@ def test_the_model_is_left_alone() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_rows_can_be_used_in_autograd() -> None:
-    model, batch = MLP(4, 3), episodes(2, 3, 1, 1, (4,)).to(dtype=torch.float32)
+def test_rows_can_be_used_in_autograd(device: str) -> None:
+    model, batch = MLP(4, 3).to(device), episodes(2, 3, 1, 1, (4,)).to(device, torch.float32)
     got = meta_gradients(model, batch, MAML())
-    weight = torch.ones(2, requires_grad=True)
+    weight = torch.ones(2, requires_grad=True, device=device)
     (weight @ got.rows).square().sum().backward()
     assert weight.grad is not None
 

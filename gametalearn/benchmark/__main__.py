@@ -13,7 +13,7 @@ import torch
 
 from gametalearn.benchmark.errors import COMPARED, compare_rows, write_rows
 from gametalearn.benchmark.processes import end_with_parent
-from gametalearn.benchmark.settings import CONFIGS, REPEATS, Setting
+from gametalearn.benchmark.settings import CONFIGS, REPEATS, Setting, check_device
 from gametalearn.benchmark.sides import SIDES, time_side
 from gametalearn.errors import InputError
 
@@ -29,13 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     threads = torch.get_num_threads() if args.threads is None else args.threads
     repeats = REPEATS[args.config] if args.repeats is None else args.repeats
     try:
+        check_device(args.device)
         if args.side == "reference":
             torch.set_num_threads(threads)
             print(json.dumps(compare_rows(args.rows, setting)))
             return 0
-        record = time_side(args.side, setting, threads, repeats)
+        record = time_side(args.side, setting, threads, repeats, device=args.device)
         if args.rows is not None:
-            write_rows(args.rows, args.side, setting, args.batches)
+            write_rows(args.rows, args.side, setting, args.batches, args.device)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -58,6 +59,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--config", choices=CONFIGS, default="omniglot-5w1s", help="what to measure"
     )
     parser.add_argument("--threads", type=int, help="PyTorch threads")
+    parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     parser.add_argument("--repeats", type=int, help="timings to take, after the warm-up")
     parser.add_argument("--setting", metavar="JSON", help="a variation, in place of --config's")
     parser.add_argument("--rows", type=Path, metavar="FOLDER",

@@ -34,7 +34,13 @@ def run(args: argparse.Namespace, measure: Measure = in_process) -> None:
 
 
 def _run(args: argparse.Namespace, measure: Measure) -> None:
-    common = {"rounds": args.rounds, "repeats": args.repeats, "say": _say, "measure": measure}
+    common = {
+        "rounds": args.rounds,
+        "repeats": args.repeats,
+        "device": args.device,
+        "say": _say,
+        "measure": measure,
+    }
     changes = {"constant_memory": args.constant_memory}
     if args.sweep is None:
         setting = dataclasses.replace(CONFIGS[args.config], **changes)
@@ -62,6 +68,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(CONFIGS)} (default omniglot-5w1s)")  # fmt: skip
     add("--threads", type=int, metavar="N",
         help="PyTorch threads of every side (default: PyTorch's choice)")  # fmt: skip
+    add("--device", default="cpu", metavar="NAME",
+        help="what every side is computed on, cpu or cuda (default cpu)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write the result here")
     add("--rounds", type=int, default=LEAST_ROUNDS, metavar="N",
         help=f"processes of each side, in turn (default {LEAST_ROUNDS}, the least for figures that are "

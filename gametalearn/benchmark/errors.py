@@ -22,19 +22,25 @@ KINK = 3e-5
 """Relative float32 error of a row from which on a kink was crossed; without, it is about 3e-6."""
 
 
-def write_rows(folder: Path, side: Side, setting: Setting, batches: int) -> None:
+def write_rows(
+    folder: Path, side: Side, setting: Setting, batches: int, device: str = "cpu"
+) -> None:
     """Leave a side's rows of several batches in a file; of the first one in float64 as well."""
-    model, double = setting.model(), setting.model().double()
-    wide = setting.batch().to(dtype=torch.float64)
-    rows = [
-        rows_of(call_of(side, setting, model, setting.batch(seed))()) for seed in range(batches)
-    ]
-    in_double = rows_of(call_of(side, setting, double, wide)())
+
+    def rows_in(dtype: torch.dtype, seeds: int) -> list[Tensor]:
+        model = setting.model().to(device, dtype)
+        calls = (
+            call_of(side, setting, model, setting.batch(seed).to(device, dtype))
+            for seed in range(seeds)
+        )
+        return [rows_of(call()).cpu() for call in calls]
+
+    rows, (in_double,) = rows_in(torch.float32, batches), rows_in(torch.float64, 1)
     torch.save({"float32": rows, "float64": in_double}, folder / f"{side}.pt")
 
 
 def compare_rows(folder: Path, setting: Setting) -> dict[str, Any]:
-    """Relative errors of the rows that both sides left.
+    """Relative errors of the rows that both sides left, from those of a loop on the CPU.
 
     Of the batch that is timed as a whole, and over the tasks of several batches. In a few tasks of
     each, rounding moves a number across the kink of a ReLU or a max-pool, on either side: they

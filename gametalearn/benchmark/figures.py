@@ -14,6 +14,7 @@ LEAST_ROUNDS = 3
 """Rounds below which the spread between them says nothing."""
 MOST_OTHERS = 0.05
 """Share of the machine's CPU time that others may use while a side runs."""
+PAIR: tuple[Side, Side] = ("gametalearn", "learn2learn")
 EXACT = 1e-9
 """Relative error in float64 up to which two ways compute the same gradient."""
 
@@ -93,6 +94,13 @@ FIELDS: tuple[tuple[str, str], ...] = (
         "tasks in which rounding has crossed a kink.",
     ),
     (
+        "device, peak_device_mb",
+        "What the sides were computed on: its name, and of a GPU whether PyTorch was free to compute "
+        "float32 convolutions and products in TF32, which has ten bits of float32's 23. And the most "
+        "memory of the GPU that the tensors of gametalearn and of learn2learn took, set-up included, in MiB; it "
+        "is null on a CPU.",
+    ),
+    (
         "plan, allocator_keeps_memory",
         "How gametalearn shares the batch out to workers, and whether the allocator settings could be "
         "made on gametalearn's and learn2learn's side.",
@@ -152,6 +160,10 @@ def figures(rounds: Sequence[Mapping[Side, Record]], errors: Mapping[str, Any]) 
             "learn2learn": max(r.peak_rss_mb for r in every["learn2learn-as-shipped"]),
         },
         **errors,
+        "device": ours[0].device,
+        "peak_device_mb": None
+        if ours[0].peak_device_mb is None
+        else {side: max(r.peak_device_mb or 0.0 for r in every[side]) for side in PAIR},
         "plan": ours[0].plan,
         "allocator_keeps_memory": all(
             r.allocator_keeps_memory for r in (*ours, *every["learn2learn"])

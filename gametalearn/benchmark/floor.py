@@ -46,15 +46,15 @@ class _Tally(Interpreter):
 
 def _geometry(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return "tensor", tuple(value.shape), tuple(value.stride()), value.dtype
+        return "tensor", tuple(value.shape), tuple(value.stride()), value.dtype, value.device
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def _tensor(value: Any) -> Any:
     if isinstance(value, tuple) and value and value[0] == "tensor":
-        _, shape, stride, dtype = value
+        _, shape, stride, dtype, device = value
         size = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-        return torch.rand(size, dtype=dtype).sub_(0.5).as_strided(shape, stride)
+        return torch.rand(size, dtype=dtype, device=device).sub_(0.5).as_strided(shape, stride)
     return value
 
 

@@ -34,6 +34,7 @@ class Job:
         threads, repeats: see `time_side`.
         rows: folder for the rows; None to leave none.
         batches: batches of which rows are left.
+        device: what a side is computed on; the loop that rows are compared with is on the CPU.
     """
 
     part: Part
@@ -43,11 +44,13 @@ class Job:
     repeats: int
     rows: Path | None = None
     batches: int = 1
+    device: str = "cpu"
 
     def words(self) -> list[str]:
         """The arguments of ``python -m gametalearn.benchmark``."""
         words = ["--side", self.part, "--config", self.config, "--threads", str(self.threads)]
         words += ["--repeats", str(self.repeats), "--batches", str(self.batches)]
+        words += ["--device", self.device]
         words += ["--setting", json.dumps(dataclasses.asdict(self.setting))]
         return words if self.rows is None else [*words, "--rows", str(self.rows)]
 

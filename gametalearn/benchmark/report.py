@@ -17,8 +17,8 @@ def summary(result: dict[str, Any]) -> str:
     rss = result["peak_rss_mb"]
     share = 1 - result["floor_ms"] / result["gametalearn_ms"]
     lines = [
-        f"{result['config']}, threads: {result['threads']}, rounds: {result['rounds']}; each side in a "
-        "process of its own",
+        f"{result['config']} on {result['device']['name']}, threads: {result['threads']}, rounds: "
+        f"{result['rounds']}; each side in a process of its own",
         f"  {'':22}  {'ms':>8}   quartiles, spread between rounds",
     ]
     remarks = {
@@ -39,6 +39,10 @@ def summary(result: dict[str, Any]) -> str:
             f"(learn2learn {errors['learn2learn']:.1e})"
         )
     lines.append(f"  memory  {rss['gametalearn']:.0f} MB (learn2learn {rss['learn2learn']:.0f} MB)")
+    if (taken := result["peak_device_mb"]) is not None:
+        lines.append(
+            f"  of the device  {taken['gametalearn']:.0f} MB (learn2learn {taken['learn2learn']:.0f} MB)"
+        )
     lines.append(f"  setup   {result['setup_s']:.1f} s, once")
     return "\n".join([*lines, *unpublishable(result)])
 

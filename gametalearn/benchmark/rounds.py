@@ -19,7 +19,14 @@ import torch
 from gametalearn.benchmark.errors import COMPARED
 from gametalearn.benchmark.figures import MOST_OTHERS, figures
 from gametalearn.benchmark.processes import Job, in_process
-from gametalearn.benchmark.settings import CONFIGS, ERROR_BATCHES, REPEATS, USUAL_S, Setting
+from gametalearn.benchmark.settings import (
+    CONFIGS,
+    ERROR_BATCHES,
+    REPEATS,
+    USUAL_S,
+    Setting,
+    check_device,
+)
 from gametalearn.benchmark.sides import SIDES, Record, Side, missing
 from gametalearn.errors import InputError
 
@@ -40,6 +47,7 @@ def run_bench(
     *,
     rounds: int = 3,
     repeats: int | None = None,
+    device: str = "cpu",
     setting: Setting | None = None,
     errors: bool = True,
     say: Say | None = None,
@@ -53,6 +61,7 @@ def run_bench(
         json_path: where to write the result.
         rounds: processes of each side; with fewer than 3 the result is not publishable.
         repeats: timings of each process; by default as many as make the median steady.
+        device: what every side is computed on: ``"cpu"``, ``"cuda"`` or one of several GPUs.
         setting: a variation, in place of ``CONFIGS[config]``.
         errors: also compare the rows of both sides with a float64 loop.
         say: is told of each process before it starts.
@@ -63,13 +72,15 @@ def run_bench(
         are missing.
 
     Raises:
-        InputError: an argument is out of range, learn2learn is missing, or a process failed.
+        InputError: an argument is out of range, there is no such device, learn2learn is missing, or
+            a process failed.
     """
     if config not in CONFIGS:
         raise InputError(f"bench: config must be one of {', '.join(CONFIGS)}; got '{config}'")
     for name, value in (("threads", threads), ("rounds", rounds), ("repeats", repeats)):
         if value is not None and value < 1:
             raise InputError(f"bench: {name} must be at least 1, got {value}")
+    check_device(device)
     if importlib.util.find_spec("learn2learn") is None:
         raise missing(ModuleNotFoundError("No module named 'learn2learn'"))
     job = Job(
@@ -79,6 +90,7 @@ def run_bench(
         torch.get_num_threads() if threads is None else threads,
         REPEATS[config] if repeats is None else repeats,
         batches=ERROR_BATCHES[config],
+        device=device,
     )
     about = machine()
     with tempfile.TemporaryDirectory() as folder:
@@ -204,6 +216,7 @@ def sweep(
     *,
     rounds: int = 3,
     repeats: int | None = None,
+    device: str = "cpu",
     say: Say | None = None,
     measure: Measure = in_process,
     **changes: Any,
@@ -225,6 +238,7 @@ def sweep(
             value if axis == "threads" else threads,
             rounds=rounds,
             repeats=repeats,
+            device=device,
             setting=setting,
             errors=False,
             say=say,

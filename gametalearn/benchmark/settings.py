@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gametalearn.adaptation import MAML
+from gametalearn.environment import unusable
 from gametalearn.episodes import TaskBatch
+from gametalearn.errors import InputError
 from gametalearn.models import Conv4
 
-__all__ = ["CONFIGS", "REPEATS", "Setting", "digest"]
+__all__ = ["CONFIGS", "REPEATS", "Setting", "check_device", "digest"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,14 @@ ERROR_BATCHES = {"omniglot-5w1s": 8, "omniglot-5w1s-q15": 4, "mini-imagenet-5w1s
 """How many batches the errors are taken over; the first is the one that is timed."""
 USUAL_S = {"omniglot-5w1s": 12, "omniglot-5w1s-q15": 15, "mini-imagenet-5w1s": 25}
 """What a process takes, in seconds, before any has been seen: enough to say "about 5 minutes"."""
+
+
+def check_device(device: str) -> None:
+    """Raise an `InputError` unless sides can be timed on a device of this machine."""
+    if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
+        raise InputError(f"bench: `device` must be cpu or cuda; got '{device}'")
+    if (why := unusable(device)) is not None:
+        raise InputError(f"bench: `device` {device}: {why}; try cpu")
 
 
 def digest(model: nn.Module, batch: TaskBatch) -> str:

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from gametalearn.benchmark.load import others_share, read
 from gametalearn.benchmark.settings import Setting, digest
+from gametalearn.environment import device_name
 from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError
 
 # The engine is imported where it is used: learn2learn as shipped runs without it.
 
-__all__ = ["SIDES", "Record", "Side", "call_of", "rows_of", "time_side", "timings"]
+__all__ = ["SIDES", "Record", "Side", "call_of", "rows_of", "time_side", "timings", "wait_for"]
 
 Side = Literal[
     "gametalearn",
@@ -59,6 +60,8 @@ class Record:
         inputs: `digest` of weights and batch.
         warnings: what gametalearn warned of, such as a fall to the plain loop.
         plan: how gametalearn shared the batch out; None for learn2learn.
+        device: what it was computed on, and with a GPU whether float32 stood for TF32 there.
+        peak_device_mb: the most memory of the GPU that PyTorch's tensors took; None on a CPU.
     """
 
     side: Side
@@ -72,10 +75,17 @@ class Record:
     inputs: str
     warnings: list[str]
     plan: dict[str, Any] | None
+    device: dict[str, Any]
+    peak_device_mb: float | None
 
 
 def time_side(
-    side: Side, setting: Setting, threads: int, repeats: int, warm_s: float = WARM_S
+    side: Side,
+    setting: Setting,
+    threads: int,
+    repeats: int,
+    warm_s: float = WARM_S,
+    device: str = "cpu",
 ) -> Record:
     """Time one side in this process, which should do nothing else.
 
@@ -85,14 +95,16 @@ def time_side(
         threads: PyTorch threads.
         repeats: timings.
         warm_s: seconds of warm-up, at least.
+        device: ``"cpu"``, ``"cuda"`` or one of several GPUs.
     """
     torch.set_num_threads(threads)
     keeps = _keep_memory() if side != "learn2learn-as-shipped" else False
     model, batch = setting.model(), setting.batch()
     inputs = digest(model, batch)
+    model, batch = model.to(device), batch.to(device)
     with warnings.catch_warnings(record=True) as caught:
         call = call_of(side, setting, model, batch)
-        first, ms, share = timings(call, repeats, warm_s)
+        first, ms, share = timings(call, repeats, warm_s, wait_for(device))
     said = [str(w.message) for w in caught if str(w.message).startswith("gametalearn")]
     learn2learn = side in ("learn2learn", "learn2learn-as-shipped")
     return Record(
@@ -106,21 +118,38 @@ def time_side(
         allocator_keeps_memory=keeps,
         inputs=inputs,
         warnings=said,
-        plan=None if learn2learn else dataclasses.asdict(_plan(model, batch)),
+        plan=None if learn2learn else dataclasses.asdict(_plan(setting, model, batch)),
+        device=_about(device),
+        peak_device_mb=_peak_device_mb(device),
     )
 
 
+def wait_for(device: str) -> Callable[[], None]:
+    """A function that returns when a device has done all that it was given; a CPU has at once."""
+    if device == "cpu":
+        return lambda: None
+    return lambda: torch.cuda.synchronize(device)
+
+
 def timings(
-    call: Callable[[], object], repeats: int, warm_s: float
+    call: Callable[[], object], repeats: int, warm_s: float, wait: Callable[[], None] = lambda: None
 ) -> tuple[float, list[float], float | None]:
-    """What the first call took, and each of the timed ones, in ms; and others' share meanwhile."""
-    first = _milliseconds(call)
+    """What the first call took, and each of the timed ones, in ms; and others' share meanwhile.
+
+    Args:
+        call: what is timed.
+        repeats: timings.
+        warm_s: seconds of warm-up, at least.
+        wait: returns when all is done that a call has given to a device (`wait_for`).
+    """
+    first = _milliseconds(call, wait)
     before = read()
     warm = 0
     while warm < WARM_CALLS or time.perf_counter() - before.wall < warm_s:
         call()
+        wait()
         warm += 1
-    ms = [_milliseconds(call) for _ in range(repeats)]
+    ms = [_milliseconds(call, wait) for _ in range(repeats)]
     return first, ms, others_share(before, read())
 
 
@@ -187,15 +216,17 @@ def _floor(setting: Setting, model: nn.Module, batch: TaskBatch) -> Callable[[],
     from gametalearn.engine.task import data_of
 
     meta, data = model_parameters(model), data_of(batch)
-    return floor_of(model, setting.learner(), default_loss, meta, data, _plan(model, batch))
+    return floor_of(
+        model, setting.learner(), default_loss, meta, data, _plan(setting, model, batch)
+    )
 
 
-def _plan(model: nn.Module, batch: TaskBatch) -> Any:
+def _plan(setting: Setting, model: nn.Module, batch: TaskBatch) -> Any:
     from gametalearn.adaptation import model_parameters
     from gametalearn.engine.plan import choose
     from gametalearn.engine.task import data_of
 
-    return choose(model_parameters(model), data_of(batch))
+    return choose(model_parameters(model), data_of(batch), setting.learner())
 
 
 def _keep_memory() -> bool:
@@ -204,10 +235,28 @@ def _keep_memory() -> bool:
     return keep_memory()
 
 
-def _milliseconds(call: Callable[[], object]) -> float:
+def _milliseconds(call: Callable[[], object], wait: Callable[[], None]) -> float:
+    """From a device that has nothing to do to one that has nothing to do."""
+    wait()
     start = time.perf_counter()
     call()
+    wait()
     return (time.perf_counter() - start) * 1e3
+
+
+def _about(device: str) -> dict[str, Any]:
+    """A device by name; of a GPU also whether it may compute float32 in TF32, a setting of PyTorch."""
+    name: dict[str, Any] = {"name": device_name(device)}
+    if device == "cpu":
+        return name
+    return name | {
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+        "tf32_products": torch.backends.cuda.matmul.allow_tf32,
+    }
+
+
+def _peak_device_mb(device: str) -> float | None:
+    return None if device == "cpu" else torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def _peak_rss_mb() -> float:

@@ -129,7 +129,13 @@ def probe(
     def losses(batch: TaskBatch, point: Params) -> list[float]:
         """The mean query loss of each kind of tasks, from a point."""
         found, _ = adapt_and_score(
-            model, batch, tested, meta=point, loss=loss, score=score, chunk=_even(meta, batch)
+            model,
+            batch,
+            tested,
+            meta=point,
+            loss=loss,
+            score=score,
+            chunk=_even(meta, batch, tested),
         )
         own, others = found.double()[:same], found.double()[same:]
         return [float(own.mean()), *others.view(-1, meta_batch).mean(1).tolist()]
@@ -186,9 +192,9 @@ def probe(
     )
 
 
-def _even(meta: Params, batch: TaskBatch) -> int | None:
+def _even(meta: Params, batch: TaskBatch, learner: Learner) -> int | None:
     """Tasks of a replay, so that all threads have the same number of them; None where none is made."""
-    plan = choose(meta, data_of(batch), fixed_chunk=True)
+    plan = choose(meta, data_of(batch), learner, scores=True)
     if plan.method == "loop":
         return None
     rounds = -(-len(batch) // (plan.chunk * plan.workers))

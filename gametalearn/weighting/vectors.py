@@ -21,12 +21,24 @@ from gametalearn.weighting.weights import Gradients, as_rows, check_finite, larg
 __all__ = ["Vectors", "gramian", "update_length", "wide_type"]
 
 SLICE = 2**18
-"""Entries of a slice of columns in float64: 2 MB, which stay in the cache."""
+"""Entries of a slice of columns in float64: 2 MB, which stay in the cache of a CPU."""
+SLICE_CUDA = 2**24
+"""The same on a GPU: 128 MB, so that a slice costs more than the launch of its kernels. By the kind of
+device alone: processes that sum slices together cut them alike."""
 
 
 def wide_type(tensor: Tensor) -> torch.dtype:
     """What sums over ``tensor`` are accumulated in: float64, or float32 on devices that lack it."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def slice_width(device: str, tasks: int) -> int:
+    """Columns of a slice of ``(tasks, P)``, on a kind of device.
+
+    >>> slice_width("cpu", 16), slice_width("cuda", 16)
+    (16384, 1048576)
+    """
+    return max(1, (SLICE_CUDA if device == "cuda" else SLICE) // max(1, tasks))
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ class Vectors:
     @property
     def width(self) -> int:
         """Columns of a slice."""
-        return max(1, SLICE // max(1, len(self.rows)))
+        return slice_width(self.rows.device.type, len(self.rows))
 
     def slices(self) -> Iterator[Tensor]:
         """``rows / scale`` in the wide type, a slice of columns at a time."""

@@ -43,6 +43,8 @@ def _record(side: Side, *ms: float, **changes: Any) -> Record:
         inputs="same",
         warnings=[],
         plan=plan,
+        device={"name": "cpu"},
+        peak_device_mb=None,
     )
     return dataclasses.replace(made, **changes)
 

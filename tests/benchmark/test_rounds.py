@@ -13,6 +13,9 @@ import pytest
 
 from gametalearn import InputError
 from gametalearn.benchmark import Setting, run_bench, sweep
+from gametalearn.benchmark import rounds as rounds_module
+from gametalearn.benchmark import settings as settings_module
+from gametalearn.benchmark.__main__ import main as side_main
 from gametalearn.benchmark.command import SWEEP_VALUES, run
 from gametalearn.benchmark.figures import FIELDS
 from gametalearn.benchmark.report import summary
@@ -89,6 +92,44 @@ def test_a_job_is_the_same_on_the_other_side_of_its_command_line(made_up: Any) -
     given = dict(zip(words[::2], words[1::2], strict=True))
     assert Setting(**json.loads(given["--setting"])) == setting
     assert (given["--side"], given["--threads"], given["--repeats"]) == ("gametalearn", "2", "7")
+
+
+def test_every_process_works_on_the_device(made_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds_module, "check_device", lambda device: None)
+    made_up.changes = {
+        "device": {"name": "cuda (A Card)", "tf32_convolutions": True, "tf32_products": False},
+        "peak_device_mb": 12.0,
+    }
+    result = run_bench("omniglot-5w1s", 1, device="cuda", measure=made_up)
+    assert {job.device for job in made_up.jobs} == {"cuda"}
+    words = made_up.jobs[0].words()
+    assert words[words.index("--device") + 1] == "cuda"
+    assert result["device"]["tf32_convolutions"] is True
+    assert result["peak_device_mb"] == {"gametalearn": 12.0, "learn2learn": 12.0}
+    text = summary(result)
+    assert text.startswith("omniglot-5w1s on cuda (A Card), threads: 1")
+    assert "of the device  12 MB (learn2learn 12 MB)" in text
+    assert {r["device"]["name"] for r in sweep("omniglot-5w1s", "tasks", [1], 1, device="cuda",
+                                              measure=made_up)} == {"cuda (A Card)"}  # fmt: skip
+    made_up.changes = {}
+    assert run_bench("omniglot-5w1s", 1, measure=made_up)["peak_device_mb"] is None
+
+
+def test_a_device_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(settings_module, "unusable", lambda device: "not usable here (no driver)")
+    told = "gametalearn: bench: --device cuda: not usable here (no driver); try cpu\n"
+    assert main(["bench", "--device", "cuda"]) == 2
+    assert capsys.readouterr().err == told
+    assert main(["bench", "--device", "mps"]) == 2
+    told = "gametalearn: bench: --device must be cpu or cuda; got 'mps'\n"
+    assert capsys.readouterr().err == told
+    with pytest.raises(InputError, match="bench: `device` cuda:1: not usable here"):
+        run_bench("omniglot-5w1s", device="cuda:1")
+    words = ["--side", "gametalearn", "--device", "cuda"]
+    assert side_main(words) == 2  # a process of its own says the same
+    assert "not usable here (no driver); try cpu" in capsys.readouterr().err
 
 
 def test_sides_with_other_inputs_are_not_compared(made_up: Any) -> None:

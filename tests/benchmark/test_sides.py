@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from gametalearn import meta_gradients
-from gametalearn.benchmark import CONFIGS, Setting
+from gametalearn.benchmark import CONFIGS, Setting, sides
 from gametalearn.benchmark.errors import compare_rows, write_rows
+from gametalearn.benchmark.load import Reading
 from gametalearn.benchmark.settings import digest
-from gametalearn.benchmark.sides import WARM_CALLS, call_of, rows_of, timings
+from gametalearn.benchmark.sides import WARM_CALLS, call_of, rows_of, timings, wait_for
 
 SMALL = Setting(tasks=2, ways=3, steps=2, image_size=16, hidden=4)
 
@@ -62,6 +63,29 @@ def test_the_first_call_and_the_warm_up_are_not_among_the_timings() -> None:
     _, ms, _ = timings(lambda: calls.append(1), repeats=4, warm_s=0.0)
     assert len(ms) == 4
     assert len(calls) == 1 + WARM_CALLS + 4
+
+
+def test_a_timing_begins_and_ends_with_a_device_that_has_nothing_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", done.append)
+
+    def clock() -> float:
+        done.append("clock")
+        return float(len(done))
+
+    monkeypatch.setattr("time.perf_counter", clock)
+    monkeypatch.setattr(sides, "read", lambda: Reading(0.0, 0.0, None, 1))
+    timings(lambda: done.append("call"), 2, 0.0, wait_for("cuda:1"))
+    timed, warm = ["cuda:1", "clock", "call", "cuda:1", "clock"], ["call", "cuda:1"]
+    assert [x for x in done if x != "clock"] == [
+        *("cuda:1", "call", "cuda:1"), *warm * WARM_CALLS, *("cuda:1", "call", "cuda:1") * 2
+    ]  # fmt: skip
+    assert done[:5] == done[-10:-5] == done[-5:] == timed
+    done.clear()
+    wait_for("cpu")()
+    assert done == []
 
 
 def test_errors_are_those_of_the_rows_that_were_left(tmp_path: Path) -> None:

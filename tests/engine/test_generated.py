@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gametalearn import MAML, TaskBatch, meta_gradients
 from gametalearn.gradients import adapt_and_score
+from tests.support.device import DEVICE
 
 CHANNELS = 4
 Step = Callable[["Generated", list[Tensor], int, int], None]
@@ -166,7 +167,7 @@ def episodes() -> TaskBatch:
     g = torch.Generator().manual_seed(0)
     y = torch.arange(3).repeat(2, 1)
     x, z = torch.randn(2, 2, 3, CHANNELS, 6, 6, generator=g, dtype=torch.float64).unbind()
-    return TaskBatch(x, y, z, y, torch.zeros(2, dtype=torch.int64))
+    return TaskBatch(x, y, z, y, torch.zeros(2, dtype=torch.int64)).to(DEVICE)
 
 
 all_steps = st.lists(
@@ -182,7 +183,7 @@ REFUSED = "in-?place|view size is not compatible|refer to a single memory locati
 
 def check(chosen: list[tuple[str, int, int]], shared: bool, first_order: bool, chunk: int) -> None:
     torch.manual_seed(0)
-    model, batch = Generated(tuple(chosen), shared).double(), episodes()
+    model, batch = Generated(tuple(chosen), shared).to(DEVICE, torch.float64), episodes()
     learner = MAML(0.1, 1, first_order)
     before = copy.deepcopy(model.state_dict())
     random = torch.get_rng_state()

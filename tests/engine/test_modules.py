@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from gametalearn import MAML, TaskBatch, meta_gradients
 from gametalearn.gradients import adapt_and_score
+from tests.support.device import DEVICE
 
 
 def episodes(tasks: int = 3, inputs: tuple[int, ...] = (6, 8), seed: int = 0) -> TaskBatch:
     g = torch.Generator().manual_seed(seed)
     y = torch.arange(3).repeat(tasks, 2)
     x = [torch.randn(tasks, 6, *inputs, generator=g, dtype=torch.float64) for _ in range(2)]
-    return TaskBatch(x[0], y, x[1], y, torch.zeros(tasks, dtype=torch.int64))
+    return TaskBatch(x[0], y, x[1], y, torch.zeros(tasks, dtype=torch.int64)).to(DEVICE)
 
 
 class Attention(nn.Module):
@@ -165,7 +166,7 @@ def same(model: nn.Module, batch: TaskBatch, bound: float = 1e-9, **options: Any
 @pytest.mark.parametrize("make", [Attention, Tied, Frozen], ids=lambda c: c.__name__)
 def test_modules_of_users(make: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    model = make().double()
+    model = make().to(DEVICE, torch.float64)
     before = copy.deepcopy(model.state_dict())
     same(model, episodes(), chunk=2)
     for name, value in model.state_dict().items():
@@ -175,17 +176,17 @@ def test_modules_of_users(make: type[nn.Module]) -> None:
 @pytest.mark.parametrize("make", [Images, Residual, Reread], ids=lambda c: c.__name__)
 def test_layers_on_images(make: type[nn.Module]) -> None:
     torch.manual_seed(1)
-    model = make().double()
+    model = make().to(DEVICE, torch.float64)
     batch = episodes(inputs=(2, 9, 8))
     model(batch.support_x[0])  # sizes the lazy layer
     same(model, batch, chunk=2)
 
 
 def test_parameters_are_counted_once_and_in_order() -> None:
-    model, batch = Tied().double(), episodes()
+    model, batch = Tied().to(DEVICE, torch.float64), episodes()
     rows = meta_gradients(model, batch, MAML(0.3, 1)).rows
     assert rows.shape[1] == sum(p.numel() for p in model.parameters())
-    frozen = Frozen().double()
+    frozen = Frozen().to(DEVICE, torch.float64)
     rows = meta_gradients(frozen, batch, MAML(0.3, 1)).rows
     trained = [p for p in frozen.parameters() if p.requires_grad]
     assert rows.shape[1] == sum(p.numel() for p in trained)
@@ -199,7 +200,7 @@ def test_batch_norm_with_running_statistics() -> None:
     torch.manual_seed(2)
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)
-    ).double()
+    ).to(DEVICE, torch.float64)
     batch = episodes(inputs=(2, 6, 5))
     model(batch.support_x[0])
     recorded = copy.deepcopy(model[1].state_dict())
@@ -211,7 +212,7 @@ def test_batch_norm_with_running_statistics() -> None:
 
 def test_data_dependent_control_flow_is_looped_and_said_once() -> None:
     torch.manual_seed(0)
-    model, batch = Branching().double(), episodes()
+    model, batch = Branching().to(DEVICE, torch.float64), episodes()
     with pytest.warns(UserWarning, match="Branching is computed task by task"):
         got = meta_gradients(model, batch, MAML(0.3, 2))
     loop = meta_gradients(model, batch, MAML(0.3, 2), method="loop")
@@ -224,7 +225,7 @@ def test_data_dependent_control_flow_is_looped_and_said_once() -> None:
 def test_dropout_draws_as_a_loop_does() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.Dropout(0.4), nn.Linear(20, 3))
-    model, batch = model.double(), episodes()
+    model, batch = model.to(DEVICE, torch.float64), episodes()
     torch.manual_seed(5)
     with pytest.warns(UserWarning, match="Sequential is computed task by task.*random"):
         got = meta_gradients(model, batch, MAML(0.3, 2))
@@ -247,14 +248,16 @@ def test_a_faulty_module_raises_its_own_error() -> None:
             return output
 
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        meta_gradients(Faulty().double(), episodes(), MAML())
+        meta_gradients(Faulty().to(DEVICE, torch.float64), episodes(), MAML())
 
 
 def test_changes_of_a_module_are_seen() -> None:
     """Parameters, buffers, modes and settings may change between calls."""
     torch.manual_seed(0)
     norm, act = nn.BatchNorm1d(4), nn.Softplus()
-    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), norm, act, nn.Linear(4, 3)).double()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), norm, act, nn.Linear(4, 3)).to(
+        DEVICE, torch.float64
+    )
     batch, learner = episodes(2, inputs=(6,)), MAML(0.3, 1)
 
     def check() -> None:

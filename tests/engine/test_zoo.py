@@ -31,6 +31,7 @@ from gametalearn import MAML, TaskBatch, meta_gradients
 from gametalearn.engine.making import clear_programs
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
+from tests.support.device import DEVICE
 
 BOUND = 1e-9
 WAYS = 3
@@ -46,7 +47,7 @@ def batch_of(shape: tuple[int, ...], whole: bool = False, each: int = 1) -> Task
         x, z = torch.randint(0, 10, sizes, generator=g).unbind()
     else:
         x, z = torch.randn(sizes, generator=g, dtype=torch.float64).unbind()
-    return TaskBatch(x, y, z, y, torch.zeros(2, dtype=torch.int64))
+    return TaskBatch(x, y, z, y, torch.zeros(2, dtype=torch.int64)).to(DEVICE)
 
 
 def independent_rows(model: nn.Module, batch: TaskBatch, first_order: bool = False) -> Tensor:
@@ -96,7 +97,7 @@ def distance(got: TaskGradients, expected: TaskGradients) -> float:
 def bits(tensor: Tensor) -> str:
     """A digest of a tensor's numbers, NaN by NaN; lists of 25 million floats take minutes."""
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(flat.numpy().tobytes()).hexdigest()
+    return hashlib.sha256(flat.cpu().numpy().tobytes()).hexdigest()
 
 
 def state_of(model: nn.Module) -> tuple[Any, ...]:
@@ -478,7 +479,7 @@ class OwnLinear(nn.Linear):
 def made(member: Member, mode: str) -> nn.Module:
     """A model in a mode, with running statistics that have moved by one forward in train mode."""
     torch.manual_seed(0)
-    model = member.make().double()
+    model = member.make().to(DEVICE, torch.float64)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model(batch_of(member.shape, member.whole, member.each).support_x[0])
@@ -543,7 +544,7 @@ def test_models_of_torchvision(member: Member, mode: str) -> None:
 
 @pytest.mark.parametrize("method", ["auto", "loop", "replay"])
 def test_without_a_second_derivative_it_says_so(method: Any) -> None:
-    model, batch = images(nn.Hardsigmoid()).double(), batch_of(IMAGE)
+    model, batch = images(nn.Hardsigmoid()).to(DEVICE, torch.float64), batch_of(IMAGE)
     with left_alone(model), pytest.raises(InputError, match="no second derivative of hardsigmoid"):
         meta_gradients(model, batch, MAML(RATE, 1), method=method)
     got = meta_gradients(model, batch, MAML(RATE, 1, first_order=True), method=method)
@@ -554,8 +555,8 @@ def test_without_a_second_derivative_it_says_so(method: Any) -> None:
 def test_a_norm_whose_weight_becomes_zero_before_a_pooling() -> None:
 
     torch.manual_seed(0)
-    norm = nn.BatchNorm2d(4).double()
-    model = images(norm, nn.ReLU()).double()
+    norm = nn.BatchNorm2d(4)
+    model = images(norm, nn.ReLU()).to(DEVICE, torch.float64)
     batch, learner = batch_of(IMAGE), MAML(RATE, 1)
     for _ in range(3):
         meta_gradients(model, batch, learner)

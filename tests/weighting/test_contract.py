@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gametalearn import RULES, InputError, TaskGradients, Weights, agreement_weights, make_rule
+from tests.support.device import DEVICE
 
 STEPS = 7
 PARAMETERS = 30
@@ -98,15 +99,15 @@ def batch(
     tasks = len(group)
 
     def draw(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+        return torch.rand(*shape, generator=generator, dtype=torch.float64).to(DEVICE)
 
     common = draw(1, PARAMETERS) - 0.3
     return TaskGradients(
         rows=(draw(tasks, PARAMETERS) - 0.5 + common).to(dtype),
         updates=(draw(tasks, PARAMETERS) - 0.5 + common).to(dtype),
-        loss=(0.1 + draw(tasks) * torch.tensor([1.0 + g for g in group])).to(dtype),
+        loss=(0.1 + draw(tasks) * torch.tensor([1.0 + g for g in group], device=DEVICE)).to(dtype),
         score=(0.2 + 0.6 * draw(tasks)).to(dtype),
-        group=torch.tensor(group),
+        group=torch.tensor(group, device=DEVICE),
     )
 
 
@@ -164,7 +165,7 @@ def test_permutation_equivariance(case: Case) -> None:
     one, other = case.make(), case.make()
     for step in range(STEPS):
         gradients = batch(step)
-        order = torch.randperm(8, generator=torch.Generator().manual_seed(step))
+        order = torch.randperm(8, generator=torch.Generator().manual_seed(step)).to(DEVICE)
         weights, moved = one(gradients), other(permuted(gradients, order))
         torch.testing.assert_close(moved.effective, weights.effective[order])
         expected = weights.raw if case.objectives else weights.raw[order]
@@ -186,8 +187,9 @@ def test_scale_invariance(case: Case, factor: float) -> None:
 def test_one_task(case: Case) -> None:
     rule = case.make()
     for step in range(STEPS):
-        weights = rule(batch(step, group=[1]))
-        expected = weights.raw[1:2] if case.objectives else torch.ones(1, dtype=torch.float64)
+        gradients = batch(step, group=[1])
+        weights = rule(gradients)
+        expected = weights.raw[1:2] if case.objectives else gradients.rows.new_ones(1)
         torch.testing.assert_close(weights.effective, expected)
 
 
@@ -222,7 +224,7 @@ def test_rows_of_rank_one(case: Case) -> None:
     for step in range(STEPS):
         gradients = batch(step)
         gradients = replace(
-            gradients, rows=torch.linspace(-1, 2, 8).double().outer(gradients.rows[0])
+            gradients, rows=torch.linspace(-1, 2, 8).to(gradients.rows).outer(gradients.rows[0])
         )
         assert torch.isfinite(rule(gradients).effective).all()
 
@@ -286,7 +288,7 @@ def test_the_update_is_the_weighted_mean_of_the_objectives_gradients(case: Case)
     for step in range(STEPS):
         gradients = batch(step)
         weights = rule(gradients)
-        wanted = torch.zeros(PARAMETERS, dtype=torch.float64)
+        wanted = gradients.rows.new_zeros(PARAMETERS)
         for k in range(3):
             rows = gradients.rows[gradients.group == k]
             if case.options.get("within") == "agreement":
@@ -324,7 +326,7 @@ def test_those_present_are_averaged(case: Case) -> None:
 @objectives
 def test_identity_is_the_group_not_the_position(case: Case) -> None:
     one, other = case.make(3), case.make([70, -5, 12])
-    names = torch.tensor([70, -5, 12])
+    names = torch.tensor([70, -5, 12], device=DEVICE)
     for step in range(STEPS):
         gradients = batch(step, group=[2, 1, 0, 2] if step % 2 else [0, 1])
         weights = one(gradients)
@@ -355,7 +357,7 @@ def test_one_objective_is_uniform(case: Case) -> None:
     rule = case.make(1)
     for step in range(STEPS):
         weights = rule(batch(step, group=[0] * 5))
-        torch.testing.assert_close(weights.effective, torch.full((5,), 0.2).double())
+        torch.testing.assert_close(weights.effective, torch.full_like(weights.effective, 0.2))
         if case.objectives:
             assert weights.raw.tolist() == [1.0]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gametalearn import InputError
 from gametalearn.weighting import vectors as vectors_module
-from gametalearn.weighting.vectors import Vectors
+from gametalearn.weighting.vectors import Vectors, slice_width
 
 
 @given(
@@ -64,3 +64,11 @@ def test_what_is_not_finite_is_named():
     for given_rows, unit in ((rows, True), (rows.double(), False), (rows.double(), True)):
         with pytest.raises(InputError, match="gradient of task 1 is not finite"):
             Vectors.of(given_rows, unit=unit)
+
+
+@pytest.mark.parametrize(("kind", "entries"), [("cpu", 2**18), ("mps", 2**18), ("cuda", 2**24)])
+def test_slices_by_device(kind, entries):
+    """All that a CPU's cache takes, or enough for a GPU's launches; never less than a column."""
+    assert slice_width(kind, 4) == entries // 4
+    assert slice_width(kind, 0) == entries
+    assert slice_width(kind, 2 * entries) == 1
