@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.pages import README, ROOT, documents
 
-PAGES = [*documents(), *sorted((ROOT / "experiments").glob("*.md"))]
+PAGES = [*documents(), *sorted(ROOT.glob("ex*/*.md"))]
 FENCES = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
