@@ -84,7 +84,7 @@ def data(args: argparse.Namespace) -> None:
         raise InputError("--skip-bad is an option of data prepare mini-imagenet; leave it out")
     if args.source is not None and args.name == "glyphs":
         raise InputError(
-            "--source is for data that are not drawn here, as glyphs are; leave it out"
+            "--source does not apply to glyphs, which are drawn and not read; leave it out"
         )
     if args.action == "list":
         if args.name or args.source:
@@ -97,7 +97,9 @@ def data(args: argparse.Namespace) -> None:
         print("\n".join(clean(root, args.name) or [f"no packed copies of folders in {root}"]))
         return
     if not args.name:
-        raise InputError("data prepare: name a data set: omniglot, mini-imagenet or glyphs")
+        raise InputError(
+            "data prepare: name one of the data sets omniglot, mini-imagenet or glyphs"
+        )
     print(prepare(args.name, root, args.source, skip_bad=args.skip_bad))
 
 
@@ -176,7 +178,7 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
 
     if args.resume is None:
         if args.trust:
-            raise InputError("--trust is for --resume RUN: it imports what the run's files name")
+            raise InputError("--trust needs --resume RUN: it imports what the run's files name")
         if args.out is None:
             raise InputError(
                 "train: give --out RUN, the folder that keeps the model, or --resume RUN"
@@ -188,9 +190,13 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
             config = as_before(config, settings_in(args.out), given_by(args))
         return config, args.out
     if args.overwrite:
-        raise InputError("--resume goes on with a run, --overwrite starts anew; give one of them")
+        raise InputError(
+            "--resume continues a run and --overwrite starts over; give only one of them"
+        )
     if args.out is not None and args.out != args.resume:
-        raise InputError(f"--resume {args.resume} goes on there; drop --out {args.out}")
+        raise InputError(
+            f"--resume {args.resume} writes to that folder; leave out --out {args.out}"
+        )
     given = given_by(args)
     named = {kind: given[kind] for kind in registry.KINDS if kind in given}
     config = with_changes(config_in(args.resume, named, trust=args.trust), given, args.resume)
@@ -207,12 +213,14 @@ def evaluate(args: argparse.Namespace) -> None:
     from gametalearn.transfer import is_other
 
     if len(set(args.folders)) < len(args.folders):
-        raise InputError("evaluate: a RUN is given twice; name different ones")
+        raise InputError("evaluate: a RUN is given twice; name each of them once")
     with joined() as team:
         found, given = dict[str, Tested](), args.dataset
         others = team.on_first(lambda: [bool(given) and is_other(f, given) for f in args.folders])
         if given is not None and len(others) > 1 and not all(others):
-            raise InputError(f"--dataset {given} says where one run's images are; give one RUN")
+            raise InputError(
+                f"--dataset {given} says where the images of one run are; name only one RUN"
+            )
         for folder, other in zip(args.folders, others, strict=True):
             found[str(folder)] = tested = _evaluated(args, folder, team, other)
             if args.seed is None and tested.episodes:  # all are tested on the same episodes
@@ -231,13 +239,17 @@ def _evaluated(args: argparse.Namespace, folder: Path, team: Team, other: bool) 
     from gametalearn.transfer import episodes_of, file_name, settings_for, usual_classes
 
     if (args.protocol == "lake") != (args.source is not None):
-        raise InputError("--protocol lake and --source PATH, its runs, go together")
+        raise InputError(
+            "--protocol lake needs --source PATH, the folder or archive of its runs, and only it does"
+        )
     for name in ("on", "episodes", "dataset", "seed"):
         if args.protocol == "lake" and (value := getattr(args, name)) is not None:
             raise InputError(f"--protocol lake has tasks of its own; leave out --{name} {value}")
     on, episodes = args.on or "test", 1000 if args.episodes is None else args.episodes
     if args.on == "all" and not other:
-        raise InputError("--on all is for other data than a run's own, on which it was trained")
+        raise InputError(
+            "--on all is only for data that the run was not trained on; give --dataset"
+        )
     if args.query_at_a_time and args.protocol in ("transductive", "inductive"):
         raise InputError(
             f"--query-at-a-time is a protocol of its own, not {args.protocol}; give it alone, or "
@@ -376,7 +388,7 @@ def compare(args: argparse.Namespace) -> None:
 def _print_plan(lines: list[str]) -> None:
     print("\n".join(lines))
     if any(set(line) & set("'\"\\") for line in lines):
-        tell("gametalearn: xargs takes quotes away; write | tr '\\n' '\\0' | xargs -0 -n 1 sh -c")
+        tell("gametalearn: xargs removes quotes; write | tr '\\n' '\\0' | xargs -0 -n 1 sh -c")
 
 
 def probe(args: argparse.Namespace) -> None:

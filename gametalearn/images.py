@@ -200,7 +200,7 @@ class ClassImages:
         sizes = {tuple(image.shape) for image in images}
         if len(sizes) != 1:
             raise InputError(
-                f"{name}: images of one size and number of channels are needed, got "
+                f"{name}: all images must have the same size and number of channels, got "
                 f"{sorted(sizes)[:3]}; resize them, or convert them to one mode"
             )
         return ClassImages.from_tensors(torch.stack(images), labels, name=name)
@@ -208,8 +208,8 @@ class ClassImages:
 
 def _warn_of_8_bits(name: str) -> None:
     warnings.warn(
-        f"{name}: images are kept in 8 bits, and these lie between the 256 steps: they were rounded, "
-        "by up to 1/510; where that matters, give them by a source of your own "
+        f"{name}: images are stored in 8 bits, and these have finer values: they were rounded, by up to "
+        "1/510; where that matters, provide them through a source of your own "
         "(gametalearn.episodes.Source)",
         stacklevel=4,
     )

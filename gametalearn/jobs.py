@@ -128,7 +128,9 @@ def runs_of(
     """
     given = [r if isinstance(r, str) else handed_in(r) for r in rules.values()]
     if not seeds or len(set(seeds)) < len(seeds):
-        raise InputError(f"`seeds`: one or more different seeds are needed, got {list(seeds)}")
+        raise InputError(
+            f"`seeds` must name at least one seed, and each seed once; got {list(seeds)}"
+        )
     if others := config.rule_options.keys() - set(given):
         raise InputError(
             f"`rule_options`: given for '{min(others)}', which is not among the rules "
@@ -287,7 +289,7 @@ def check_sendable(jobs: int, terms: Terms) -> None:
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise InputError(
                 f"jobs={jobs}: the {name} cannot be sent to other processes ({summary(error)}); "
-                "define it at the top level of a module, or take jobs=1"
+                "define it at the top level of a module, or use jobs=1"
             ) from error
 
 
@@ -316,7 +318,7 @@ def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int, standing: Sta
                 for process, heard, run in [one for one in running if not one[0].is_alive()]:
                     running.remove((process, heard, run))
                     if process.exitcode:
-                        raise InputError(f"{run.label}: {_said(heard)}; what was done is kept")
+                        raise InputError(f"{run.label}: {_said(heard)}; what was finished is kept")
                     found = None if run.tested is None else read_evaluation(run.tested, {})
                     if found is not None:
                         standing.end(run.rule, run.config.seed, found)

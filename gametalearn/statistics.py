@@ -297,7 +297,7 @@ def _finite(values: ArrayLike, what: str) -> Array:
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
-        raise InputError(f"{what} must be a vector of one or more, got shape {array.shape}")
+        raise InputError(f"{what} must be a vector of at least one value, got shape {array.shape}")
     if bad := int((~(np.abs(array) <= LARGEST)).sum()):
         raise InputError(
             f"{what}: {bad} of {len(array)} are NaN, infinite or beyond {LARGEST:g}; leave out what "

@@ -119,7 +119,7 @@ def test_one_bit_images_are_black_and_white() -> None:
         ([(torch.full((1, 2, 2), 7.0), 0)], r"lie in \[0, 1\]"),
         ([(torch.zeros(1, 2, 2, dtype=torch.int64), 0)], "uint8"),
         ([1, 2], "image, label"),
-        ([(torch.zeros(1, 2, 2), 0), (torch.zeros(1, 3, 3), 0)], "one size"),
+        ([(torch.zeros(1, 2, 2), 0), (torch.zeros(1, 3, 3), 0)], "the same size"),
     ],
 )
 def test_from_pairs_refuses(pairs: object, message: str) -> None:

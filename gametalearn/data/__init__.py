@@ -66,7 +66,7 @@ def load_dataset(
     )  # fmt: skip
     if not isinstance(data, ClassImages):
         raise InputError(
-            f"load_dataset: data set {name!r} gives episodes and no images; sample from it"
+            f"load_dataset: data set {name!r} provides episodes, not images; sample from it directly"
         )
     return data
 
@@ -88,8 +88,8 @@ def load_part(name: str, split: str, *, rotations: bool = False, **given: Any) -
     part, fixed = (load_folder, {}) if folder is not None else registry.resolve("dataset", name)
     if "class_split" in offered and not registry.takes(part, "class_split"):
         raise InputError(
-            f"load_dataset: data set '{name}' has one way to split its classes, "
-            f"got the class split {offered['class_split']!r}; leave it out"
+            f"load_dataset: data set '{name}' has only one class split, "
+            f"got {offered['class_split']!r}; leave it out"
         )
     if folder is not None:  # packed at the size asked for, not resized twice
         fixed = {"folder": Path(folder)}
