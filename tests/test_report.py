@@ -212,7 +212,7 @@ def test_cautions_come_from_the_data() -> None:
     found = results("agreement")
     text = said(found, records(found, skipped=3, diverged=True))
     assert "left out because they were not finite: uniform 15, agreement 15." in text
-    assert "Validations that were not finite, and were passed over: uniform 5" in text
+    assert "Validations that were not finite and were skipped: uniform 5" in text
     assert "agreement was named as primary" in said(results("agreement", primary=("agreement",)))
     assert "older version" in said({**found, "environment": {}})
 
