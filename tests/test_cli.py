@@ -192,7 +192,7 @@ def test_options_of_rules_come_from_flags_and_files(capsys, tmp_path):
         ("compare --dataset sinusoid --rules agreemnt --plan --out {t}/a", "agreement"),
         ("report {t}", "results.json: cannot be read"),
         ("compare --rules uniform,unifrom --dataset sinusoid --out {t}/a", "unifrom"),
-        ("data prepare", "name a data set"),
+        ("data prepare", "name one of the data sets"),
         ("data prepare imagenet", "'imagenet' is unknown"),
         ("data prepare omniglot --skip-bad", "an option of data prepare mini-imagenet"),
         ("data prepare glyphs --source {t}", "--source does not apply to glyphs"),

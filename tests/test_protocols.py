@@ -193,4 +193,4 @@ def test_several_runs_meet_the_same_episodes_and_make_one_table(
     assert main(["evaluate", folders[0], folders[0]]) == 2
     assert "given twice" in capsys.readouterr().err
     assert main(["evaluate", *folders, "--dataset", "glyphs"]) == 2  # their own
-    assert "give one RUN" in capsys.readouterr().err
+    assert "name only one RUN" in capsys.readouterr().err

@@ -482,5 +482,5 @@ def test_taskset_bad_input():
         transforms.LoadData(dataset),
         transforms.RemapLabels(dataset),
     ]
-    with pytest.raises(InputError, match="has an example twice"):
+    with pytest.raises(InputError, match="contains an example twice"):
         TasksetSource(l2l.data.Taskset(dataset, twice), 3, 1).sample(1)

@@ -324,7 +324,7 @@ def test_bad_input(monkeypatch):
         TorchJDRule("Krum")
     with pytest.raises(InputError, match="torchjd:MGDA': max_iters must be an integer"):
         TorchJDRule("MGDA", max_iters=1.5)
-    with pytest.raises(InputError, match=r"torchjd:Constant': lists must be of numbers"):
+    with pytest.raises(InputError, match=r"torchjd:Constant': lists must hold numbers"):
         TorchJDRule("Constant", weights=["a"])
     with pytest.raises(InputError, match="torchjd:MGDA': epsilon must be positive"):
         TorchJDRule("MGDA", epsilon=-1)

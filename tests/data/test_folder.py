@@ -74,7 +74,7 @@ def test_a_class_called_test_is_a_class(tmp_path: Path) -> None:
     [
         (["train/a/1.png", "val/b/1.png"], "none in test/"),
         (["train/a/1.png", "val/b/1.png", "test/a/1.png"], "class 'a' is in train and in test"),
-        (["a/1.png", "b/1.png"], "2 class folders with images, at least 3"),
+        (["a/1.png", "b/1.png"], "2 class folders with images, but at least 3"),
         (["1.png", "2.png"], "0 class folders"),
         (["a/1.txt", "b/.hidden.png", "c/1.png"], "1 class folder with images"),
     ],
