@@ -223,7 +223,7 @@ def test_a_wide_interval_and_equal_differences() -> None:
     pair.update(difference=0.001, ci95=[-0.01, 0.012], p_value=0.8, p_holm=0.8)
     assert "Wide intervals: other from -1.00 to +1.20 points." in said(found)
     pair.update(difference=0.01, ci95=[0.01, 0.01], p_value=None, p_holm=None)
-    assert "other differs from uniform by the same on every seed" in said(found)
+    assert "other differs from uniform by the same amount on every seed" in said(found)
 
 
 def test_a_look_before_the_last_seeds_is_told_with_what_it_costs() -> None:
