@@ -84,14 +84,15 @@ def test_what_may_change_is_told_where_something_else_is_given(
 ) -> None:
     assert resumed(finished, "--ways 20") == 2
     assert (
-        "leave it out (--iterations, --log-every, --validate-every, --checkpoint-every, --device, "
-        "--threads may change)"
+        "leave it out (--iterations, --log-every, --log-matrices, --validate-every, "
+        "--checkpoint-every, --keep-every, --device, --threads may change)"
     ) in capsys.readouterr().err
     assert set(RESUMABLE) == {
-        *("iterations", "threads", "device", "log_every", "checkpoint_every", "validate_every")
+        *("iterations", "threads", "device", "log_every", "log_matrices"),
+        *("checkpoint_every", "keep_every", "validate_every"),
     }
     assert main(["train", "--help"]) == 0
-    assert "--checkpoint-every, --device, --threads. More" in " ".join(
+    assert "--checkpoint-every, --keep-every, --device, --threads. More" in " ".join(
         capsys.readouterr().out.split()
     )
 
