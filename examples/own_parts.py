@@ -1,13 +1,11 @@
-"""Own model, data, inner loop, weighting rule, loss and metric: python examples/own_parts.py runs/own"""
-
-import sys
+"""Own model, data, inner loop, weighting rule, loss and score: python examples/own_parts.py"""
 
 import torch
 
 import gametalearn as gml
 
 
-class Net(torch.nn.Sequential):  # is called with those of the arguments on offer that it names
+class Net(torch.nn.Sequential):  # called with those of the offered arguments that it names
     def __init__(self, input_shape=(4,)):
         super().__init__(torch.nn.Linear(*input_shape, 32), torch.nn.SiLU(), torch.nn.Linear(32, 1))
 
@@ -40,7 +38,7 @@ class SignDescent(gml.MAML):  # steps by the sign of the gradient
         return meta
 
 
-class Clipped(torch.nn.Module):  # no task counts for more because its gradient is longer
+class Clipped(torch.nn.Module):  # gradients longer than the median count less
     def forward(self, gradients):
         length = gradients.rows.norm(dim=1).clamp_min(1e-12)
         weights = (length.median() / length).clamp(max=1) / len(length)
@@ -49,15 +47,13 @@ class Clipped(torch.nn.Module):  # no task counts for more because its gradient 
 
 huber = torch.nn.functional.huber_loss
 within = gml.Score("within", lambda p, t: ((p - t).abs() < 0.2).float().mean(), format="percent")
-
 if __name__ == "__main__":
-    config = gml.TrainConfig.of("sinusoid", iterations=60, meta_batch=8, validation_episodes=40)
+    config = gml.TrainConfig.of("sinusoid", iterations=20, validate_every=10, validation_episodes=9)
     own = {"learner": SignDescent(0.05, 2), "loss": huber, "score": within}
-    made = {name: lambda seed, split=name: Tables(seed, split) for name in ("train", "val", "test")}
-    gml.train(config, f"{sys.argv[1]}/one", model=Net, rule=Clipped(), source=Tables(), **own,
-              validation=Tables(1, "val"))  # fmt: skip
-    print(gml.compare(config, {"uniform": "uniform", "clipped": Clipped}, 3, 200, sys.argv[1],
-                      model=lambda seed: Net(), source=made["train"], validation=made["val"],
-                      test=made["test"], **own).table())  # fmt: skip
-    run = gml.load_run(f"{sys.argv[1]}/one", model=Net, **own)
+    given = {"source": Tables(), "validation": Tables(1, "val"), **own}
+    run = gml.train(config, "runs/own/one", model=Net, rule=Clipped(), **given)
     print(gml.evaluate(run.model, Tables(2, "test"), run.test_learner, loss=huber, score=within))
+    given = {"source": Tables, "validation": lambda seed: Tables(seed, "val"), **own}
+    given |= {"model": lambda seed: Net(), "test": lambda seed: Tables(seed, "test")}
+    rules = {"uniform": "uniform", "clipped": Clipped}
+    print(gml.compare(config, rules, seeds=3, episodes=50, out="runs/own/all", **given).table())

@@ -114,7 +114,7 @@ def earlier(out: Path, common: dict[str, Any]) -> dict[tuple[str, int, str, floa
     file = out / "disagreement.json"
     content = json.loads(file.read_text()) if file.exists() else {}
     if content and (content.get("common"), content.get("schema")) != (common, SCHEMA):
-        print(f"{file}: of other settings; a new one takes its place", file=sys.stderr)
+        print(f"{file}: written with other settings, and replaced", file=sys.stderr)
         return {}
     return {key(cell): cell for cell in content.get("cells", [])}
 
@@ -362,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"run_disagreement: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("run_disagreement: interrupted; what was done is kept", file=sys.stderr)
+        print("run_disagreement: interrupted; what was finished is kept", file=sys.stderr)
         return 130
     print(table(list(done.values())))
     print(summary(list(done.values()), known))

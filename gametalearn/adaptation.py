@@ -98,7 +98,7 @@ L = TypeVar("L", bound=Learner)
 
 
 def fitted(learner: L, support_y: Tensor) -> L:
-    """The learner for tasks with these labels: one that makes heads is told the number of classes.
+    """The learner for tasks with these labels: one that makes heads gets the number of classes.
 
     Raises:
         InputError: it makes heads, and the targets are no labels.
@@ -107,8 +107,8 @@ def fitted(learner: L, support_y: Tensor) -> L:
         return learner
     if support_y.is_floating_point():
         raise InputError(
-            f"{type(learner).__name__} makes a class's prototype of its support examples, and these "
-            f"targets are no labels ({support_y.dtype}); take `learner` maml"
+            f"{type(learner).__name__} builds a class's prototype from its support examples, but these "
+            f"targets are not labels ({support_y.dtype}); take `learner` maml"
         )
     found: L = learner.for_ways(int(support_y.max()) + 1)  # type: ignore[attr-defined]
     return found
@@ -273,17 +273,17 @@ class Reptile:
     The paper's outer step theta + eps * mean_i (theta_i - theta) is then plain SGD on the mean row
     with rate eps; with gradient agreement, theta + eps * sum_i w_i (theta_i - theta).
 
-    Where we differ from the paper's code: Adam's second moments start anew with each task, while
-    the code carries them from task to task, into the test too; and a mini-batch goes on where the
-    last one ended in one fixed order of the support set, while the code shuffles anew after each
+    Where we differ from the paper's code: Adam's second moments start afresh with each task, while
+    the code carries them from task to task, into the test too; and a mini-batch continues where
+    the last one ended in one fixed order of the support set, while the code reshuffles after each
     pass (its training settings make one pass, and then the two are the same).
 
     Args:
         inner_lr: the inner optimiser's rate.
         steps: inner steps on the support set.
         optimizer: ``"sgd"``, or ``"adam"`` with beta1 = 0, beta2 = 0.999 as in the paper's code.
-        batch: support examples per step, in their order and in a circle; 0 is all of them, as is more
-            than there are. Let the source shuffle them (`EpisodeSampler`'s ``shuffle_support``):
+        batch: support examples per step, in their order, starting over after the last; 0, or more
+            than there are, means all of them. Let the source shuffle them (`EpisodeSampler`'s ``shuffle_support``):
             otherwise they come class after class.
     """
 

@@ -52,15 +52,15 @@ def build_source(config: TrainConfig, split: str) -> Source:
     seed = stream_seed(config.seed, split)
     names = config.datasets
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise InputError(f"`dataset` {config.dataset}: {twice[0]} stands there twice")
+        raise InputError(f"`dataset` {config.dataset}: {twice[0]} appears twice")
     if config.regression and len(names) > 1:
-        raise InputError(f"`dataset` {config.dataset}: sinusoid cannot be joined with images")
+        raise InputError(f"`dataset` {config.dataset}: sinusoid cannot be combined with images")
     parts = [_source(config, name, split, seed + 2**32 * i) for i, name in enumerate(names)]
     source = parts[0]
     if len(parts) > 1:
         if config.objectives == "group":
             raise InputError(
-                "`objectives` group takes one data set; several are objectives already"
+                "`objectives` group takes one data set; of several, each is an objective already"
             )
         share: Any = "fixed"
         if config.share == "proportional":
@@ -102,9 +102,7 @@ def _source(config: TrainConfig, name: str, split: str, seed: int) -> Source:
 
 def _classes(name: str, source: Source) -> int:
     if not isinstance(source, EpisodeSampler):
-        raise InputError(
-            f"`share` proportional goes by classes, and '{name}' does not tell its own"
-        )
+        raise InputError(f"`share` proportional needs numbers of classes, and '{name}' has none")
     return source.dataset.num_classes
 
 
@@ -192,7 +190,7 @@ def build_rule(config: TrainConfig, objectives: int, columns: slice | Tensor | N
     options = config.rule_options.get(config.rule, {})
     if taken := options.keys() & {"name", *settings}:
         raise InputError(
-            f"rule '{config.rule}': '{min(taken)}' is a setting of the run and no option of a rule"
+            f"rule '{config.rule}': '{min(taken)}' is a setting of the run, not an option of a rule"
         )
     return make_rule(config.rule, **settings, **options)  # type: ignore[arg-type]
 

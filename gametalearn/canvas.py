@@ -72,11 +72,11 @@ def saved(figure: Figure, file: Path, dpi: int) -> Path:
     """
     kinds = figure.canvas.get_supported_filetypes()
     if (kind := file.suffix.lower().lstrip(".")) not in kinds:
-        raise InputError(f"{file}: pictures are {', '.join(sorted(kinds))}; end its name on one")
+        raise InputError(f"{file}: a picture's name must end in one of {', '.join(sorted(kinds))}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{file.parent}: cannot be made ({error.strerror})") from error
+        raise InputError(f"{file.parent}: cannot be created ({error.strerror})") from error
     with replacing(file) as stream:
         figure.savefig(stream, dpi=dpi, format=kind)
     return file

@@ -98,7 +98,7 @@ def _of_runs(records: Records) -> list[str]:
         for rule, runs in records.items()
     }  # fmt: skip
     if told := [f"{rule} {count}" for rule, count in diverged.items() if count]:
-        found.append(f"Validations that were not finite, and were passed over: {', '.join(told)}.")
+        found.append(f"Validations that were not finite and were skipped: {', '.join(told)}.")
     return found
 
 
@@ -116,15 +116,15 @@ def _wide(results: dict[str, Any]) -> list[str]:
     if not wide:
         return []
     return [
-        "That no difference is shown does not say that there is none. Wide intervals: "
+        "That no difference is shown does not mean that there is none. Wide intervals: "
         f"{', '.join(wide)}."
     ]
 
 
 def _equal(results: dict[str, Any]) -> list[str]:
     return [
-        f"{pair['rule']} differs from {pair['baseline']} by the same on every seed, which is too good "
-        "to be a coincidence: look whether the seeds were different."
+        f"{pair['rule']} differs from {pair['baseline']} by the same amount on every seed, which can "
+        "hardly be a coincidence: check that the seeds were different."
         for pair in results["paired"]
         if pair["ci95"] is not None and pair["p_value"] is None
     ]
@@ -156,17 +156,17 @@ def _reach(results: dict[str, Any]) -> list[str]:
     found = []
     if results["ways"] is not None:
         found.append(
-            "All seeds share one split into training, validation and test classes: what other classes "
-            "would change is in none of these numbers."
+            "All seeds share one split into training, validation and test classes: none of these "
+            "numbers says what other classes would change."
         )
     if results["protocol"] == "transductive":
         found.append(
             "The protocol is transductive: the queries of a task are normalised together, which helps. "
-            "These numbers stand beside other transductive ones only."
+            "Compare these numbers only with other transductive ones."
         )
     if len(results["paired"]) > 1 and _count(results) >= FEWEST:
         found.append(
-            f"Each of the {len(results['paired'])} intervals holds for itself; the chance that one of "
+            f"Each of the {len(results['paired'])} intervals stands on its own; the chance that one of "
             "them misses is larger than 5%. p_holm takes their number into account."
         )
     if primary := results.get("primary"):
@@ -180,7 +180,7 @@ def _reach(results: dict[str, Any]) -> list[str]:
 def _origin(results: dict[str, Any]) -> list[str]:
     environment = results["environment"]
     if not environment:
-        return ["Written by an older version, which did not keep what the runs were computed with."]
+        return ["Written by an older version, which did not record the runs' environment."]
     if str(environment.get("gametalearn", "")).endswith("changed)"):
         return ["The package's files had been changed since the commit that is named below."]
     return []

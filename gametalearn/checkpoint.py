@@ -99,5 +99,5 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
         raise InputError(f"{damaged} ({str(error).splitlines()[0][:120]})") from error
     version = content.get("format") if isinstance(content, dict) else None
     if version != FORMAT:
-        raise InputError(f"{path}: checkpoint format {version!r}, this version reads '{FORMAT}'")
+        raise InputError(f"{path}: checkpoint format {version!r}; this version reads '{FORMAT}'")
     return content  # type: ignore[no-any-return]

@@ -141,7 +141,7 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     add = command("evaluate", "test a trained run on unseen classes",
                   "evaluate runs/a runs/b --episodes 1000 --protocol both")  # fmt: skip
     add("folders", type=Path, nargs="+", metavar="RUN",
-        help="The folder that train --out wrote. With several, a table sets each beside the first, "
+        help="The folder that train --out wrote. With several, a table compares each with the first, "
         "on the same episodes.")  # fmt: skip
     add("--episodes", type=int, metavar="N", help="Number of test episodes. Default: 1000.")
     add("--protocol", choices=("auto", "transductive", "inductive", "both", "lake"),
@@ -163,7 +163,7 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     add("--queries", type=int, metavar="N",
         help="Number of query examples per class. Default: the run's.")  # fmt: skip
     add("--on", choices=(*SPLITS, "all"),
-        help="Draw from the classes of this split; all is for other data than RUN's. Default: test, or "
+        help="Draw from the classes of this split; all is only for data other than RUN's. Default: test, or "
         "all for a folder of other images.")  # fmt: skip
     add("--inner-steps", type=int, metavar="N", help="Number of inner steps. Default: the run's.")
     add("--seed", type=int, metavar="N",
@@ -186,8 +186,8 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
         help=f"The weighting rules to compare: {', '.join(registry.names('rule'))}, torchjd:NAME, "
         f"module:attribute. Default: {rules}.")  # fmt: skip
     add("--seeds", default="5", metavar="N|A,B,...",
-        help="A number N for the seeds 0 to N-1, or a list; a single seed is written 7, with a comma "
-        "(in TOML [7]). Seeds that are added later are trained alone. With fewer than 3 there is no "
+        help="A number N for the seeds 0 to N-1, or a list; a single seed is written as 7, with a comma "
+        "(in TOML [7]). When seeds are added later, only they are trained. With fewer than 3 there is no "
         "interval. Default: 5.")  # fmt: skip
     add("--primary", default="", metavar="A,B,...",
         help="The rules that the comparison is about. Their p-values are adjusted among themselves "
@@ -211,24 +211,26 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
 
     add = command("probe", "measure what weighting rules gain in one step from a run's weights",
                   "probe runs/a --rules uniform,agreement,normalized-mean")  # fmt: skip
-    add("folder", type=Path, metavar="RUN", help="What train --out wrote.")
+    add("folder", type=Path, metavar="RUN", help="The folder that train --out wrote.")
     rules = "uniform,agreement,agreement-update,normalized-mean,geometric-median"
     add("--rules", default=rules, metavar="A,B,...",
-        help=f"Weighting rules, as in compare. Default: {rules}.")  # fmt: skip
+        help=f"The weighting rules to probe, as in compare. Default: {rules}.")  # fmt: skip
     add("--checkpoint", default="latest", metavar="A,B,...",
-        help="latest, best, iterations of checkpoints that train --keep-every kept, or all of these "
-        "and the latest (all). Default: latest.")  # fmt: skip
+        help="The checkpoints to probe: latest, best, iterations that train --keep-every kept, or all "
+        "for all of those and the latest. Default: latest.")  # fmt: skip
     add("--meta-batches", type=int, default=100, metavar="N",
-        help="Meta-batches to take each rule's step from. Default: 100.")  # fmt: skip
+        help="Number of meta-batches, each of which gives every rule a step. Default: 100.")  # fmt: skip
     add("--reference", type=int, default=1024, metavar="N",
-        help="Tasks whose mean gradient stands for the true direction. Default: 1024.")  # fmt: skip
+        help="Number of tasks whose mean gradient serves as the true direction. Default: 1024.")  # fmt: skip
     add("--length", type=float, metavar="X",
-        help="Length of the steps. Default: 0.002 times the length of the weights.")  # fmt: skip
+        help="Length of each step. Default: 0.002 times the norm of the weights.")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N", help="Seed of all tasks. Default: 0.")
-    add("--threads", type=int, metavar="N", help="CPU threads. Default: PyTorch's choice.")
+    add(
+        "--threads", type=int, metavar="N", help="Number of CPU threads. Default: PyTorch's choice."
+    )
     add_settings(commands.choices["probe"], (MACHINE,), default="the run's", skip=("threads",),
                  also=("meta_batch", "disagree", "disagree_kind"))  # fmt: skip
-    add("--dataset", metavar="NAME", help="Where the run's folder of images lies now, as "
+    add("--dataset", metavar="NAME", help="Where the run's folder of images is now, as "
         "folder:PATH, if it has moved.")  # fmt: skip
     parts_of_the_run(add)
     add("--out", type=Path, metavar="DIR",

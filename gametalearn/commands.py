@@ -59,7 +59,7 @@ def data(args: argparse.Namespace) -> None:
         raise InputError("--skip-bad is an option of data prepare mini-imagenet; leave it out")
     if args.source is not None and args.name == "glyphs":
         raise InputError(
-            "--source is for data that are not drawn here, as glyphs are; leave it out"
+            "--source does not apply to glyphs, which are drawn and not read; leave it out"
         )
     if args.action == "list":
         if args.name or args.source:
@@ -72,7 +72,9 @@ def data(args: argparse.Namespace) -> None:
         print("\n".join(clean(root, args.name) or [f"no packed copies of folders in {root}"]))
         return
     if not args.name:
-        raise InputError("data prepare: name a data set: omniglot, mini-imagenet or glyphs")
+        raise InputError(
+            "data prepare: name one of the data sets omniglot, mini-imagenet or glyphs"
+        )
     print(prepare(args.name, root, args.source, skip_bad=args.skip_bad))
 
 
@@ -151,7 +153,7 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
 
     if args.resume is None:
         if args.trust:
-            raise InputError("--trust is for --resume RUN: it imports what the run's files name")
+            raise InputError("--trust needs --resume RUN: it imports what the run's files name")
         if args.out is None:
             raise InputError(
                 "train: give --out RUN, the folder that keeps the model, or --resume RUN"
@@ -163,9 +165,13 @@ def _run_of(args: argparse.Namespace) -> tuple[TrainConfig, Path]:
             config = as_before(config, settings_in(args.out), given_by(args))
         return config, args.out
     if args.overwrite:
-        raise InputError("--resume goes on with a run, --overwrite starts anew; give one of them")
+        raise InputError(
+            "--resume continues a run and --overwrite starts over; give only one of them"
+        )
     if args.out is not None and args.out != args.resume:
-        raise InputError(f"--resume {args.resume} goes on there; drop --out {args.out}")
+        raise InputError(
+            f"--resume {args.resume} writes to that folder; leave out --out {args.out}"
+        )
     given = given_by(args)
     named = {kind: given[kind] for kind in registry.KINDS if kind in given}
     config = with_changes(config_in(args.resume, named, trust=args.trust), given, args.resume)
@@ -232,7 +238,7 @@ def compare(args: argparse.Namespace) -> None:
 def _print_plan(lines: list[str]) -> None:
     print("\n".join(lines))
     if any(set(line) & set("'\"\\") for line in lines):
-        tell("gametalearn: xargs takes quotes away; write | tr '\\n' '\\0' | xargs -0 -n 1 sh -c")
+        tell("gametalearn: xargs removes quotes; write | tr '\\n' '\\0' | xargs -0 -n 1 sh -c")
 
 
 def probe(args: argparse.Namespace) -> None:

@@ -60,12 +60,12 @@ def compare(
 
     Args:
         config: the settings; ``rule`` and ``seed`` are replaced.
-        rules: names, such as ``["uniform", "agreement", "norm-control"]``; or by the names that they
-            shall go by, each a name of a rule or a class or function that makes one anew for each
-            seed, such as ``{"uniform": "uniform", "mine": MyRule}``. It is called with those of
+        rules: names, such as ``["uniform", "agreement", "norm-control"]``; or a dictionary from
+            the names to report to rules, each the name of a rule, or a class or function that makes one
+            for each seed, such as ``{"uniform": "uniform", "mine": MyRule}``. It is called with those of
             ``objectives``, ``within``, ``columns`` and ``seed`` that it names.
         seeds: their numbers; an int N means 0 to N - 1. With fewer than 3 there is no interval and
-            no test; those that are added later are trained alone.
+            no test; if seeds are added later, only they are trained.
         episodes: test episodes for each seed, at least 2.
         out: folder for ``results.json``, plots and ``RULE/seedN`` runs; what is finished there is
             not trained again, and what was interrupted continues. None keeps all in memory.
@@ -79,14 +79,14 @@ def compare(
             the rules see, for the relative changes Delta_m (`gametalearn.tradeoffs`). A mapping names
             for some of them folders whose ``seedN`` are runs that are there; they are tested, and the
             other objectives' trained.
-        overwrite: train everything anew.
+        overwrite: train everything again.
         progress: show progress on stderr.
         jobs: runs trained at once, each by a worker process with ``config.threads`` threads;
             above 1 it needs ``out``, and what is handed in must pickle. The results do not depend on
             it.
         team: as in `train`; the first process alone writes files. Not together with ``jobs``.
         command: the command line, which ``results.json`` keeps.
-        watch: as in `gametalearn.train`, told of every run.
+        watch: as in `gametalearn.train`, called for every run.
 
     Raises:
         InputError: unknown or repeated rules, settings or parts that do not fit, or a folder that
@@ -96,16 +96,18 @@ def compare(
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     folder = None if out is None else Path(out)
     if not named or len(named) < len(rules):
-        raise InputError(f"`rules`: one or more different rules are needed, got {list(rules)}")
+        raise InputError(
+            f"`rules` must name at least one rule, and each rule once; got {list(rules)}"
+        )
     if episodes < 2:
         raise InputError(f"`episodes` must be at least 2, got {episodes}")
     if source is not None and test is None:
         raise InputError("compare: a source was handed in; pass test= too, the test episodes")
     if jobs > 1 and (folder is None or team.size > 1):
         raise InputError(
-            f"`jobs` {jobs} keeps its runs in files: give an output folder"
+            f"`jobs` {jobs} needs a folder for its runs; give `out`"
             if team.size == 1
-            else f"`jobs` {jobs} makes processes of its own: leave torchrun or `jobs` out"
+            else f"`jobs` {jobs} starts processes of its own; leave out either torchrun or `jobs`"
         )
     baseline = "uniform" if "uniform" in named else next(iter(named))
     for rule in primary:

@@ -77,7 +77,7 @@ class TrainConfig:
 
     dataset: str = setting(
         "glyphs", "the data set: {names}, folder:PATH for class folders of images, or "
-        "module:attribute; several joined by + are an objective each", EPISODES)
+        "module:attribute; several can be joined by +, and each is then an objective", EPISODES)
     ways: int = setting(5, "number of classes per episode", EPISODES)
     shots: int = setting(1, "number of support examples per class", EPISODES, least=1)
     queries: int = setting(5, "number of query examples per class", EPISODES, least=1)
@@ -110,7 +110,7 @@ class TrainConfig:
         most=1)
     disagree_kind: str = setting(
         "shuffled", "how those targets are wrong: shuffled within each task, permuted in the same "
-        "way in all of them, or contradictory to another task of the meta-batch", OUTER,
+        "way in all those tasks, or contradictory to another task of the meta-batch", OUTER,
         choices=("shuffled", "permuted", "contradictory"), needs={"disagree": 0})
     learner: str = setting("maml", "the inner loop: {names}, or module:attribute", MODEL)
     rule: str = setting(
@@ -163,11 +163,11 @@ class TrainConfig:
         False, "learn one inner rate per layer and step, as MAML++ does", MODEL,
         learners=("maml", "fomaml"))
     multi_step_loss: int = setting(
-        0, "for so many iterations, count the query losses after every inner step, the last one "
-        "more and more, as MAML++ does; 0 counts the last one only", MODEL, least=0,
+        0, "number of iterations at the start in which the query losses after all inner steps count, "
+        "with more and more weight on the last, as in MAML++; 0 counts the last one only", MODEL, least=0,
         learners=("maml", "fomaml", "anil", "metasgd", "proto-maml"), needs={"inner_steps": 1})
     first_order_until: int = setting(
-        0, "ignore second derivatives for so many iterations, as MAML++ does; 0 never ignores them",
+        0, "number of iterations at the start that ignore second derivatives, as in MAML++",
         MODEL, least=0, learners=("maml", "anil", "metasgd", "proto-maml"))
     constant_memory: bool = setting(
         False, "use memory that does not grow with the number of inner steps, at two to three "
@@ -185,7 +185,7 @@ class TrainConfig:
         0.0, "the outer learning rate at the end of a schedule", OUTER, least=0,
         needs={"meta_schedule": ("linear", "cosine")})
     weight_decay: float = setting(
-        0.0, "decay of the meta-parameters: added to the gradient by adam and sgd, decoupled in adamw",
+        0.0, "weight decay of the meta-parameters: added to the gradient by adam and sgd, decoupled in adamw",
         OUTER, least=0)
     clip_value: float = setting(
         0.0, "clip the entries of the meta-gradient to this absolute value; 0 does not clip", OUTER,
@@ -198,20 +198,20 @@ class TrainConfig:
     seed: int = setting(
         0, "seed of the initial weights and of all episodes", OUTER, least=-(2**60), most=2**60)
     log_every: int = setting(
-        10, "write a line of metrics.jsonl every so many iterations", OUTER, least=1,
+        10, "number of iterations between lines of metrics.jsonl", OUTER, least=1,
         resumable=True)
     log_matrices: bool = setting(
         False, "also log the cosines between all tasks' gradients, T x T numbers per line", OUTER,
         resumable=True)
     validate_every: int = setting(
-        100, "validate every so many iterations", OUTER, least=1, resumable=True,
+        100, "number of iterations between validations", OUTER, least=1, resumable=True,
         shown="a tenth of the run, at most 500")
     validation_episodes: int = setting(200, "number of episodes per validation", OUTER, least=2)
     checkpoint_every: int = setting(
-        100, "write a checkpoint every so many iterations", OUTER, least=1, resumable=True)
+        100, "number of iterations between checkpoints", OUTER, least=1, resumable=True)
     keep_every: int = setting(
-        0, "keep a checkpoint every so many iterations, beside the latest and the best; 0 keeps no "
-        "others", OUTER, least=0, resumable=True)
+        0, "number of iterations between checkpoints that are kept beside the latest and the best; "
+        "0 keeps no others", OUTER, least=0, resumable=True)
     device: str = setting(
         "cpu", "the device to compute on: cpu, cuda or mps", MACHINE, resumable=True)
     threads: int = setting(
@@ -346,7 +346,7 @@ class TrainConfig:
         """
         if unknown := values.keys() - settings_of(cls).keys():
             raise InputError(
-                f"{where}: settings of another version ('{min(unknown)}' is none of this one's)"
+                f"{where}: written by another version; this one has no setting '{min(unknown)}'"
             )
         return cls(**cls.completed(values))
 
@@ -360,7 +360,7 @@ class TrainConfig:
 RESUMABLE = tuple(
     name for name, field in settings_of(TrainConfig).items() if field.metadata["resumable"]
 )
-"""The settings that may change when a run goes on."""
+"""The settings that may change when a run continues."""
 
 
 def default_text(field: dataclasses.Field[Any]) -> str:

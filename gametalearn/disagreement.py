@@ -24,10 +24,10 @@ class Disagreement:
     Support sets and all other tasks are those of ``source``, whatever the share: runs of different
     shares and kinds see the same episodes. What is wrong with a spoiled task's queries:
 
-    - ``"shuffled"``: their targets are shuffled among them, anew in each task: noise, which pulls
-      every task another way.
-    - ``"permuted"``: label y is y + 1 (modulo ways) instead, in all spoiled tasks for ever; in
-      regression y is -y. One wrong aim that all of them share.
+    - ``"shuffled"``: their targets are shuffled, differently in each task: noise, which pulls
+      every task in another direction.
+    - ``"permuted"``: label y is y + 1 (modulo ways) instead, in all spoiled tasks throughout; in
+      regression y is -y. All of them share one wrong aim.
     - ``"contradictory"``: the task is a copy of one of the meta-batch's other tasks (support,
       queries and group), with the targets of ``"permuted"``: what one asks for, the other forbids.
 

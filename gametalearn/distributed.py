@@ -236,8 +236,8 @@ def _lost() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise InputError(
-            f"another process of this run is gone ({summary(error)}); its own message tells why. "
-            "What was saved is intact: start again to go on from there"
+            f"another process of this run has ended ({summary(error)}); its own message says why. "
+            "What was saved is intact; start again to continue from there"
         ) from error
 
 

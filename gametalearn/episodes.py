@@ -61,7 +61,7 @@ class TaskBatch:
         tasks = {f: t.shape[0] for f, t in self._tensors() if t.ndim}
         if len(tasks) < len(list(self._tensors())) or len(set(tasks.values())) != 1:
             raise InputError(
-                f"TaskBatch: the first dimension of every field is the task; got {tasks}"
+                f"TaskBatch: the first dimension of every field must be the number of tasks; got {tasks}"
             )
         for x, y in (("support_x", "support_y"), ("query_x", "query_y")):
             if getattr(self, x).shape[1:2] != getattr(self, y).shape[1:2]:
@@ -98,7 +98,7 @@ class TaskBatch:
             chosen = slice(number % len(self), number % len(self) + 1)
         elif not isinstance(tasks, slice | list | range) and not hasattr(tasks, "__array__"):
             raise InputError(
-                "TaskBatch: tasks are taken by a number, a slice, a list or a tensor of numbers; got "
+                "TaskBatch: index tasks by a number, a slice, a list or a tensor of numbers; got "
                 f"a {type(tasks).__name__}"
             )
         chosen = list(chosen) if isinstance(chosen, range) else chosen
@@ -160,7 +160,7 @@ def require_batch(batch: object, where: str) -> None:
     """Raise an `InputError` for what is no `TaskBatch`; ``where`` says whose it is."""
     if not isinstance(batch, TaskBatch):
         raise InputError(
-            f"{where} a {type(batch).__name__} and no TaskBatch; make one: TaskBatch(support_x, "
+            f"{where} a {type(batch).__name__}, not a TaskBatch; make one: TaskBatch(support_x, "
             "support_y, query_x, query_y)"
         )
 
@@ -284,14 +284,14 @@ class EpisodeSampler:
         data, where = self.dataset, f"split '{self.dataset.split}' of '{self.dataset.name}'"
         if self.ways > data.num_classes:
             raise InputError(
-                f"EpisodeSampler: {self.ways} ways asked, but {where} has "
+                f"EpisodeSampler: {self.ways} ways requested, but {where} has "
                 f"{counted(data.num_classes, 'class', 'classes')}; lower `ways` or use another split"
             )
         if self.within_group:
             largest = int(torch.bincount(data.class_group).max())
             if self.ways > largest:
                 raise InputError(
-                    f"EpisodeSampler: {self.ways} ways within one group asked, but the largest "
+                    f"EpisodeSampler: {self.ways} ways within one group requested, but the largest "
                     f"group of {where} has {counted(largest, 'class', 'classes')}; lower `ways`"
                 )
         need, smallest = self.shots + self.queries, int(data.count.min())
@@ -299,7 +299,7 @@ class EpisodeSampler:
             name = data.classes[int(data.count.argmin())]
             raise InputError(
                 f"EpisodeSampler: {counted(self.shots, 'shot')} + "
-                f"{counted(self.queries, 'query', 'queries')} = {need} examples per class asked, but "
+                f"{counted(self.queries, 'query', 'queries')} = {need} examples per class requested, but "
                 f"class '{name}' in {where} has {smallest}; "
                 "lower `shots` or `queries`"
             )

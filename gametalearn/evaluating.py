@@ -103,8 +103,8 @@ def _together(args: argparse.Namespace, team: Team) -> None:
     others = team.on_first(lambda: [bool(given) and is_other(f, given) for f in args.folders])
     if given is not None and len(others) > 1 and len(set(others)) > 1:
         raise InputError(
-            f"--dataset {given} is other data for some of these runs, and their own for the rest; give it "
-            "with one RUN at a time"
+            f"--dataset {given} is new data for some of these runs and the others' own; name one RUN at a "
+            "time"
         )
     trials, lake = list[Trial](), args.protocol == "lake"
     for folder, other in zip(args.folders, others, strict=True):
@@ -122,9 +122,11 @@ def _together(args: argparse.Namespace, team: Team) -> None:
 
 def _check_flags(args: argparse.Namespace) -> None:
     if len(set(args.folders)) < len(args.folders):
-        raise InputError("evaluate: a RUN is given twice; name different ones")
+        raise InputError("evaluate: a RUN is given twice; name each of them once")
     if (args.protocol == "lake") != (args.source is not None):
-        raise InputError("--protocol lake and --source PATH, its runs, go together")
+        raise InputError(
+            "--protocol lake needs --source PATH, the folder or archive of its runs, and only it does"
+        )
     for name in ("on", "episodes", "dataset", "seed", *SIZES):
         if args.protocol == "lake" and (value := getattr(args, name)) is not None:
             raise InputError(f"--protocol lake has tasks of its own; leave out --{name} {value}")
@@ -138,7 +140,9 @@ def _check_flags(args: argparse.Namespace) -> None:
 def _planned(args: argparse.Namespace, folder: Path, team: Team, other: bool) -> Trial:
     """A run as it is to be tested; nothing but its own files is read."""
     if args.on == "all" and not other:
-        raise InputError("--on all is for other data than a run's own, on which it was trained")
+        raise InputError(
+            "--on all is only for data that the run was not trained on; give --dataset"
+        )
     trained = load_run(
         folder, args.checkpoint, args.device, dataset=None if other else args.dataset,
         trust=args.trust, team=team, **{k: v for k in PARTS if (v := getattr(args, k))},

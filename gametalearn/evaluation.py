@@ -234,7 +234,7 @@ def _explained(model: nn.Module) -> Iterator[None]:
             raise
         raise InputError(
             f"{type(model).__name__} is in {str(dtype).removeprefix('torch.')}, and "
-            f"{next(model.parameters()).device} cannot compute that ({summary(error)}); take "
+            f"{next(model.parameters()).device} cannot compute with that ({summary(error)}); use "
             "model.float(), or a device that can"
         ) from error
 
@@ -251,10 +251,10 @@ def adapt(
 ) -> nn.Module:
     """A copy of ``model`` with the parameters that the inner loop finds for one support set.
 
-    What the copy says of an input does not depend on what else is in the call: batch normalisation
-    goes by the statistics of the support set under the adapted weights (mean, and biased variance as
-    in training mode), which stand in its buffers as running statistics; ``train()`` does not bring the
-    batch's back. For the library's models that is what `evaluate` tests with ``protocol="inductive"``.
+    The copy's prediction for an input does not depend on the other inputs of a call: batch
+    normalisation uses the support set's statistics under the adapted weights (mean, and biased variance
+    as in training mode), which are stored in its buffers as running statistics; ``train()`` does not
+    bring the batch's back. For the library's models that is what `evaluate` tests with ``protocol="inductive"``.
     Batch normalisation in eval mode keeps the running statistics that it has; other layers are what
     they were. A copy of a model in training mode has its dropout on, also while the statistics are
     taken: call ``eval()`` on it before it is used.

@@ -83,7 +83,7 @@ def held(folder: Path, patience: float = 10.0) -> Iterator[None]:
             yield
     except TimeoutError:
         raise InputError(
-            f"{folder}: another process is at work there; wait for it, or choose another `out`"
+            f"{folder}: another process is using it; wait until it ends, or choose another `out`"
         ) from None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from gametalearn.config import TrainConfig, default_text
 from gametalearn.errors import InputError
-from gametalearn.settings import read_toml, settings_of, text_of
+from gametalearn.settings import read_toml, sentences_of, settings_of
 from gametalearn.words import did_you_mean
 
 __all__ = ["add_settings", "in_flags", "parsed", "read_config", "subcommands"]
@@ -37,12 +37,8 @@ def add_settings(
 def _add_setting(
     group: argparse._ActionsContainer, field: dataclasses.Field[Any], default: str
 ) -> None:
-    text = text_of(field)
-    more: dict[str, Any] = {
-        "help": f"{text[0].upper()}{text[1:]}. Default: {default or default_text(field)}.".replace(
-            "%", "%%"
-        )
-    }
+    text = f"{sentences_of(field)} Default: {default or default_text(field)}."
+    more: dict[str, Any] = {"help": text.replace("%", "%%")}
     if field.type == "bool":
         more["action"] = argparse.BooleanOptionalAction
     elif field.name == "rule_options":
@@ -96,7 +92,7 @@ def read_config(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
         if action is None:
             known = sorted(name.replace("_", "-") for name in options)
             raise InputError(
-                f"{file}: '{key[:60]}' is no option of {words[0]}; {did_you_mean(key, known)}options: "
+                f"{file}: '{key[:60]}' is not an option of {words[0]}; {did_you_mean(key, known)}options: "
                 f"{', '.join(known)}"
             )
         if action.dest == "rule_options":

@@ -200,7 +200,7 @@ def meta_of(model: nn.Module, learner: Learner, meta: Params | None) -> Params:
     if not meta:
         raise InputError(
             f"no parameter of {kind} requires gradients: there is nothing to adapt; unfreeze those "
-            "that shall, with requires_grad_()"
+            "that should, with requires_grad_()"
         )
     return meta
 
@@ -222,8 +222,8 @@ def _second_derivatives() -> Iterator[None]:
             raise
         raise InputError(
             f"PyTorch has no second derivative of {missing[1]}, which the model or the loss uses; "
-            "take first order (`learner` fomaml, MAML(first_order=True)), or put another operation in "
-            "its place"
+            "use first order (`learner` fomaml, MAML(first_order=True)), or replace that "
+            "operation"
         ) from error
 
 

@@ -152,8 +152,7 @@ class ClassImages(Classes):
 
 def _warn_of_8_bits(name: str) -> None:
     warnings.warn(
-        f"{name}: images are kept in 8 bits, and these lie between the 256 steps: they were rounded, "
-        "by up to 1/510; where that matters, give floats to EpisodeSampler or ClassExamples, which "
-        "keep them",
+        f"{name}: images are stored in 8 bits, and these have finer values: they were rounded, by up to "
+        "1/510; where that matters, give floats to EpisodeSampler or ClassExamples, which keep them",
         stacklevel=4,
     )

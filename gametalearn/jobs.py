@@ -122,7 +122,9 @@ def runs_of(
     """
     given = [r if isinstance(r, str) else handed_in(r) for r in rules.values()]
     if not seeds or len(set(seeds)) < len(seeds):
-        raise InputError(f"`seeds`: one or more different seeds are needed, got {list(seeds)}")
+        raise InputError(
+            f"`seeds` must name at least one seed, and each seed once; got {list(seeds)}"
+        )
     if others := config.rule_options.keys() - set(given):
         raise InputError(
             f"`rule_options`: given for '{min(others)}', which is not among the rules "

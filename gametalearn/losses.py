@@ -150,7 +150,7 @@ def _check(loss: object, prediction: Any, target: Tensor) -> None:
         raise InputError(
             f"the prediction has the shape {tuple(prediction.shape)} and the target "
             f"{tuple(target.shape)} ({str(target.dtype).removeprefix('torch.')}): "
-            f"{name_of(loss)} would compare every example with every other; give both one shape"
+            f"{name_of(loss)} would compare every example with every other; give both the same shape"
             + (", or make class labels integers" if kind == "default" else "")
         )
 

@@ -21,7 +21,7 @@ __all__ = ["Metrics", "read_metrics", "scalars"]
 class Metrics:
     """``metrics.jsonl``, a line per log step; nothing without an output folder.
 
-    What is to ``watch`` the run is told of each line, with a folder or without.
+    ``watch`` is called with each line, with or without a folder.
     """
 
     def __init__(self, run: Run, watch: Watch | None = None) -> None:
@@ -47,7 +47,7 @@ class Metrics:
         except OSError as error:
             raise InputError(
                 f"{self._file}: cannot be written ({error.strerror or error}); the last checkpoint "
-                "is unchanged: make room, then go on with train --resume"
+                "is unchanged: free some space, then continue with train --resume"
             ) from error
 
     def write(self, record: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ class MixedSource:
         shapes = [_shape(source) for source in self.sources]
         if len(set(shapes)) > 1:
             raise InputError(
-                "MixedSource: objectives need episodes of one shape (ways, shots, queries, input); "
+                "MixedSource: objectives need episodes of the same shape (ways, shots, queries, input); "
                 "got " + "; ".join(map(_described, range(len(shapes)), self.sources, shapes))
             )
         if share != "fixed" and (len(share) != len(sources) or min(share) <= 0):

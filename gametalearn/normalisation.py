@@ -131,12 +131,12 @@ def refusal(model: nn.Module, protocol: Protocol, why: str) -> InputError:
     kind = type(model).__name__
     if not why:
         return InputError(
-            f"protocol '{protocol}' asked, but {kind} knows only 'inductive': a query's prediction "
+            f"protocol '{protocol}' requested, but {kind} supports only 'inductive': a query's prediction "
             "does not depend on the others; leave protocol out"
         )
     return InputError(
-        f"protocol '{protocol}' asked, but {kind} knows only 'transductive' ({why}); leave protocol "
-        "out, or take 'query-at-a-time', which any model knows"
+        f"protocol '{protocol}' requested, but {kind} supports only 'transductive' ({why}); leave protocol "
+        "out, or use 'query-at-a-time', which any model supports"
     )
 
 

@@ -1,7 +1,7 @@
 """Learners that make a task's head from its support set: prototypical networks and Proto-MAML.
 
 The model is the embedding: a module from ``(B, *x)`` to features ``(B, *f)``, without an output a
-class, such as ``Conv4(ways=None)``. The head is made anew for each task, so that the number of ways
+class, such as ``Conv4(ways=None)``. A new head is made for each task, so that the number of ways
 may vary from one test to the next.
 """
 

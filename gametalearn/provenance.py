@@ -157,8 +157,8 @@ def relocated(config: TrainConfig, dataset: str) -> TrainConfig:
     """
     if placeless(absolute(dataset)) != placeless(config.dataset):
         raise InputError(
-            f"`dataset` {dataset}: the run was trained on {config.dataset}; only the place of a "
-            "folder that has moved can be given anew, as folder:PATH"
+            f"`dataset` {dataset}: the run was trained on {config.dataset}; it can only be replaced by "
+            "the new place of a folder that has moved, as folder:PATH"
         )
     return dataclasses.replace(config, dataset=dataset)
 
@@ -237,7 +237,7 @@ def recorded(run: Path) -> Record | None:
     try:
         values = json.loads(file.read_bytes())
         if values["schema"] != SCHEMA:
-            raise ValueError(f"schema {values['schema']!r}, this version reads {SCHEMA!r}")
+            raise ValueError(f"schema {values['schema']!r}; this version reads {SCHEMA!r}")
         return tuple(map(FolderIdentity.from_dict, values["folders"]))
     except FileNotFoundError:
         return None

@@ -233,8 +233,8 @@ def resolve(kind: str, name: str) -> tuple[Callable[..., Any], Mapping[str, Any]
     if name in BUILT_IN[kind]:
         if registered:
             warnings.warn(
-                f"{_word(kind)} '{name}' is built in; the one that {_owners(registered)} registered by "
-                "this name is left aside",
+                f"{_word(kind)} '{name}' is built in; the one that {_owners(registered)} registered "
+                "under this name is ignored",
                 stacklevel=2,
             )
         part = BUILT_IN[kind][name]
@@ -288,7 +288,7 @@ def call(
     if missing:
         raise InputError(
             f"{_word(kind)} '{name}' needs an argument '{missing[0]}', which is not offered to it; it may "
-            f"name {OFFERED[kind]}"
+            f"take {OFFERED[kind]}"
         )
     return part(**taken, **fixed)
 

@@ -45,8 +45,8 @@ def with_changes(config: TrainConfig, given: Mapping[str, Any], run: Path) -> Tr
         begun = "none" if there in ("", {}) else there
         may = ", ".join(f"`{one}`" for one in RESUMABLE)
         raise InputError(
-            f"`{name}` {value}: {run} was begun with {begun}, and what it has learned goes with "
-            f"that; train another run, or leave it out ({may} may change)"
+            f"`{name}` {value}: {run} was started with {begun}, which cannot change within a "
+            f"run; train another run, or leave it out ({may} may change)"
         )
     return dataclasses.replace(config, **{n: v for n, v in given.items() if n in RESUMABLE})
 
@@ -86,7 +86,7 @@ def check_changes(run: Path, there: Mapping[str, Any], config: TrainConfig, done
     if "iterations" in changed:
         if config.iterations <= done:
             raise InputError(
-                f"`iterations` {config.iterations}: {run} has done {done}; give more, or leave it out"
+                f"`iterations` {config.iterations}: {run} has already done {done}; give a larger number, or leave it out"
             )
         of_a_schedule = config.meta_optimizer in registry.BUILT_IN["meta_optimizer"]
         if of_a_schedule and config.meta_schedule != "constant":
@@ -106,7 +106,7 @@ def check_changes(run: Path, there: Mapping[str, Any], config: TrainConfig, done
             f"{name} {before[name]} to {now[name] or 'what PyTorch chooses'}" for name in moved
         )
         warnings.warn(
-            f"{run}: changed from {told} after iteration {done}; from there on it is, up to rounding "
-            "and no longer bit for bit, the run that it would have been",
+            f"{run}: changed from {told} after iteration {done}; from here on its numbers are "
+            "those of the unchanged run up to rounding, no longer bit for bit",
             stacklevel=2,
         )

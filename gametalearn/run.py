@@ -76,7 +76,7 @@ class Parts:
         for name in ("model", "source", "validation", "learner", "rule", "loss", "optimizer"):
             if isinstance(given := getattr(self, name), str):
                 raise InputError(
-                    f"{name}='{given}' is a name, and parts are handed in themselves; names are "
+                    f"{name}='{given}' is a name, but this argument takes the part itself; names are "
                     f"settings: TrainConfig.of(..., {settings.get(name, name)}='{given}')"
                 )
 
@@ -221,7 +221,7 @@ class Run:
 
 
 Watch = Callable[[Run, dict[str, Any]], None]
-"""Is told of each line of ``metrics.jsonl``, after it was written."""
+"""Called with each line of ``metrics.jsonl``, after it is written."""
 
 
 @dataclass
@@ -398,7 +398,7 @@ def _score(
         found = score_for(score, loss, model, learner, meta, task)
     if found.name in RESERVED:
         raise InputError(
-            f"score '{found.name}': files call something else so; give it another name, such as "
+            f"score '{found.name}': that name is reserved in the run's files; give it another, such as "
             f"Score('my-{found.name}', function)"
         )
     return found

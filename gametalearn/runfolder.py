@@ -165,7 +165,9 @@ def _saved(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         there = {**there, **_parts_of(content)} if isinstance(there, dict) else there
         # what its folders of images hold has been compared; where they lie may have changed
         if not same_run(there, config, moved=True):
-            raise InputError(f"{file}: of other settings than config.toml; `overwrite` the run")
+            raise InputError(
+                f"{file}: does not belong to the settings in config.toml; `overwrite` the run"
+            )
         if isinstance(there, dict) and isinstance(done := content.get("iteration"), int):
             check_changes(folder, there, config, done)
     if metrics.exists() and metrics.stat().st_size > length:

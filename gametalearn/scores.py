@@ -103,7 +103,7 @@ class Score:
             )
 
     def show(self, value: float | None) -> str:
-        """A value as people are told it; None stands for one that is not finite.
+        """A value as messages show it; None stands for one that is not finite.
 
         >>> SCORES["accuracy"].show(0.79935), SCORES["mse"].show(0.123456), SCORES["mse"].show(None)
         ('79.94%', '0.1235', 'not finite')

@@ -21,6 +21,7 @@ __all__ = [
     "parse_rule_options",
     "read_toml",
     "refuse_unused",
+    "sentences_of",
     "setting",
     "settings_of",
     "text_of",
@@ -89,12 +90,21 @@ def is_part(field: Field) -> bool:
 
 
 def text_of(field: Field) -> str:
-    """What a setting is, with the names of the parts that there are and those that it is for."""
+    """What a setting is, with the names of the parts that there are."""
     text = str(field.metadata["text"])
     if is_part(field):
         text = text.replace("{names}", ", ".join(registry.names(field.name)))
-    needs = "; ".join(_in_words(other, need) for other, need in field.metadata["needs"].items())
-    return f"{text} ({needs})" if needs else text
+    return text
+
+
+def sentences_of(field: Field, more: str = "") -> str:
+    """What a setting is, ``more`` of it in the same sentence, and then what it has an effect for."""
+    text = text_of(field)
+    needs = " and ".join(
+        f"{'for' if other in registry.KINDS else 'with'} {_in_words(other, need)}"
+        for other, need in field.metadata["needs"].items()
+    )
+    return f"{text[0].upper()}{text[1:]}{more}.{f' Only {needs}.' if needs else ''}"
 
 
 def unmet(field: Field, values: Mapping[str, Any], among: Sequence[str] = ()) -> str | None:
@@ -127,7 +137,7 @@ def _met(other: str, value: Any, need: Need) -> bool:
 def refuse_unused(field: Field, other: str, got: str) -> NoReturn:
     """Raise the `InputError` for a setting that has no effect, since another one is what was ``got``."""
     meant = _in_words(other, field.metadata["needs"][other], "`")
-    raise InputError(f"`{field.name}` is an option of {meant}; got it with {got}, leave it out")
+    raise InputError(f"`{field.name}` applies to {meant}, not to {got}; leave it out")
 
 
 def _in_words(other: str, need: Need, quote: str = "") -> str:
@@ -233,6 +243,5 @@ def table(config: Any, default_text: Mapping[str, str]) -> str:
     for name, field in settings_of(config).items():
         choices = field.metadata["choices"]
         choices = f"; one of {', '.join(choices)}" if choices else ""
-        text = text_of(field)
-        lines.append(f"| `{name}` | {default_text[name]} | {text[0].upper()}{text[1:]}{choices}. |")
+        lines.append(f"| `{name}` | {default_text[name]} | {sentences_of(field, choices)} |")
     return "\n".join(lines) + "\n"

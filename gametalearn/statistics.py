@@ -73,7 +73,7 @@ class Estimate:
         mean: the mean.
         half: half width of its 95% interval; None where there are too few values for one.
         p_value: two-sided, of the t test that the mean is zero; None where there is no interval, and
-            for values that are equal and not zero, of which no test knows how they would vary.
+            for values that are equal and not zero, which do not show how much they vary.
     """
 
     mean: float
@@ -110,7 +110,7 @@ def over_seeds(values: ArrayLike) -> Estimate:
 
 
 def over_episodes(values: ArrayLike, strata: ArrayLike | None = None) -> Estimate:
-    """The mean of values of test episodes, and how well these very models were measured.
+    """The mean of values of test episodes, and how well these models were measured.
 
     The mean over strata and its stratified standard error; the degrees of freedom are those of Welch
     and Satterthwaite, so that one stratum gives the paired t test over its episodes, and two give
@@ -205,7 +205,7 @@ def verdict(difference: float, p_holm: float | None, higher_is_better: bool = Tr
 def seeds_needed(
     differences: ArrayLike, smallest: float, tests: int = 1
 ) -> tuple[int, int | None] | None:
-    """How many seeds would do to show a true difference of ``smallest``, as a range.
+    """How many seeds it would take to show a true difference of ``smallest``, as a range.
 
     The least S >= 3 at which the paired t test at ``level`` = 0.05 / ``tests``, the first step of Holm,
     rejects in the right direction with a chance of 80%: t is then noncentral, with S - 1 degrees of
@@ -297,7 +297,7 @@ def _finite(values: ArrayLike, what: str) -> Array:
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
-        raise InputError(f"{what} must be a vector of one or more, got shape {array.shape}")
+        raise InputError(f"{what} must be a vector of at least one value, got shape {array.shape}")
     if bad := int((~(np.abs(array) <= LARGEST)).sum()):
         raise InputError(
             f"{what}: {bad} of {len(array)} are NaN, infinite or beyond {LARGEST:g}; leave out what "

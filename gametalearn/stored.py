@@ -45,7 +45,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     except (*DAMAGE, RecursionError) as error:
         raise InputError(f"{file}: damaged ({summary(error)})") from error
     if schema not in (BEFORE, SCHEMA):
-        raise InputError(f"{file}: schema {schema!r}, this version reads '{BEFORE}' and '{SCHEMA}'")
+        raise InputError(f"{file}: schema {schema!r}; this version reads '{BEFORE}' and '{SCHEMA}'")
     return found  # type: ignore[no-any-return]
 
 

@@ -108,7 +108,7 @@ def verdict_of(results: dict[str, Any], pair: dict[str, Any]) -> str:
 
 
 def needed(results: dict[str, Any], pair: dict[str, Any]) -> str:
-    """How many seeds would do to show half a point; "" where that cannot be said.
+    """How many seeds it would take to show half a point; "" where that cannot be said.
 
     Where values are no shares, a twentieth of the baseline's mean takes the place of half a point.
     """
@@ -127,7 +127,7 @@ def needed(results: dict[str, Any], pair: dict[str, Any]) -> str:
     else:
         count = f"{least} seeds" if most == least else f"{least} to {most} seeds"
     what = "half a point" if units.percent else f"a difference of {units.size(smallest)}"
-    return f"to show {what}, {count} would do"
+    return f"showing {what} would take {count}"
 
 
 def sentence(results: dict[str, Any], pair: dict[str, Any]) -> str:
@@ -143,7 +143,7 @@ def sentence(results: dict[str, Any], pair: dict[str, Any]) -> str:
     if pair["p_holm"] is None:
         return (
             f"No difference shown between {rule} and {baseline}: {by_seed[0]} {unit} on each of "
-            f"{seeds} seeds; of equal differences no test knows how they would vary."
+            f"{seeds} seeds; equal differences do not show how much they vary."
         )
     low, high = pair["ci95"]
     word = verdict_of(results, pair)
@@ -172,19 +172,19 @@ def notes(results: dict[str, Any]) -> list[str]:
     if seeds < FEWEST:
         found = [
             f"{seeds} seed{'s are' if seeds > 1 else ' is'} too few for an interval or a test over "
-            "seeds, and so for a verdict; with --seeds 5 only those that are missing are trained."
+            "seeds, and so for a verdict; --seeds 5 trains only those that are missing."
         ]
         if seeds > 1 and pairs:
             found[0] += " In brackets: the difference on each seed."
     else:
         found = [
-            f"± and [ ] are 95% intervals over the {seeds} seeds: how the mean would come out with "
-            "other seeds, on the same classes and settings; each holds for its own line alone."
+            f"± and [ ] are 95% intervals over the {seeds} seeds, for the mean over other seeds with the "
+            "same classes and settings; each stands on its own."
         ]
         if pairs:
             found[0] += (
-                f" p_holm is a paired t test over seeds, {_families(results)}; a verdict needs "
-                f"p_holm < {LEVEL}."
+                f" p_holm is the p-value of a paired t test over seeds, {_families(results)}; a verdict "
+                f"needs p_holm < {LEVEL}."
             )
     if options := results["config"].get("rule_options"):
         told = (
@@ -204,14 +204,14 @@ def notes(results: dict[str, Any]) -> list[str]:
         if p["episodes"]["ci95"]
     ]:
         found.append(
-            f"Test episodes leave ± {units.size(max(halves))} on the differences of these very "
-            "models, which says nothing about other seeds."
+            f"The finite number of test episodes leaves up to ± {units.size(max(halves))} on the differences "
+            "between these trained models, and says nothing about other seeds."
         )
     return found
 
 
 def _more_seeds(results: dict[str, Any]) -> list[str]:
-    """For each rule of which no difference is shown, how many seeds would do."""
+    """For each rule of which no difference is shown, how many seeds it would take."""
     return [
         f"{pair['rule']}: {more}."
         for pair in results["paired"]
@@ -225,7 +225,7 @@ def _families(results: dict[str, Any]) -> str:
     rest = len(results["paired"]) - len(primary)
     if not primary or not rest:
         count = len(results["paired"])
-        return f"adjusted for {count} rules (Holm)" if count > 1 else "of one rule, not adjusted"
+        return f"adjusted for {count} rules (Holm)" if count > 1 else "not adjusted for one rule"
     return (
         f"adjusted (Holm) within each of two families, {', '.join(primary)} (primary) and the other "
         f"{rest}"

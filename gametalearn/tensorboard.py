@@ -61,7 +61,7 @@ class TensorBoard:
 
     def _writer(self, run: Run, step: int) -> Any:
         if run.out is None:
-            raise InputError("tensorboard: its files stand in the run's folder; give `out`")
+            raise InputError("tensorboard: its files are written to the run's folder; give `out`")
         folder = run.out / "tensorboard"
         if folder not in self._writers:
             from torch.utils.tensorboard import SummaryWriter

@@ -55,15 +55,15 @@ def train(
 ) -> Run:
     """Meta-train a model; continue where an interrupted run of the same settings stopped.
 
-    A finished run goes on where ``config`` has more iterations, ``dataclasses.replace(run.config,
+    A finished run continues if ``config`` has more iterations, ``dataclasses.replace(run.config,
     iterations=2000)``. Under a constant outer rate that gives, bit for bit, the weights of as many
     iterations from the start; along a schedule it is refused. The settings of
-    `gametalearn.config.RESUMABLE` may change whenever a run goes on; a warning says so where threads or
-    device do, after which numbers agree up to rounding.
+    `gametalearn.config.RESUMABLE` may change whenever a run continues; a change of
+    threads or device brings a warning, and numbers then agree up to rounding.
 
     Args:
         config: the settings; see `TrainConfig.of`. What is handed in below takes their place, and
-            stands in the run's files by its name: to go on, hand it in again.
+            is recorded in the run's files by name; to continue the run, hand it in again.
         out: folder for ``config.toml``, ``metrics.jsonl``, ``checkpoint.pt``, ``best.pt``, the
             checkpoints that ``keep_every`` keeps (``checkpoint-100.pt``) and, for folders of images,
             ``data.json``; None writes nothing.
@@ -82,12 +82,12 @@ def train(
         optimizer: ``optimizer(named_parameters)`` gives the outer optimiser, or it and a scheduler
             that is stepped after each meta-update. The settings' rate and schedule have no part in
             it.
-        overwrite: start anew, whatever run ``out`` holds.
+        overwrite: start over, whatever run ``out`` holds.
         progress: show progress on stderr.
         label: what the progress bar says.
         team: processes that all call this and split the tasks of each meta-batch among them (see
             `gametalearn.distributed.joined`). The first one's ``config`` and ``out`` count; a run
-            may go on with another number of them.
+            may continue with another number of them.
         moved: the folders of images of the run in ``out`` have moved to where ``config`` says. They
             must hold what they held; the run remembers their new place.
         watch: ``watch(run, record)`` is called with each line of ``metrics.jsonl``, a dictionary of
@@ -241,7 +241,7 @@ def _validation(config: TrainConfig, parts: Parts) -> Source:
 def _testable(config: TrainConfig, parts: Parts, folder: Path | None) -> None:
     """Refuse a new run whose test classes have too few images: better now than after the training.
 
-    Of data sets of one's own nothing is asked that training has no need of.
+    Data sets of your own need nothing for this that training does not need.
     """
     begun = folder is not None and (folder / "checkpoint.pt").exists()
     if parts.source is None and config.of_images and not begun:

@@ -34,7 +34,7 @@ def check_sendable(jobs: int, terms: Terms) -> None:
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise InputError(
                 f"jobs={jobs}: the {name} cannot be sent to other processes ({summary(error)}); "
-                "define it at the top level of a module, or take jobs=1"
+                "define it at the top level of a module, or use jobs=1"
             ) from error
 
 
@@ -107,7 +107,7 @@ class _Worker:
                 raise KeyboardInterrupt from None
             wrong = "its process ended without a word, perhaps for lack of memory"
         if wrong is not None:
-            raise InputError(f"{run.label}: {wrong}; what was done is kept")
+            raise InputError(f"{run.label}: {wrong}; what was finished is kept")
         found = None if run.tested is None else read_evaluation(run.tested, {})
         if found is not None:
             standing.end(run.rule, run.config.seed, found)

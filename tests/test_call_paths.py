@@ -260,7 +260,7 @@ class NoHalf(nn.Module):
 
 
 def test_a_device_without_half_precision_is_named(source: EpisodeSampler) -> None:
-    message = r"NoHalf is in float16, and cpu cannot compute that .*; take model\.float\(\)"
+    message = r"NoHalf is in float16, and cpu cannot compute with that .*; use model\.float\(\)"
     with pytest.raises(InputError, match=message):
         evaluate(NoHalf().half(), source, MAML(0.1), 2)
     batch = source.sample(1)

@@ -141,7 +141,7 @@ def test_options_of_rules_come_from_flags_and_files(capsys, tmp_path):
         ("train --dataset sinusoid --meta-batch 0 --out {t}/a", "--meta-batch must be at least 1"),
         ("train --config {t}/none.toml --out {t}/a", "none.toml"),
         ("train --config {t}/bad.toml --out {t}/a", "not a TOML file"),
-        ("train --config {t}/odd.toml --out {t}/a", "'metabatch' is no option of train"),
+        ("train --config {t}/odd.toml --out {t}/a", "'metabatch' is not an option of train"),
         ("train --dataset sinusoid --rule gradnorm --shared nose --out {t}/a", "'nose'"),
         ("train --dataset sinusoid --rule dtp --out {t}/a", "dtp"),
         (
@@ -162,7 +162,7 @@ def test_options_of_rules_come_from_flags_and_files(capsys, tmp_path):
         ),
         (
             "train --dataset sinusoid --rule dwa --rule-options dwa.within=uniform --out {t}/a",
-            "no option of a rule",
+            "not an option of a rule",
         ),
         (
             "train --dataset sinusoid --rule dwa --rule-options dtp.gamma=1 --out {t}/a",
@@ -192,10 +192,10 @@ def test_options_of_rules_come_from_flags_and_files(capsys, tmp_path):
         ("compare --dataset sinusoid --rules agreemnt --plan --out {t}/a", "agreement"),
         ("report {t}", "results.json: cannot be read"),
         ("compare --rules uniform,unifrom --dataset sinusoid --out {t}/a", "unifrom"),
-        ("data prepare", "name a data set"),
+        ("data prepare", "name one of the data sets"),
         ("data prepare imagenet", "'imagenet' is unknown"),
         ("data prepare omniglot --skip-bad", "an option of data prepare mini-imagenet"),
-        ("data prepare glyphs --source {t}", "--source is for data that are not drawn here"),
+        ("data prepare glyphs --source {t}", "--source does not apply to glyphs"),
         ("data list --source {t}", "data list takes no name or source"),
         ("data prepare omniglot --source {t}/none", "none"),
         ("episodes --dataset sinusoid --out {t}/a.png", "draws images"),

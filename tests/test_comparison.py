@@ -75,7 +75,7 @@ def test_plots_are_written(tmp_path):
     ("rules", "seeds", "episodes", "message"),
     [
         ([], 1, 5, "`rules`"),
-        (["uniform", "uniform"], 1, 5, "different rules"),
+        (["uniform", "uniform"], 1, 5, "each rule once"),
         (["uniform"], [], 5, "`seeds`"),
         (["uniform"], 1, 1, "`episodes`"),
         (["unifrom"], 1, 5, "unifrom"),

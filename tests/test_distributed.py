@@ -434,7 +434,7 @@ def test_where_a_process_dies_the_others_end_with_a_clear_error(tmp_path):
     first, second = processes(2, die, tmp_path / "a")
     assert second is None
     assert isinstance(first, InputError)
-    assert "another process of this run is gone" in str(first)
+    assert "another process of this run has ended" in str(first)
     assert load_checkpoint(tmp_path / "a" / "checkpoint.pt")["iteration"] == 6
     with small(torch.float64):
         train(config("agreement"), tmp_path / "a", **made_of(torch.float64), progress=False)
@@ -465,7 +465,7 @@ def test_where_the_first_process_cannot_write_all_end(tmp_path):
     first, second = processes(2, full_disk, tmp_path / "b", 2)  # config.toml and one checkpoint
     assert "No space left on device" in str(first)
     assert isinstance(second, InputError)
-    assert "another process of this run is gone" in str(second)
+    assert "another process of this run has ended" in str(second)
     assert load_checkpoint(tmp_path / "b" / "checkpoint.pt")["iteration"] == 6
 
 

@@ -240,7 +240,10 @@ def test_labels_do_not_follow_the_order_of_classes() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ways": 7}, r"7 ways asked, but split 'train' of 'numbered' has 6 classes; lower `ways`"),
+        (
+            {"ways": 7},
+            r"7 ways requested, but split 'train' of 'numbered' has 6 classes; lower `ways`",
+        ),
         ({"ways": 1}, "ways must be at least 2, got 1"),
         ({"shots": 0}, "shots must be at least 1, got 0"),
         ({"queries": 0}, "queries must be at least 1, got 0"),
@@ -333,9 +336,9 @@ def test_a_tuple_is_no_batch() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(1, 5))
     tensors: Any = Tuples().sample(2)
     for take in (meta_gradients, adapt_and_score):
-        with pytest.raises(InputError, match="`batch` is a tuple and no TaskBatch; make one: Task"):
+        with pytest.raises(InputError, match="`batch` is a tuple, not a TaskBatch; make one: Task"):
             take(model, tensors, MAML(0.1, 1))
-    with pytest.raises(InputError, match=r"Tuples.sample gave a tuple and no TaskBatch"):
+    with pytest.raises(InputError, match=r"Tuples.sample gave a tuple, not a TaskBatch"):
         evaluate(model, Tuples(), MAML(0.1, 1), episodes=2)  # type: ignore[arg-type]
 
 

@@ -70,7 +70,7 @@ def test_protocols_of_one_model(source):
     assert (transductive.protocol, inductive.protocol) == ("transductive", "inductive")
     assert transductive.values.tolist() != inductive.values.tolist()
     assert model.norm == "batch"
-    with pytest.raises(InputError, match="knows only 'inductive'"):
+    with pytest.raises(InputError, match="supports only 'inductive'"):
         evaluate(
             Conv4(3, image_size=16, norm="group"), source, MAML(0.1), 2, protocol="transductive"
         )

@@ -155,7 +155,7 @@ def test_what_8_bits_hold_is_not_warned_of(dtype: torch.dtype) -> None:
     ],
 )
 def test_what_8_bits_do_not_hold_is_told_once(image: Any) -> None:
-    with pytest.warns(UserWarning, match="pairs: images are kept in 8 bits") as told:
+    with pytest.warns(UserWarning, match="pairs: images are stored in 8 bits") as told:
         data = ClassImages.from_pairs([(image, 0), (image, 1)], "pairs")
     assert len(told) == 1
     exact = torch.as_tensor(np.asarray(image).astype(np.float64))
@@ -163,6 +163,6 @@ def test_what_8_bits_do_not_hold_is_told_once(image: Any) -> None:
     lost = (data.take(torch.tensor(0)).double().flatten() - exact.flatten()).abs().max()
     assert lost <= 1 / 255
     stacked = torch.as_tensor(np.asarray(image)).view(1, 1, 25, 40)
-    with pytest.warns(UserWarning, match="tensors: images are kept in 8 bits") as told:
+    with pytest.warns(UserWarning, match="tensors: images are stored in 8 bits") as told:
         ClassImages.from_tensors(stacked, [0])
     assert len(told) == 1

@@ -43,7 +43,9 @@ def test_state_is_restored_exactly():
 
 
 def test_objectives_of_different_ways_are_refused():
-    with pytest.raises(InputError, match=r"one shape .* 0 \(one\) 3-way, .*; 1 \(two\) 4-way, "):
+    with pytest.raises(
+        InputError, match=r"the same shape .* 0 \(one\) 3-way, .*; 1 \(two\) 4-way, "
+    ):
         MixedSource([sampler(ways=3, name="one"), sampler(ways=4, name="two")])
     # equal shapes, but other labels: 2 x 3 and 3 x 2
     with pytest.raises(InputError, match=r"0 \(tensors\) 2-way, .*; 1 \(tensors\) 3-way"):

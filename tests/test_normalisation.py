@@ -162,10 +162,10 @@ def test_queries_that_look_at_one_another_are_transductive(
     kind = type(model).__name__
     with pytest.raises(
         InputError,
-        match=f"'inductive' asked, but {kind} knows only 'transductive'.*'query-at-a-time'",
+        match=f"'inductive' requested, but {kind} supports only 'transductive'.*'query-at-a-time'",
     ):
         evaluate(model, source, LEARNER, 3, protocol="inductive", **PARTS)
-    with pytest.raises(InputError, match="knows only 'transductive'"):
+    with pytest.raises(InputError, match="supports only 'transductive'"):
         evaluate_all(model, source, LEARNER, 3, 0, ["transductive", "inductive"], **PARTS)
     alone = evaluate(model, source, LEARNER, 3, protocol="query-at-a-time", **PARTS)
     assert alone.protocol == "query-at-a-time"
@@ -181,7 +181,7 @@ def test_queries_that_do_not_are_inductive(make: Any, source: EpisodeSampler) ->
     assert (
         evaluate(model, source, LEARNER, 3, protocol="inductive", **PARTS).protocol == "inductive"
     )
-    with pytest.raises(InputError, match="knows only 'inductive'"):
+    with pytest.raises(InputError, match="supports only 'inductive'"):
         evaluate(model, source, LEARNER, 3, protocol="transductive", **PARTS)
 
 
@@ -190,7 +190,7 @@ def test_ours_with_a_head_that_normalises_by_batch_cannot_be_switched(
 ) -> None:
     for norm in ("batch", "support"):
         with pytest.raises(
-            InputError, match=r"knows only 'transductive' \(BatchNorm1d 'head\.0'\)"
+            InputError, match=r"supports only 'transductive' \(BatchNorm1d 'head\.0'\)"
         ):
             evaluate(headed(norm), source, LEARNER, 2, protocol="inductive")
 

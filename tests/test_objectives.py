@@ -256,7 +256,7 @@ def ways_of_each_objective(folder):
 
 
 def the_same_twice(folder):
-    return "train --dataset glyphs+glyphs --out {t}/a", "glyphs stands there twice"
+    return "train --dataset glyphs+glyphs --out {t}/a", "glyphs appears twice"
 
 
 @pytest.mark.parametrize(

@@ -155,8 +155,8 @@ def test_both_and_query_at_a_time_from_the_command_line(capsys: Any, tmp_path: P
     assert stored["protocol"] == "query-at-a-time"
     for flags, message in (
         ("--protocol inductive --query-at-a-time", "a protocol of its own, not inductive"),
-        ("--protocol lake", "--protocol lake and --source PATH, its runs, go together"),
-        ("--source x", "go together"),
+        ("--protocol lake", "--protocol lake needs --source PATH"),
+        ("--source x", "and only it does"),
         ("--protocol lake --source x --on val", "has tasks of its own; leave out --on val"),
         ("--protocol lake --source x --episodes 9", "leave out --episodes 9"),
         ("--protocol lake --source x --seed 3", "leave out --seed 3"),

@@ -189,6 +189,6 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     config = TrainConfig.of("glyphs", learner="protonet", rule="agreement-update", iterations=2)
     with pytest.raises(InputError, match="0 inner steps there are none"):
         train(config, tmp_path / "a", progress=False)
-    with pytest.raises(InputError, match="these targets are no labels"):
+    with pytest.raises(InputError, match="these targets are not labels"):
         meta_gradients(MLP(), Sinusoid().sample(2), ProtoNet())
     assert MAML(0.1).for_test(2) == MAML(0.1, 2, first_order=True)

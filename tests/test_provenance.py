@@ -306,7 +306,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "too few classes left": (
         lambda imgs: list(map(shutil.rmtree, sorted(imgs.iterdir())[2:])),
-        r"A/imgs: 2 class folders with images, at least 3",
+        r"A/imgs: 2 class folders with images, but at least 3",
     ),
     "no folder": (shutil.rmtree, "but no folder is there; if the folder has moved"),
     "a file in its place": (

@@ -13,7 +13,7 @@ OTHERS = ("CONTRIBUTING.md", "SECURITY.md")
 PAGES = [
     *documents(),
     *(ROOT / name for name in OTHERS),
-    *sorted((ROOT / "experiments").glob("*.md")),
+    *sorted(ROOT.glob("ex*/*.md")),
 ]
 FENCES = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 

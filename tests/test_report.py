@@ -212,7 +212,7 @@ def test_cautions_come_from_the_data() -> None:
     found = results("agreement")
     text = said(found, records(found, skipped=3, diverged=True))
     assert "left out because they were not finite: uniform 15, agreement 15." in text
-    assert "Validations that were not finite, and were passed over: uniform 5" in text
+    assert "Validations that were not finite and were skipped: uniform 5" in text
     assert "agreement was named as primary" in said(results("agreement", primary=("agreement",)))
     assert "older version" in said({**found, "environment": {}})
 
@@ -223,7 +223,7 @@ def test_a_wide_interval_and_equal_differences() -> None:
     pair.update(difference=0.001, ci95=[-0.01, 0.012], p_value=0.8, p_holm=0.8)
     assert "Wide intervals: other from -1.00 to +1.20 points." in said(found)
     pair.update(difference=0.01, ci95=[0.01, 0.01], p_value=None, p_holm=None)
-    assert "other differs from uniform by the same on every seed" in said(found)
+    assert "other differs from uniform by the same amount on every seed" in said(found)
 
 
 def test_a_look_before_the_last_seeds_is_told_with_what_it_costs() -> None:

@@ -224,7 +224,7 @@ def test_equal_differences_and_identical_rules() -> None:
     assert shifted["ci95"] == pytest.approx([0.25, 0.25])
     assert (shifted["p_value"], shifted["p_holm"]) == (None, None)
     assert shifted["episodes"]["p_value"] is None
-    assert "no test knows" in sentence(found, shifted)
+    assert "equal differences do not show" in sentence(found, shifted)
     json.dumps(found, allow_nan=False)
 
 
@@ -455,7 +455,7 @@ def test_the_table() -> None:
     assert "-11.00 [" in lines["agreement"]
     assert lines["norm-control"].endswith("2 of 5  no difference shown")
     assert "95% intervals over the 5 seeds" in text
-    assert "norm-control: to show half a point, " in text
+    assert "norm-control: showing half a point would take " in text
     assert "nan" not in text.lower()
 
 
@@ -478,8 +478,8 @@ def test_how_many_seeds_would_do_takes_the_family_into_account() -> None:
     one = comparison({rule: FIVE[rule] for rule in ("uniform", "norm-control")}).as_dict()
     two = comparison(FIVE).as_dict()
     few, more = needed(one, one["paired"][0]), needed(two, two["paired"][1])
-    assert few.startswith("to show half a point, ")
-    assert int(few.split()[5]) < int(more.split()[5])
+    assert few.startswith("showing half a point would take ")
+    assert int(few.split()[6]) < int(more.split()[6])
 
 
 def test_long_names_and_many_objectives_stay_readable() -> None:

@@ -51,16 +51,16 @@ def settings(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--ways 20", "--ways 20: {run} was begun with 1, and what it has learned goes with that"),
-        ("--rule agreement", "--rule agreement: {run} was begun with uniform"),
-        ("--inner-lr 0.5", "--inner-lr 0.5: {run} was begun with 0.01"),
-        ("--seed 3", "--seed 3: {run} was begun with 0"),
-        ("--split lake", "--split lake: {run} was begun with none"),
-        ("--rule-options dwa.period=3", "was begun with none"),
+        ("--ways 20", "--ways 20: {run} was started with 1, which cannot change within a run"),
+        ("--rule agreement", "--rule agreement: {run} was started with uniform"),
+        ("--inner-lr 0.5", "--inner-lr 0.5: {run} was started with 0.01"),
+        ("--seed 3", "--seed 3: {run} was started with 0"),
+        ("--split lake", "--split lake: {run} was started with none"),
+        ("--rule-options dwa.period=3", "was started with none"),
         ("--dataset glyphs", "--dataset glyphs: the run was trained on sinusoid"),
-        ("--out elsewhere", "goes on there; drop --out elsewhere"),
-        ("--overwrite", "--resume goes on with a run, --overwrite starts anew"),
-        ("--config {file}", "--shots 3: {run} was begun with 10"),
+        ("--out elsewhere", "writes to that folder; leave out --out elsewhere"),
+        ("--overwrite", "--resume continues a run and --overwrite starts over"),
+        ("--config {file}", "--shots 3: {run} was started with 10"),
         ("--threads x", "invalid int value"),
         ("--log-every 0", "--log-every must be at least 1"),
     ],
@@ -107,7 +107,7 @@ def test_trust_without_resume_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", *TINY.split(), "--trust", "--out", str(tmp_path / "a")]) == 2
-    assert "--trust is for --resume RUN" in capsys.readouterr().err
+    assert "--trust needs --resume RUN" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
 
 
@@ -231,7 +231,10 @@ def test_an_optimiser_of_ones_own_has_no_schedule_in_its_way(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--iterations 7", "--iterations 7: {run} has done 8; give more, or leave it out"),
+        (
+            "--iterations 7",
+            "--iterations 7: {run} has already done 8; give a larger number, or leave it out",
+        ),
         (
             "--log-every 1",
             "--log-every 1: {run} has done all of its 8 iterations; give more --iter",
@@ -254,8 +257,8 @@ def test_a_finished_run_has_nothing_left_to_do_otherwise(
 def test_other_threads_are_told_to_end_equality_of_bits(finished: Path) -> None:
     threads = torch.get_num_threads()
     told = (
-        f"{finished}: changed from threads 1 to 2 after iteration 8; from there on it is, up to "
-        "rounding and no longer bit for bit"
+        f"{finished}: changed from threads 1 to 2 after iteration 8; from here on its numbers are "
+        "those of the unchanged run up to rounding, no longer bit for bit"
     )
     try:
         with pytest.warns(UserWarning, match=told) as seen:

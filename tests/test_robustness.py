@@ -135,7 +135,7 @@ def test_a_folder_that_cannot_be_made(capsys, place):
     assert "choose another --out" in refused(capsys, "compare", *compare[1:], place)
     images = ClassImages.from_tensors(torch.zeros(6, 1, 4, 4), torch.arange(6) // 2)
     batch = EpisodeSampler(images, ways=2, shots=1, queries=1).sample(1)
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be created"):
         contact_sheet(batch, Path(place) / "a.png", 2)
 
 
@@ -308,7 +308,7 @@ def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):
         assert process.stdout is not None
         assert process.stdout.readline() == "there\n"
         assert not list(tmp_path.iterdir())  # what a killed process left
-        refused = pytest.raises(InputError, match="another process is at work there")
+        refused = pytest.raises(InputError, match="another process is using it")
         with refused, held(tmp_path, patience=0.2):
             pass
         process.kill()

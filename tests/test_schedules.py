@@ -120,19 +120,19 @@ def test_reptiles_options_reach_its_inner_loop() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"inner_batch": 5}, "`inner_batch` is an option of reptile; got it with `learner` maml"),
-        ({"inner_optimizer": "adam"}, "`inner_optimizer` is an option of reptile"),
+        ({"inner_batch": 5}, "`inner_batch` applies to reptile, not to `learner` maml"),
+        ({"inner_optimizer": "adam"}, "`inner_optimizer` applies to reptile"),
         (
             {"learner": "anil", "learned_rates": True},
-            "`learned_rates` is an option of maml, fomaml",
+            "`learned_rates` applies to maml, fomaml",
         ),
-        ({"learner": "fomaml", "first_order_until": 3}, "`first_order_until` is an option of maml"),
-        ({"learner": "reptile", "multi_step_loss": 3}, "`multi_step_loss` is an option of maml"),
-        ({"learner": "fomaml", "constant_memory": True}, "`constant_memory` is an option of maml"),
+        ({"learner": "fomaml", "first_order_until": 3}, "`first_order_until` applies to maml"),
+        ({"learner": "reptile", "multi_step_loss": 3}, "`multi_step_loss` applies to maml"),
+        ({"learner": "fomaml", "constant_memory": True}, "`constant_memory` applies to maml"),
         (
             {"meta_lr_final": 0.1},
-            "`meta_lr_final` is an option of `meta_schedule` linear, cosine; got it with "
-            "`meta_schedule` constant, leave it out",
+            "`meta_lr_final` applies to `meta_schedule` linear, cosine, not to "
+            "`meta_schedule` constant; leave it out",
         ),
         ({"meta_schedule": "square"}, "`meta_schedule` must be one of constant, linear, cosine"),
         ({"meta_lr_final": -1.0}, "`meta_lr_final` must be at least 0"),

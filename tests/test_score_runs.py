@@ -321,8 +321,8 @@ def test_train_and_compare_refuse_before_the_first_iteration(
         untouched(refused)
     others: list[Any] = [
         ({"score": "mea"}, "unknown score 'mea'; did you mean"),
-        ({"score": Score("loss", minus)}, "score 'loss': files call something else so"),
-        ({"score": Score("values", minus)}, "another name, such as Score"),
+        ({"score": Score("loss", minus)}, "score 'loss': that name is reserved"),
+        ({"score": Score("values", minus)}, "give it another, such as Score"),
     ]
     for more, message in others:
         with pytest.raises(InputError, match=message):

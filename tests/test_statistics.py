@@ -103,7 +103,7 @@ def test_what_is_not_finite_is_refused() -> None:
         with pytest.raises(InputError, match="p-values"):
             holm([0.5, bad])
     for empty in ([], [[0.5]]):
-        with pytest.raises(InputError, match="a vector of one or more"):
+        with pytest.raises(InputError, match="a vector of at least one value"):
             over_seeds(empty)
     with pytest.raises(InputError, match="one for each of the 2 values"):
         over_episodes([1.0, 2.0], [0])

@@ -54,7 +54,7 @@ def test_a_flag_of_another_command_is_told(capsys: pytest.CaptureFixture[str]) -
 def test_a_mistyped_key_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.toml").write_text("metabatch = 5\n")
     err = said(capsys, "train", "--config", str(tmp_path / "c.toml"), "--out", str(tmp_path / "a"))
-    assert "'metabatch' is no option of train; did you mean 'meta-batch'? options: " in err
+    assert "'metabatch' is not an option of train; did you mean 'meta-batch'? options: " in err
 
 
 def test_a_mistyped_setting_in_python() -> None:

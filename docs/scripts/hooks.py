@@ -24,11 +24,11 @@ __all__ = ["on_config", "on_files", "on_page_content", "on_page_markdown"]
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 
-_EXPERIMENTS = [*ROOT.glob("experiments/*.md"), *ROOT.glob("experiments/figures/*.png")]
+_FOLDERS = ("experiments/*.md", "experiments/figures/*.png", "examples/*.*", "examples/plugin/*.*")
 ELSEWHERE: dict[Path, str] = {
     ROOT / "CHANGELOG.md": "changelog.md",
     ROOT / "gametalearn" / "engine" / "README.md": "engine.md",
-    **{file: file.relative_to(ROOT).as_posix() for file in _EXPERIMENTS},
+    **{file: file.relative_to(ROOT).as_posix() for part in _FOLDERS for file in ROOT.glob(part)},
 }
 """Files of the repository outside of docs/, and where they stand in the site."""
 
@@ -55,11 +55,13 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Without what only tests read (tests/support/pages.py), with links and help as the site has them."""
-    here = DOCS / Path(page.file.src_uri).parent
+    here = DOCS / Path(page.file.src_uri).parent  # in the site; the file itself may lie elsewhere
+    folder = Path(page.file.abs_src_path).parent
 
     def moved(link: re.Match[str]) -> str:
-        place = ELSEWHERE.get((here / link[1]).resolve())
-        return link[0] if place is None else f"]({os.path.relpath(DOCS / place, here)}"
+        target = (folder / link[1]).resolve()
+        place = DOCS / ELSEWHERE[target] if target in ELSEWHERE else target
+        return f"]({os.path.relpath(place, here)}" if place.is_relative_to(DOCS) else link[0]
 
     return _HELP.sub(_help, _LINK.sub(moved, _HIDDEN.sub("", markdown)))
 

@@ -65,20 +65,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``gametalearn bench``, and the end of its help."""
     add = parser.add_argument
     add("--config", default="omniglot-5w1s", metavar="NAME", choices=CONFIGS,
-        help=f"{', '.join(CONFIGS)} (default omniglot-5w1s)")  # fmt: skip
+        help=f"What to time: {', '.join(CONFIGS)}. Default: omniglot-5w1s.")  # fmt: skip
     add("--threads", type=int, metavar="N",
-        help="PyTorch threads of every side (default: PyTorch's choice)")  # fmt: skip
+        help="Number of PyTorch threads on every side. Default: PyTorch's choice.")  # fmt: skip
     add("--device", default="cpu", metavar="NAME",
-        help="what every side is computed on, cpu or cuda (default cpu)")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write the result here")
+        help="What every side is computed on, cpu or cuda. Default: cpu.")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="Write the result to this file.")
     add("--rounds", type=int, default=LEAST_ROUNDS, metavar="N",
-        help=f"processes of each side, in turn (default {LEAST_ROUNDS}, the least for figures that are "
-        "to be published)")  # fmt: skip
+        help=f"Number of processes per side, which take turns. Default: {LEAST_ROUNDS}, the least for "
+        "figures to be published.")  # fmt: skip
     add("--repeats", type=int, metavar="N",
-        help="timings in each process (default: enough for a steady median)")  # fmt: skip
-    add("--sweep", choices=AXES, help="let this vary; a plot is drawn beside the JSON file")
+        help="Number of timings per process. Default: enough for a steady median.")  # fmt: skip
+    add("--sweep", choices=AXES, help="Vary this, and draw a plot beside the JSON file.")
     add("--constant-memory", action="store_true",
-        help="gametalearn's option of that name, for many inner steps")  # fmt: skip
+        help="Use the setting of that name in gametalearn, for many inner steps.")  # fmt: skip
     parser.epilog = (
         f"{explanation()}\n\nexample:\n"
         "  gametalearn bench --config omniglot-5w1s --threads 2 --json bench.json"

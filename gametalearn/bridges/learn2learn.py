@@ -1,6 +1,6 @@
 """learn2learn: any rule over its MAML, MetaSGD and ANIL, and its task sets as a source here.
 
-Nothing here imports learn2learn: its objects are handed in. In a learn2learn loop of one's own,
+Nothing here imports learn2learn: its objects are handed in. In a learn2learn loop of your own,
 `gametalearn.bridges.GradientCollector` adds a rule in three lines; `meta_step` is that loop.
 """
 
@@ -194,7 +194,7 @@ class TasksetSource:
         sizes = sorted({len(query_y) for _, _, _, query_y in tasks})
         if len(sizes) > 1:
             raise InputError(
-                f"TasksetSource: tasks of one batch differ in their queries: {sizes}; use "
+                f"TasksetSource: tasks of one batch have different numbers of queries: {sizes}; use "
                 "l2l.data.transforms.KShots"
             )
         support_x, support_y, query_x, query_y = map(torch.stack, zip(*tasks, strict=True))
@@ -222,7 +222,7 @@ class TasksetSource:
             indices = [data.index for data in description]
             if len(set(indices)) < len(indices):
                 raise InputError(
-                    "TasksetSource: a task has an example twice, so that support and queries may "
+                    "TasksetSource: a task contains an example twice, so that support and queries may "
                     "share it; use KShots(..., replacement=False)"
                 )
         x, y = self.taskset.get_task(description)
@@ -236,13 +236,13 @@ class TasksetSource:
         classes, counts = torch.unique(y, return_counts=True)
         if classes.tolist() != list(range(self.ways)):
             raise InputError(
-                f"TasksetSource: {self.ways} ways asked, but a task has the labels "
+                f"TasksetSource: {self.ways} ways requested, but a task has the labels "
                 f"{classes.tolist()[:8]}; add l2l.data.transforms.RemapLabels, or change ways"
             )
         if len(set(counts.tolist())) > 1 or int(counts[0]) <= self.shots:
             raise InputError(
-                f"TasksetSource: classes of equal size above {self.shots} shots are needed, but a "
-                f"task has {counts.tolist()[:8]} examples per class; use KShots(k = shots + queries)"
+                f"TasksetSource: every class needs the same number of examples, more than {self.shots}, "
+                f"but a task has {counts.tolist()[:8]} per class; use KShots(k = shots + queries)"
             )
         if x.dtype == torch.uint8:
             x = x.to(torch.float32) / 255

@@ -1,4 +1,4 @@
-"""Weighting rules in a loop of one's own: three lines around ``loss.backward()``."""
+"""Weighting rules in a loop of your own: three lines around ``loss.backward()``."""
 
 from __future__ import annotations
 

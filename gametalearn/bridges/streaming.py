@@ -206,8 +206,8 @@ def _check_repeated(task: int, now: tuple[float, float], before: tuple[float, fl
     new, old = (a / scale * b for a, b in (now, before))
     if abs(new - old) > REPEATED * old:
         raise InputError(
-            f"stream_agreement: task_gradient({task}) gave another gradient in the second pass "
-            f"(length off by {abs(new - old) / max(new, old):.1%}); seed what is random in it "
+            f"stream_agreement: task_gradient({task}) returned a different gradient in the second "
+            f"pass (its length differs by {abs(new - old) / max(new, old):.1%}); seed its randomness "
             "by the task"
         )
 

@@ -66,9 +66,9 @@ class AgreementWeighting(Weighting[PSDMatrix]):
         """Weights ``(T,)`` of a Gramian ``(T, T)``."""
         if len(gramian) > 1 and not bool(torch.isfinite(gramian.diagonal()).any()):
             raise InputError(
-                "no task's row of the Gramian is finite, and which task is to blame cannot be told: "
-                "TorchJD differentiates all losses together, and 0 times NaN is NaN; look which of the "
-                "losses is not finite before backward()"
+                "no row of the Gramian is finite, so that the task at fault cannot be named: "
+                "TorchJD differentiates all losses together, and 0 times NaN is NaN; check before "
+                "backward() which of the losses is not finite"
             )
         return agreement_weights_from_gramian(gramian, normalize=self.normalize)
 
@@ -116,7 +116,7 @@ class TorchJDRule(nn.Module):
 
     Random, PCGrad and GradVac draw random numbers. They come from a generator of the rule's own;
     torch's global state is left as it was. ``state_dict()`` holds the generator and what a stateful
-    aggregator keeps (its options included), so that training goes on as if never interrupted.
+    aggregator keeps (its options included), so that training continues as if never interrupted.
 
     Args:
         name: one of `torchjd_rules`, in any case, with or without hyphens and the suffix
@@ -219,7 +219,7 @@ class TorchJDRule(nn.Module):
         modules = dict(self._stateful())
         if modules.keys() != state["modules"].keys():
             raise InputError(
-                f"rule 'torchjd:{self.name}': the state is another rule's, with modules "
+                f"rule 'torchjd:{self.name}': the state belongs to another rule, with modules "
                 f"{sorted(state['modules'])} for {sorted(modules)}"
             )
         for path, module in modules.items():
@@ -251,7 +251,7 @@ def _build(name: str, options: dict[str, Any]) -> WeightedAggregator:
     try:
         given = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in given.items()}
     except (TypeError, ValueError) as error:
-        raise InputError(f"{label}: lists must be of numbers, got {options}") from error
+        raise InputError(f"{label}: lists must hold numbers, got {options}") from error
     check_options(f"torchjd:{cls.__name__}", cls, given)
     missing = [o for o, p in parameters.items() if p.default is p.empty and o not in given]
     if missing:

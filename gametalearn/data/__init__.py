@@ -68,8 +68,8 @@ def load_dataset(
     )  # fmt: skip
     if not isinstance(data, ClassImages):
         raise InputError(
-            f"load_dataset: data set {name!r} gives no images of 8 bits; load_run(RUN).source has what "
-            "a run is trained on"
+            f"load_dataset: data set {name!r} provides episodes, not 8-bit images; sample from "
+            "load_run(RUN).source instead"
         )
     return data
 
@@ -91,8 +91,8 @@ def load_part(name: str, split: str, *, rotations: bool = False, **given: Any) -
     part, fixed = (load_folder, {}) if folder is not None else registry.resolve("dataset", name)
     if "class_split" in offered and not registry.takes(part, "class_split"):
         raise InputError(
-            f"load_dataset: data set '{name}' has one way to split its classes, "
-            f"got the class split {offered['class_split']!r}; leave it out"
+            f"load_dataset: data set '{name}' has only one class split, "
+            f"got {offered['class_split']!r}; leave it out"
         )
     if folder is not None:  # packed at the size asked for, not resized twice
         fixed = {"folder": Path(folder)}

@@ -107,9 +107,9 @@ def read_file(path: Path) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
-            raise InputError(f"{path}: not an ordinary file")
+            raise InputError(f"{path}: not a regular file")
         if status.st_size > MAX_FILE:
-            raise InputError(f"{path}: {status.st_size} bytes, at most {MAX_FILE} are read")
+            raise InputError(f"{path}: has {status.st_size} bytes; at most {MAX_FILE} are read")
         return path.read_bytes()
     except InputError:
         raise
@@ -149,7 +149,7 @@ class ZipFiles:
                 raise InputError(f"{member} is a link; refused")
             if info.file_size > MAX_FILE:
                 raise InputError(
-                    f"{member} has {info.file_size} bytes, at most {MAX_FILE} are read"
+                    f"{member} has {info.file_size} bytes; at most {MAX_FILE} are read"
                 )
             if info.file_size > max(2**20, MAX_RATIO * info.compress_size):
                 raise InputError(
@@ -160,7 +160,7 @@ class ZipFiles:
             raise InputError(f"{self.where}: its members overlap; refused as a decompression bomb")
         if (total := sum(info.file_size for info in members)) > MAX_TOTAL:
             raise InputError(
-                f"{self.where}: unpacks to {total} bytes, at most {MAX_TOTAL} are read"
+                f"{self.where}: unpacks to {total} bytes; at most {MAX_TOTAL} are read"
             )
 
     def __enter__(self) -> Self:

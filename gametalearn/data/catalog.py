@@ -43,7 +43,9 @@ def prepare(name: str, root: Path, source: Path | None = None, *, skip_bad: bool
             f"data prepare: '{name}' is unknown; {did_you_mean(name, PREPARED)}use one of "
             f"{', '.join(PREPARED)} (folder:PATH and sinusoid need no preparation)"
         )
-    kept = "; prepared before, and left as it is (to make it anew, delete that folder)" * before
+    kept = (
+        "; already prepared, and left as it is (to prepare it again, delete that folder)" * before
+    )
     return f"{name}: {_state(root, name)}{kept}"
 
 
@@ -59,7 +61,7 @@ def describe(root: Path) -> list[tuple[str, str]]:
 
 
 def clean(root: Path, name: str | None = None) -> list[str]:
-    """Remove packed copies of folders of images, which are made anew when they are needed.
+    """Remove packed copies of folders of images, which are made again when they are needed.
 
     Args:
         root: the data root.

@@ -89,14 +89,14 @@ def _splits(given: Iterable[str], where: str) -> dict[str, str]:
         if split in found.values():
             first = next(f for f, s in found.items() if s == split)
             raise InputError(
-                f"{where}: {first}/ and {folder}/ are both the {split} classes by their names; join "
+                f"{where}: {first}/ and {folder}/ are both names for the {split} classes; merge "
                 "them, or rename one"
             )
         found[folder] = split
     if missing := [split for split in SPLITS if split not in found.values()]:
         raise InputError(
             f"{where}: has class folders in {min(given)}/ but none in {missing[0]}/; give "
-            f"{', '.join(SPLITS)} all, or class folders only"
+            f"all of {', '.join(SPLITS)}, or class folders only"
         )
     return found
 
@@ -114,7 +114,7 @@ def _warn_of_others(where: str, visible: Iterable[str], splits: Mapping[str, str
     told, others = [], Counter[str]()
     for folder, members in sorted(files.items()):
         if not any(map(is_image_name, members)):
-            told.append(f"{folder}/ ({counted(len(members), 'file')}, none called like an image)")
+            told.append(f"{folder}/ ({counted(len(members), 'file')}, none named like an image)")
         elif folder.count("/") < depth - 1 or not folder:
             told.append(f"{counted(len(members), 'image')} in {folder or 'no folder'}")
         else:
@@ -137,7 +137,7 @@ def check_disjoint(tree: Mapping[str, Iterable[str]], where: str) -> None:
             if name in seen:
                 raise InputError(
                     f"{where}: class {name[:200]!r} is in {seen[name]} and in {split}; few-shot splits "
-                    "have different classes"
+                    "must not share classes"
                 )
             seen[name] = split
 
@@ -157,7 +157,7 @@ def deal_classes(names: Iterable[str], where: str) -> dict[str, list[str]]:
     total = len(ranked)
     if total < 3:
         raise InputError(
-            f"{where}: {counted(total, 'class folder')} with images, at least 3 are needed (one a split); "
+            f"{where}: {counted(total, 'class folder')} with images, but at least 3 are needed (one per split); "
             "images lie in FOLDER/CLASS/*.png or FOLDER/{train,val,test}/CLASS/*.png"
         )
     least = min(5, total // 3)
@@ -200,7 +200,7 @@ def load_folder(
     folder = existing(folder)
     if image_size < 1 or channels not in (1, 3):
         raise InputError(
-            f"folder: images of {image_size} pixels and {channels} channels asked; sizes are at "
+            f"folder: images of {image_size} pixels and {channels} channels requested; sizes are at "
             "least 1, channels 1 or 3"
         )
     files = FolderFiles(folder)

@@ -83,7 +83,7 @@ def _runs(files: SourceFiles) -> dict[str, str]:
         if match:
             folder = match[1] + match[2]
             if folders.setdefault(match[2], folder) != folder:
-                raise InputError(f"{files.where}: {match[2]} is there twice; {EXPECTED}")
+                raise InputError(f"{files.where}: {match[2]} appears twice; {EXPECTED}")
     wanted = {f"run{i:02}" for i in range(1, RUNS + 1)}
     if folders.keys() != wanted:
         missing = sorted(wanted - folders.keys()) or sorted(folders.keys() - wanted)

@@ -66,7 +66,9 @@ def prepare_mini_imagenet(root: Path, source: Path | None = None, skip_bad: bool
             + LAYOUTS
         )
     if not source.is_dir():
-        raise InputError(f"mini-imagenet: `source` {source} is not a folder; it holds {LAYOUTS}")
+        raise InputError(
+            f"mini-imagenet: `source` {source} is not a folder; give one with {LAYOUTS}"
+        )
     bad: list[str] = []
 
     def unreadable(error: InputError) -> None:
@@ -171,7 +173,7 @@ def _read_table(
             found = members.get(name, [])
             if len(found) != 1:
                 raise InputError(
-                    f"{line}: names {name[:200]!r}, which the images have {len(found)} times; "
+                    f"{line}: names {name[:200]!r}, of which there are {len(found)} images; "
                     "complete the images, or correct the line"
                 )
             if name in used:
@@ -204,7 +206,7 @@ def _to_packed(images: Array) -> Array:
 def _pickled(file: Path, content: Any, split: str) -> tuple[Array, dict[str, list[int]]]:
     """The images of a cache file and the numbers of each class's, checked to be what they should."""
     if not isinstance(content, dict):
-        raise InputError(f"{file}: a dictionary is expected, got {type(content).__name__}")
+        raise InputError(f"{file}: expected a dictionary, got {type(content).__name__}")
     images = content.get("image_data", content.get("data"))
     if (
         not isinstance(images, np.ndarray)

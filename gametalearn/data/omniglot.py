@@ -145,7 +145,7 @@ def _download(folder: Path) -> Path:
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"omniglot: the download failed ({summary(error)}); fetch images_background.zip and "
-            "images_evaluation.zip otherwise and run "
+            "images_evaluation.zip in another way and run "
             "`gametalearn data prepare omniglot --source FOLDER`"
         ) from error
     return folder / "omniglot-py"
@@ -180,7 +180,7 @@ def _index(files: SourceFiles, part: str) -> dict[tuple[str, str], list[str]]:
     for (alphabet, character), names in found.items():
         if alphabet not in ALPHABETS[part]:
             raise InputError(
-                f"omniglot: {files.where} has an alphabet {alphabet!r} that images_{part} has not; "
+                f"omniglot: {files.where} has an alphabet {alphabet!r} that images_{part} does not have; "
                 "give the original archive as `source`"
             )
         if len(names) != DRAWINGS:

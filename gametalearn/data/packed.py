@@ -245,7 +245,7 @@ def _read(
             index = json.loads(text)
             if index["format"] != FORMAT:
                 raise InputError(
-                    f"{folder}: format {str(index['format'])[:40]!r}, this version reads {FORMAT!r}; {remedy}"
+                    f"{folder}: format {str(index['format'])[:40]!r}; this version reads {FORMAT!r}; {remedy}"
                 )
             if _index_digest(index) != index["checksum"]:
                 raise ValueError("the checksum of index.json does not match")
@@ -322,8 +322,8 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"cannot write to {folder}: {error.strerror or error}; make room or the folder writable,"
-            " or set GAMETALEARN_DATA to another folder"
+            f"cannot write to {folder}: {error.strerror or error}; free some space, make the folder "
+            "writable, or set GAMETALEARN_DATA to another folder"
         ) from error
 
 

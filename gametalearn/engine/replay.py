@@ -151,7 +151,7 @@ def _thrown_away(recipe: Recipe, chunk: Data, reason: str, first: bool) -> None:
     name, shape = type(recipe.model).__name__, tuple(chunk[0].shape)
     warnings.warn(
         f"gametalearn: {name} is computed task by task in plain autograd from now on, which is exact "
-        f"but slower. The results of its replay were thrown away: {reason}. Either {known}"
+        f"but slower. The results of its replay were discarded: {reason}. Either {known}"
         "this is a bug: please report it with this message, the model's code, the learner "
         f"{recipe.learner}, support inputs of shape {shape} and torch {torch.__version__}",
         stacklevel=3,

@@ -105,7 +105,7 @@ def _notes(probe: Probe) -> str:
         return f"{count} meta-batches are too few for an interval or a test; `meta_batches` takes more."
     others = len(probe.rules) - 1
     adjusted = f", adjusted for {others} rules (Holm)" if others > 1 else ""
-    test = f" p_holm is a paired t test{adjusted}; a verdict needs p_holm < {LEVEL}."
+    test = f" p_holm is the p-value of a paired t test{adjusted}; a verdict needs p_holm < {LEVEL}."
     return (
         f"± and [ ] are 95% intervals over the {count} meta-batches, all from the same weights; they "
         f"say nothing of other weights, or of what a whole training comes to.{test if others else ''}"

@@ -34,7 +34,9 @@ class Descent(nn.Module):
         if not lr > 0:
             raise InputError(f"lr: the rule's learning rate must be positive, got {lr}")
         if optimizer not in ("adam", "sgd"):
-            raise InputError(f"optimizer: the rule's must be 'adam' or 'sgd', got '{optimizer}'")
+            raise InputError(
+                f"optimizer: the rule's optimiser must be 'adam' or 'sgd', got '{optimizer}'"
+            )
         self.lr, self.optimizer = lr, optimizer
         for name in ("first", "second", "steps"):
             self.register_buffer(name, torch.zeros(size, dtype=torch.float64))

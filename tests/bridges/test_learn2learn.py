@@ -466,11 +466,13 @@ def test_taskset_bad_input():
         TasksetSource(make_taskset(), 3, 0)
     with pytest.raises(InputError, match="num_tasks must be at least 1, got 0"):
         TasksetSource(make_taskset(), 3, 1).sample(0)
-    with pytest.raises(InputError, match=r"5 ways asked, but a task has the labels \[0, 1, 2\]"):
+    with pytest.raises(
+        InputError, match=r"5 ways requested, but a task has the labels \[0, 1, 2\]"
+    ):
         TasksetSource(make_taskset(), 5, 1).sample(1)
     with pytest.raises(InputError, match=r"add l2l\.data\.transforms\.RemapLabels"):
         TasksetSource(make_taskset(remap=False), 3, 1, seed=1).sample(1)
-    with pytest.raises(InputError, match=r"above 4 shots are needed, .* has \[4, 4, 4\] examples"):
+    with pytest.raises(InputError, match=r"more than 4, .* has \[4, 4, 4\] per class"):
         TasksetSource(make_taskset(k=4), 3, 4).sample(1)
 
     dataset = make_taskset().dataset
@@ -481,5 +483,5 @@ def test_taskset_bad_input():
         transforms.LoadData(dataset),
         transforms.RemapLabels(dataset),
     ]
-    with pytest.raises(InputError, match="has an example twice"):
+    with pytest.raises(InputError, match="contains an example twice"):
         TasksetSource(l2l.data.Taskset(dataset, twice), 3, 1).sample(1)

@@ -167,7 +167,7 @@ def test_names_the_task_that_is_not_finite(bad):
 
 def test_notices_a_second_pass_that_differs():
     generator = torch.Generator().manual_seed(0)
-    with pytest.raises(InputError, match=r"task_gradient\(0\) gave another gradient"):
+    with pytest.raises(InputError, match=r"task_gradient\(0\) returned a different gradient"):
         stream_agreement(lambda i: torch.randn(5, generator=generator), 3)
 
 

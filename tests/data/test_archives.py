@@ -60,11 +60,11 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ZipFiles(path)
     monkeypatch.setattr(archives, "MAX_FILE", 1000)
     path = zipped(tmp_path / "large.zip", {"a.png": os.urandom(1001)})
-    with pytest.raises(InputError, match="1001 bytes, at most 1000"):
+    with pytest.raises(InputError, match="1001 bytes; at most 1000"):
         ZipFiles(path)
     monkeypatch.setattr(archives, "MAX_TOTAL", 1500)
     path = zipped(tmp_path / "total.zip", {f"{i}.png": os.urandom(800) for i in range(2)})
-    with pytest.raises(InputError, match="unpacks to 1600 bytes, at most 1500"):
+    with pytest.raises(InputError, match="unpacks to 1600 bytes; at most 1500"):
         ZipFiles(path)
 
 
@@ -118,7 +118,7 @@ def test_encrypted_members_are_named(tmp_path: Path) -> None:
 
 def test_only_ordinary_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(InputError, match="not an ordinary file"):
+    with pytest.raises(InputError, match="not a regular file"):
         read_file(tmp_path / "pipe.png")
     (tmp_path / "dangling.png").symlink_to(tmp_path / "absent")
     with pytest.raises(InputError, match="cannot be read"):
@@ -127,7 +127,7 @@ def test_only_ordinary_files_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
         read_file(tmp_path / "nu\0ll.png")
     (tmp_path / "large.png").write_bytes(bytes(20))
     monkeypatch.setattr(archives, "MAX_FILE", 19)
-    with pytest.raises(InputError, match="20 bytes, at most 19"):
+    with pytest.raises(InputError, match="20 bytes; at most 19"):
         read_file(tmp_path / "large.png")
 
 

@@ -74,7 +74,7 @@ def test_a_class_called_test_is_a_class(tmp_path: Path) -> None:
     [
         (["train/a/1.png", "val/b/1.png"], "none in test/"),
         (["train/a/1.png", "val/b/1.png", "test/a/1.png"], "class 'a' is in train and in test"),
-        (["a/1.png", "b/1.png"], "2 class folders with images, at least 3"),
+        (["a/1.png", "b/1.png"], "2 class folders with images, but at least 3"),
         (["1.png", "2.png"], "0 class folders"),
         (["a/1.txt", "b/.hidden.png", "c/1.png"], "1 class folder with images"),
     ],
@@ -190,7 +190,7 @@ def test_splits_by_other_names(tmp_path: Path, splits: tuple[str, str, str]) -> 
 def test_two_folders_for_one_split(tmp_path: Path) -> None:
     for folder in ("train", "val", "valid", "test"):
         save(tmp_path / "in" / folder / f"of-{folder}" / "1.png", 7)
-    with pytest.raises(InputError, match="val/ and valid/ are both the val classes"):
+    with pytest.raises(InputError, match="val/ and valid/ are both names for the val classes"):
         load_folder(tmp_path / "in", "train", tmp_path / "root")
 
 
@@ -220,7 +220,7 @@ def test_nothing_vanishes_without_a_word(tmp_path: Path) -> None:
     (source / "class00" / ".DS_Store").write_bytes(b"")
     save(source / "loose.png", 1)
     assert left_out(source, tmp_path / "root") == (
-        "1 image in no folder, class03/ (3 files, none called like an image), 1 .avif file"
+        "1 image in no folder, class03/ (3 files, none named like an image), 1 .avif file"
     )
 
 
@@ -232,7 +232,7 @@ def test_folders_beside_the_splits_are_told(tmp_path: Path) -> None:
     (tmp_path / "in" / "test" / "empty").mkdir()
     (tmp_path / "in" / "test" / "empty" / "a.dat").write_text("no image")
     assert left_out(tmp_path / "in", tmp_path / "root") == (
-        "1 image in extra, test/empty/ (1 file, none called like an image)"
+        "1 image in extra, test/empty/ (1 file, none named like an image)"
     )
 
 
@@ -249,7 +249,8 @@ def test_too_few_test_images_are_found_before_the_training(
     assert main(["train", *flags.split(), "--queries", "2", "--out", str(out)]) == 2
     err = capsys.readouterr().err
     assert (
-        "1 shot + 2 queries = 3 examples per class asked, but class 'test-a' in split 'test'" in err
+        "1 shot + 2 queries = 3 examples per class requested, but class 'test-a' in split 'test'"
+        in err
     )
     assert "has 2; lower --shots or --queries" in err
     assert not out.exists()

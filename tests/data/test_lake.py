@@ -119,7 +119,7 @@ def test_labels_and_images_are_in_their_places(files: Files, tmp_path: Path) -> 
         ({"run07/class_labels.txt": 2 * b"run07/test/item01.png run07/training/class01.png\n"},
          "line 2: .* each item once"),
         ({"run21/test/item01.png": drawing(0, 0, True)}, r"21 runs found, not the 20 .*\(run21\)"),
-        ({"again/run01/test/item01.png": drawing(0, 0, True)}, "run01 is there twice"),
+        ({"again/run01/test/item01.png": drawing(0, 0, True)}, "run01 appears twice"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_layout_is_said(

@@ -33,7 +33,7 @@ def test_an_unknown_split(tmp_path: Path) -> None:
 def test_an_unknown_class_split(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="split 'vinyals' is unknown; use one of lake, maml"):
         load_dataset("omniglot", "train", root=tmp_path, class_split="vinyals")
-    with pytest.raises(InputError, match="'mini-imagenet' has one way"):
+    with pytest.raises(InputError, match="'mini-imagenet' has only one class split"):
         load_dataset("mini-imagenet", "train", root=tmp_path, class_split="lake")
 
 

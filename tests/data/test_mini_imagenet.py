@@ -238,7 +238,7 @@ def test_a_class_without_a_readable_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: [c], "a dictionary is expected, got list"),
+        (lambda c: [c], "expected a dictionary, got list"),
         (lambda c: c | {"image_data": None}, r"must be \(N, H, W, 3\) uint8, got NoneType"),
         (lambda c: c | {"image_data": c["image_data"] / 255}, "float64"),
         (lambda c: c | {"image_data": c["image_data"][..., :2]}, r"got \(12, 84, 84, 2\) uint8"),

@@ -197,7 +197,7 @@ def test_what_is_prepared_needs_no_network(
 
     monkeypatch.setenv("GAMETALEARN_DATA", str(tmp_path / "root"))
     assert main(["data", "prepare", "omniglot", "--source", str(as_folder(tmp_path / "in"))]) == 0
-    assert "prepared before" not in capsys.readouterr().out
+    assert "already prepared" not in capsys.readouterr().out
     index = tmp_path / "root" / "omniglot" / "index.json"
     written = index.stat().st_mtime_ns
 
@@ -208,7 +208,7 @@ def test_what_is_prepared_needs_no_network(
     assert main(["data", "prepare", "omniglot"]) == 0
     out = capsys.readouterr().out
     assert "omniglot: 10 classes, 200 images" in out
-    assert "prepared before, and left as it is" in out
+    assert "already prepared, and left as it is" in out
     assert index.stat().st_mtime_ns == written
     index.write_text("{}")  # what is damaged is no data set: it is fetched again
     assert main(["data", "prepare", "omniglot"]) == 2

@@ -19,7 +19,7 @@ from gametalearn.engine import passes, replay
 from gametalearn.gradients import adapt_and_score
 
 aten = torch.ops.aten
-THROWN_AWAY = "results of its replay were thrown away"
+THROWN_AWAY = "results of its replay were discarded"
 
 
 def episodes(dtype: torch.dtype = torch.float64, tasks: int = 3) -> TaskBatch:

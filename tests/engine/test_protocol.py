@@ -176,9 +176,11 @@ def test_what_a_model_does_not_know_is_refused_by_its_types() -> None:
     batch = batch_of(2)
     calls: list[Any] = [meta_gradients, adapt_and_score]
     for call in calls:
-        with pytest.raises(InputError, match=r"'inductive' asked, but Own.*\(BatchNorm2d 'norm'\)"):
+        with pytest.raises(
+            InputError, match=r"'inductive' requested, but Own.*\(BatchNorm2d 'norm'\)"
+        ):
             call(own(), batch, LEARNER, protocol="inductive")
-        with pytest.raises(InputError, match="'transductive' asked, but Conv4 knows only"):
+        with pytest.raises(InputError, match="'transductive' requested, but Conv4 supports only"):
             call(conv("group"), batch, LEARNER, protocol="transductive")
         with pytest.raises(InputError, match=r"protocol must be one of .*; got 'support'"):
             call(conv(), batch, LEARNER, protocol="support")

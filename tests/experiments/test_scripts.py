@@ -90,7 +90,7 @@ def test_the_disagreement_grid_runs_resumes_and_draws(tmp_path: Path, capsys: An
         assert (found[6].strip(" |") != "") == (cell["share"] == 0.25)
     capsys.readouterr()
     assert main([*command.split(), "--shares", "0", "--episodes", "4"]) == 0
-    assert "of other settings" in capsys.readouterr().err
+    assert "written with other settings" in capsys.readouterr().err
     assert len(json.loads((out / "disagreement.json").read_text())["cells"]) == 1
 
 

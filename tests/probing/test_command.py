@@ -100,7 +100,7 @@ def test_one_rule_alone(capsys, trained, tmp_path):
         ("--rules ,", "--rules: name one or more"),
         ("--meta-batches 0", "--meta-batches must be at least 1, got 0"),
         ("--length -1", "--length must be positive, got -1.0"),
-        ("--disagree-kind permuted", "--disagree-kind is an option of --disagree above 0"),
+        ("--disagree-kind permuted", "--disagree-kind applies to --disagree above 0"),
         ("--disagree 2", "--disagree must be at most 1, got 2.0"),
         ("--rules dtp", "rule 'dtp' weighs objectives by their accuracy"),
     ],
