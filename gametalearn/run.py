@@ -250,22 +250,13 @@ class Outer:
                 part.load_state_dict(content[name])  # type: ignore[union-attr]
 
 
-RESERVED = {
-    *("best_iteration", "budget", "by_seed", "ci95", "ci95_episodes", "delta_m", "diagnostics"),
-    *("effective", "episodes", "group", "inner_steps", "iteration", "loss", "losses", "mean_rank"),
-    *(
-        "metric",
-        "minus_single",
-        "objectives",
-        "protocol",
-        "protocols",
-        "raw",
-        "rule",
-        "runs",
-        "schema",
-    ),
-    *("scores", "seconds", "seed", "seeds", "skipped", "spoiled", "tasks", "validation", "values"),
-}
+RESERVED = frozenset(
+    (
+        "best_iteration budget by_seed ci95 ci95_episodes delta_m diagnostics effective episodes group "
+        "inner_steps iteration loss losses mean_rank metric minus_single objectives protocol protocols "
+        "raw rule runs schema scores seconds seed seeds skipped spoiled tasks validation values"
+    ).split()
+)
 """What files call something else; a score needs another name."""
 
 
