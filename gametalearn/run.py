@@ -34,7 +34,7 @@ from gametalearn.peek import score_for
 from gametalearn.provenance import checked
 from gametalearn.records import one_line
 from gametalearn.schedules import learner_at
-from gametalearn.scores import SCORES, Score, ScoreLike, as_score, default_score
+from gametalearn.scores import RESERVED, SCORES, Score, ScoreLike, as_score, default_score
 from gametalearn.transfer import episodes_for, require_other, settings_for
 from gametalearn.update import meta_rate
 from gametalearn.weighting import Rule, shared_columns
@@ -248,16 +248,6 @@ class Outer:
         for name, part in (("rule", self.rule), ("scheduler", self.scheduler)):
             if hasattr(part, "load_state_dict"):
                 part.load_state_dict(content[name])  # type: ignore[union-attr]
-
-
-RESERVED = frozenset(
-    (
-        "best_iteration budget by_seed ci95 ci95_episodes delta_m diagnostics effective episodes group "
-        "inner_steps iteration loss losses mean_rank metric minus_single objectives protocol protocols "
-        "raw rule runs schema scores seconds seed seeds skipped spoiled tasks validation values"
-    ).split()
-)
-"""What files call something else; a score needs another name."""
 
 
 def start(

@@ -48,6 +48,7 @@ from gametalearn.trees import mapped
 from gametalearn.words import did_you_mean
 
 __all__ = [
+    "RESERVED",
     "SCORES",
     "Format",
     "Score",
@@ -60,6 +61,15 @@ __all__ = [
     "score_function",
     "settled",
 ]
+
+RESERVED = {
+    "best_iteration", "budget", "by_seed", "ci95", "ci95_episodes", "delta_m", "diagnostics",
+    "effective", "episodes", "group", "inner_steps", "iteration", "loss", "losses", "mean_rank",
+    "metric", "minus_single", "objectives", "protocol", "protocols", "raw", "rule", "runs",
+    "schema", "scores", "seconds", "seed", "seeds", "skipped", "spoiled", "tasks", "validation",
+    "values",
+}  # fmt: skip
+"""What the files of a run call something else; a score needs another name."""
 
 ScoreFunction = Callable[[Any, Tensor], Tensor]
 """``function(prediction, target)``: a scalar tensor."""
