@@ -37,7 +37,7 @@ def relative_change(
     Returns:
         S shares (0.01 is one percent); None where some B_k is 0, against which nothing is relative.
 
-    >>> relative_change([[0.9, 0.3]], [[0.9, 0.4]])
+    >>> relative_change([[0.5, 0.375]], [[0.5, 0.5]])
     [-0.125]
     """
     mine, alone = _matrix(values, "values"), _matrix(single, "single")

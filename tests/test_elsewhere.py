@@ -120,8 +120,8 @@ def test_what_no_episode_can_have_is_refused(runs: Path, capsys: Capture) -> Non
         ("--ways 1", "--ways must be at least 2, got 1"),
         ("--shots 0", "--shots must be at least 1, got 0"),
         ("--queries 0", "--queries must be at least 1, got 0"),
-        ("--ways 5000", "5000 ways asked, but split 'test' of 'glyphs'"),
-        ("--shots 5000", "5000 shots + 2 queries = 5002 examples per class asked"),
+        ("--ways 5000", "5000 ways requested, but split 'test' of 'glyphs'"),
+        ("--shots 5000", "5000 shots + 2 queries = 5002 examples per class requested"),
         ("--protocol lake --source x --shots 5", "leave out --shots 5"),
     ):
         code, _, err = run(capsys, f"evaluate --quiet {words}", runs / "proto")
@@ -241,7 +241,7 @@ def test_a_split_of_other_data_which_are_other_for_some_runs_alone(
     train(TrainConfig.of(f"folder:{birds}", **TINY), runs / "birds", progress=False)
     code, _, err = run(capsys, "evaluate --dataset glyphs", runs / "maml", runs / "birds")
     assert code == 2
-    assert "--dataset glyphs is other data for some of these runs" in err
+    assert "--dataset glyphs is new data for some of these runs" in err
     code, out, _ = run(capsys, f"evaluate --dataset glyphs --on val {FEW}", runs / "birds")
     assert code == 0
     assert "iteration 1) on glyphs, val: accuracy" in out

@@ -430,7 +430,7 @@ def test_features_by_name(
     )
     assert main(["train", *words, *more.split(), "--image-size", "8", "--out", "no"]) == 2
     assert "inputs of the shape (4,) that are no images of 8 bits" in capsys.readouterr().err
-    with pytest.raises(InputError, match="gives no images of 8 bits"):
+    with pytest.raises(InputError, match="provides episodes, not 8-bit images"):
         load_dataset("own_features:table", "train")
     config = TrainConfig.of("own_features:pictures", ways=3, queries=2, image_size=6)
     assert build_source(config, "val").sample(1).support_x.shape == (1, 3, 1, 6, 6)

@@ -41,7 +41,9 @@ PROGRAMS = {
 def test_all_of_them_are_tested_and_listed() -> None:
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     found = {file.name for file in EXAMPLES.iterdir()} - {"README.md"}
-    assert found == {*PROGRAMS, "torchrun_own.py", "plugin", "slurm_array.sh", NOTEBOOK.name}
+    assert found == {
+        *PROGRAMS, "embeddings.py", "tokens.py", "torchrun_own.py", "plugin", "slurm_array.sh", NOTEBOOK.name
+    }  # fmt: skip
     assert found == set(re.findall(r"^\| \[([\w.]+)\]", listed, re.MULTILINE))
 
 
@@ -75,6 +77,20 @@ def test_a_program_runs_and_what_it_trains_improves(name: str, elsewhere: Path) 
     assert re.search(PROGRAMS[name], out), out
     for before, after in re.findall(r"([\d.]+)%? before, ([\d.]+)%? after", out):
         assert (float(after) < float(before)) == ("accuracy" not in out), out
+
+
+@pytest.mark.parametrize("name", ["embeddings.py", "tokens.py"])
+def test_own_data_is_learned_from(name: str, elsewhere: Path) -> None:
+    before, after = runpy.run_path(str(EXAMPLES / name))["main"](iterations=60)
+    assert len(before.values) == len(after.values) == 300
+    assert after.mean - after.ci95 > before.mean + before.ci95
+
+
+def test_a_run_over_embeddings_goes_on_and_is_the_same(elsewhere: Path) -> None:
+    main = runpy.run_path(str(EXAMPLES / "embeddings.py"))["main"]
+    first = main(elsewhere / "run", iterations=4)[1]
+    again = main(elsewhere / "run", iterations=4)[1]  # finished: nothing is trained
+    assert (first.values == again.values).all()
 
 
 def test_a_rule_from_an_installed_package(

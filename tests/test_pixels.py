@@ -221,7 +221,7 @@ def test_what_a_tiff_says_of_its_range_counts(data: bytes) -> None:
 def test_a_ramp_of_16_bits_stays_a_ramp() -> None:
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     pairs = [(form, i % 3) for i in range(6) for form in (Image.fromarray(ramp), ramp)]
-    with pytest.warns(UserWarning, match="kept in 8 bits"):
+    with pytest.warns(UserWarning, match="stored in 8 bits"):
         x = EpisodeSampler(pairs, ways=3, shots=1, queries=1).sample(1).support_x
     assert x.shape == (1, 3, 1, 64, 64)
     wanted = torch.linspace(0, 1, 64 * 64).view(64, 64)

@@ -441,7 +441,7 @@ def test_another_data_set_is_not_a_moved_folder(
 ) -> None:
     """But perhaps one to be tested on: see test_transfer.py."""
     (text,) = refusals(here / "run", capsys, "--dataset", other, evaluate=False)
-    assert f"--dataset {other}: the run was trained on folder:{here}/A/imgs; only" in text
+    assert f"--dataset {other}: the run was trained on folder:{here}/A/imgs; it can only" in text
 
 
 def test_a_moved_folder_goes_on_bit_for_bit(

@@ -19,7 +19,7 @@ def options_of(cls: Callable[..., object], fixed: Collection[str] = ()) -> dict[
     """The names and defaults of a class's options but ``fixed``; no default is `inspect`'s empty.
 
     >>> from gametalearn.weighting.dwa import DynamicWeightAverage
-    >>> options_of(DynamicWeightAverage, {"objectives", "within"})
+    >>> options_of(DynamicWeightAverage, {"objectives", "within", "balance"})
     {'temperature': 2.0, 'period': 50}
     """
     # A class without a constructor of its own shows nn.Module's *args and **kwargs.

@@ -106,7 +106,7 @@ def test_the_options_of_every_rule() -> None:
         "uncertainty": ["form", "lr", "optimizer"],
         "uncertainty-positive": ["lr", "optimizer"],
         "dwa": ["temperature", "period"],
-        "dtp": ["gamma", "decay"],
+        "dtp": ["gamma", "decay", "indicator"],
     }
 
 
