@@ -13,7 +13,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts
 
 DEMO_FLAGS := --dataset glyphs --rules uniform,agreement,norm-control --ways 5 --shots 1 \
-  --seeds 5 --iterations 50 --validate-every 25 --validation-episodes 50 --episodes 300 \
+  --hidden 32 --seeds 5 --iterations 80 --validate-every 40 --validation-episodes 50 --episodes 300 \
   --threads 1 --jobs 2
 DOCS := .venv-docs
 PACKAGE := .venv-package

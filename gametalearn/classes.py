@@ -1,4 +1,4 @@
-"""What every labelled data set has, whatever its examples are: classes, as ranges of numbered examples."""
+"""What all labelled data sets share, whatever their examples are: classes as ranges of examples."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ T = TypeVar("T")
 class Classes:
     """The classes of one split, as ranges of numbered examples.
 
-    `gametalearn.ClassImages`, `gametalearn.ClassExamples` and `gametalearn.ClassItems` add what the
-    examples are.
+    `gametalearn.ClassImages`, `gametalearn.ClassExamples` and `gametalearn.ClassItems` add the examples
+    themselves.
 
     Attributes:
         name: the data set, for messages.
         split: ``train``, ``val`` or ``test``, for messages.
-        first: ``(M,)`` int64, the number of a class's first example.
-        count: ``(M,)`` int64, its number of examples.
+        first: ``(M,)`` int64, the index of each class's first example.
+        count: ``(M,)`` int64, the number of its examples.
         classes: M class names.
-        class_group: ``(M,)`` int64, the group (alphabet, script, domain) of a class.
+        class_group: ``(M,)`` int64, the group (alphabet, script, domain) of each class.
         groups: the groups' names.
     """
 
@@ -59,7 +59,7 @@ class Classes:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one example."""
+        """The shape of one example."""
         raise NotImplementedError
 
     def take(self, index: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Classes:
         raise NotImplementedError
 
     def subset(self, keep: Iterable[int], split: str | None = None) -> Self:
-        """The classes numbered ``keep``, over the same examples; ``split`` names them in messages."""
+        """The classes with indices ``keep``, over the same examples; ``split`` names them in messages."""
         chosen = torch.as_tensor(list(keep), dtype=torch.int64)
         return dataclasses.replace(
             self,
@@ -82,15 +82,15 @@ class Classes:
 def by_label(
     labels: Tensor | Sequence[int], name: str, examples: int
 ) -> tuple[Tensor, dict[str, Any]]:
-    """The order that brings the examples of each class together, and the fields of `Classes`.
+    """The order that groups examples by class, and the fields of `Classes`.
 
     Args:
-        labels: N integers, one for each example.
+        labels: N integers, one per example.
         name: the data set.
         examples: N.
 
     Raises:
-        InputError: labels of another number, shape or type.
+        InputError: labels of the wrong number, shape or type.
     """
     try:
         label = torch.as_tensor(labels)
@@ -98,7 +98,7 @@ def by_label(
         raise InputError(f"'{name}': labels must be integers ({summary(error)})") from error
     if len(label.shape) != 1 or label.is_floating_point() or label.is_complex():
         raise InputError(
-            f"'{name}': labels must be one integer for each example, got "
+            f"'{name}': labels must be one integer per example, got "
             f"{str(label.dtype).removeprefix('torch.')} {tuple(label.shape)}"
         )
     if examples != len(label):
@@ -116,11 +116,11 @@ def by_label(
 
 
 def read_pairs(dataset: Any, name: str, read: Callable[[Any], Tensor]) -> tuple[Tensor, list[int]]:
-    """What ``read`` makes of the items of a map-style data set, in one tensor, and their labels.
+    """A map-style data set's items, converted by ``read``, in one tensor, and their labels.
 
     Raises:
-        InputError: no such data set, no items, an item that cannot be read (which is named), items of
-            different shapes or types, or some that differ from one reading to the next.
+        InputError: not a map-style data set, no items, an item that cannot be read (the message names
+            it), items of different shapes or types, or items that differ from one reading to the next.
     """
     pairs = list(pairs_of(dataset, name, read))
     if not pairs:
@@ -129,19 +129,19 @@ def read_pairs(dataset: Any, name: str, read: Callable[[Any], Tensor]) -> tuple[
     for before, (again, _) in zip(inputs[:AGAIN], pairs_of(dataset, name, read), strict=False):
         if not torch.equal(before.nan_to_num(), again.nan_to_num()):
             raise InputError(
-                f"{name}: its items differ from one reading to the next (a random transform?), and in "
-                "memory they would stay what they were once; give the sampler "
-                "ClassItems.from_pairs(dataset), which reads an item anew whenever it is drawn"
+                f"{name}: its items differ from one reading to the next (a random transform?), but in "
+                "memory they would be fixed; give the sampler ClassItems.from_pairs(dataset), which "
+                "reads an item again whenever it is drawn"
             )
     return inputs, labels
 
 
 AGAIN = 8
-"""Items that are read twice to find out whether they are random."""
+"""The number of items that are read twice, to detect random ones."""
 
 
 def pairs_of(dataset: Any, name: str, read: Callable[[Any], T]) -> Iterator[tuple[T, int]]:
-    """What ``read`` makes of each item of a map-style data set, and its label; errors as `read_pairs`."""
+    """Each item of a map-style data set, converted by ``read``, and its label; errors as `read_pairs`."""
     try:
         for i in range(len(dataset)):
             item, label = dataset[i]
@@ -156,15 +156,15 @@ def pairs_of(dataset: Any, name: str, read: Callable[[Any], T]) -> Iterator[tupl
 
 
 def read_item(item: Any, what: str, read: Callable[[Any], T]) -> T:
-    """``read(item)``; an `InputError` says of ``what`` that it cannot be read."""
+    """``read(item)``; an `InputError` says that ``what`` cannot be read."""
     try:
         return read(item)
-    except Exception as error:  # Pillow's decoders, which work on first use, raise anything
+    except Exception as error:  # Pillow decodes on first use, and may raise anything
         raise InputError(f"EpisodeSampler: {what} cannot be read: {summary(error)}") from error
 
 
 def _label(label: Any) -> int:
-    number = np.asarray(label)  # some data sets give arrays of one number
+    number = np.asarray(label)  # some data sets return arrays of one number
     if number.size != 1 or number.dtype.kind not in "iu":
         raise TypeError(f"a label must be an integer, got {str(label)[:60]}")
     return int(number.item())
@@ -180,7 +180,7 @@ def stacked(examples: Sequence[Tensor], name: str) -> Tensor:
     if len(kinds) != 1:
         shown = " and ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds)[:3])
         raise InputError(
-            f"{name}: examples of one shape and type are needed, got {shown}; resize images and convert "
-            "them to one mode, pad sequences"
+            f"{name}: all examples must have one shape and type, got {shown}; resize images and convert "
+            "them to one mode, or pad sequences"
         )
     return torch.stack(list(examples))

@@ -129,7 +129,7 @@ class TaskBatch:
 class Source(Protocol):
     """Where episodes come from: `EpisodeSampler`, `Sinusoid`, or anything with these methods.
 
-    A source may have more, of which use is made where it is there:
+    A source may offer more, which is used if present:
 
     - ``sample(num_tasks, part)``: the share of one process among several, a slice that may be empty.
       Every process draws the same episodes, and builds only its own; see `draw`.
@@ -200,7 +200,7 @@ class EpisodeSampler:
             - a `ClassImages` (see `gametalearn.load_dataset`), a `ClassExamples` or a `ClassItems`,
               which can be divided by ``subset``. The last one reads an item whenever it is drawn.
 
-            Images of 8 bits reach a model as float32 in [0, 1], ``(C, H, W)``; other floats as they
+            8-bit images reach a model as float32 in [0, 1], ``(C, H, W)``; floats as they
             are, without rounding or scaling; and other integers as int64.
         ways: classes per episode, N.
         shots: support examples per class, K.
@@ -211,13 +211,13 @@ class EpisodeSampler:
         group: the objective that all tasks belong to otherwise.
         shuffle_support: support examples in random order rather than class after class, for an
             inner loop on mini-batches (`Reptile`).
-        transform: a function of one example, as a model gets it, for augmentation: called for each
-            example that is drawn, support and queries. What it draws at random from torch, NumPy or
+        transform: a function of one example, as the model receives it, for augmentation: called for
+            each example that is drawn, support and query. What it draws at random from torch, NumPy or
             `random` follows from the sampler's seed and differs from episode to episode; which
-            examples an episode has does not depend on it.
+            examples an episode contains does not depend on it.
 
     Raises:
-        InputError: the data set has too few classes, or a class too few examples; or it is none.
+        InputError: the data set has too few classes, or a class too few examples; or it is not one.
 
     >>> embeddings, labels = torch.randn(60, 16), torch.arange(60) // 10
     >>> batch = EpisodeSampler((embeddings, labels), ways=5, shots=1, queries=3, seed=0).sample(4)
@@ -262,14 +262,14 @@ class EpisodeSampler:
 
     def _start(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
-        # Of its own, so that what is random about examples leaves the episodes as they are.
+        # A separate generator, so that random augmentation leaves the episodes as they are.
         self._augmentation = None
         if self.transform is not None or isinstance(self.dataset, ClassItems):
             self._augmentation = torch.Generator().manual_seed(seed + 2**41)
 
     @functools.cached_property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one example: (C, H, W) of an image."""
+        """The shape of one example: (C, H, W) for an image."""
         if self.transform is None:
             return self.dataset.shape
         first = self.dataset.first[:1].unsqueeze(0)
@@ -375,8 +375,8 @@ class EpisodeSampler:
         """
         if ("augmentation" in state) != (self._augmentation is not None):
             raise InputError(
-                "EpisodeSampler: of this sampler and the one whose state this is, one has a transform or "
-                "a ClassItems, and the other has neither; take the same for both"
+                "EpisodeSampler: only one of this sampler and the one that saved the state has a transform "
+                "or a ClassItems; use the same for both"
             )
         self._generator.set_state(state["generator"].cpu())  # map_location may have moved it
         if self._augmentation is not None:

@@ -1,4 +1,4 @@
-"""``gametalearn evaluate``: trained runs, each beside the first on the same episodes."""
+"""``gametalearn evaluate``: trained runs, each compared with the first on the same episodes."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ PARTS = ("model", "learner", "loss", "score")
 
 @dataclass(frozen=True)
 class Trial:
-    """One run's test before it begins.
+    """One run's test, planned but not yet run.
 
     Attributes:
         run: the trained run.
-        config: the settings of the episodes, and of the machine.
+        config: the settings of the episodes and the machine.
         on: the classes that they are drawn from.
         told: what is `different` from the run's own test.
         learner: the inner loop.
-        own: the protocol of the run.
-        protocols: those of the test.
-        title: which weights of which run, for people.
+        own: the run's protocol.
+        protocols: the test's.
+        title: which weights of which run, for display.
         folder: the run's.
     """
 
@@ -75,7 +75,7 @@ class Trial:
     folder: Path
 
     def decides(self, lake: bool) -> dict[str, object]:
-        """What decides which episodes there are and what is measured, by what it is called."""
+        """What determines the episodes and what is measured on them, by name."""
         config, found = self.config, dict[str, object]()
         if not lake:
             names = ("seed", "dataset", *SIZES, "split", "objectives")
@@ -84,8 +84,8 @@ class Trial:
                 found["`share`"] = config.share
             if self.on == "train":
                 found["`rotations`"] = config.rotations
-            # an order takes random numbers, so that later episodes are others
-            order = "at random" if config.inner_batch > 0 else "by class"
+            # shuffling consumes random numbers, which changes later episodes
+            order = "random" if config.inner_batch > 0 else "by class"
             found["order of support examples"] = order
             found["score"] = self.run.score.name
         return found | {"`protocol`": " and ".join(self.protocols)}
@@ -103,8 +103,8 @@ def _together(args: argparse.Namespace, team: Team) -> None:
     others = team.on_first(lambda: [bool(given) and is_other(f, given) for f in args.folders])
     if given is not None and len(others) > 1 and len(set(others)) > 1:
         raise InputError(
-            f"--dataset {given} is new data for some of these runs and the others' own; name one RUN at a "
-            "time"
+            f"--dataset {given} is new data for some of these runs, but others were trained on it; test "
+            "one RUN at a time"
         )
     trials, lake = list[Trial](), args.protocol == "lake"
     for folder, other in zip(args.folders, others, strict=True):
@@ -122,17 +122,18 @@ def _together(args: argparse.Namespace, team: Team) -> None:
 
 def _check_flags(args: argparse.Namespace) -> None:
     if len(set(args.folders)) < len(args.folders):
-        raise InputError("evaluate: a RUN is given twice; name each of them once")
+        raise InputError("evaluate: a RUN is given twice; name each RUN once")
     if (args.protocol == "lake") != (args.source is not None):
         raise InputError(
-            "--protocol lake needs --source PATH, the folder or archive of its runs, and only it does"
+            "--protocol lake needs --source PATH, the folder or archive of its runs, and no other "
+            "protocol takes it"
         )
     for name in ("on", "episodes", "dataset", "seed", *SIZES):
         if args.protocol == "lake" and (value := getattr(args, name)) is not None:
-            raise InputError(f"--protocol lake has tasks of its own; leave out --{name} {value}")
+            raise InputError(f"--protocol lake has its own tasks; leave out --{name} {value}")
     if args.query_at_a_time and args.protocol in ("transductive", "inductive"):
         raise InputError(
-            f"--query-at-a-time is a protocol of its own, not {args.protocol}; give it alone, or "
+            f"--query-at-a-time is its own protocol, not {args.protocol}; give it alone, or "
             "with --protocol both or lake"
         )
 
@@ -141,7 +142,7 @@ def _planned(args: argparse.Namespace, folder: Path, team: Team, other: bool) ->
     """A run as it is to be tested; nothing but its own files is read."""
     if args.on == "all" and not other:
         raise InputError(
-            "--on all is only for data that the run was not trained on; give --dataset"
+            "--on all works only on data that the run was not trained on; give --dataset"
         )
     trained = load_run(
         folder, args.checkpoint, args.device, dataset=None if other else args.dataset,
@@ -180,7 +181,7 @@ def _planned(args: argparse.Namespace, folder: Path, team: Team, other: bool) ->
 
 
 def require_pair(first: Trial, other: Trial, lake: bool = False) -> None:
-    """Refuse two runs whose values, episode by episode, are not of the same thing.
+    """Refuse two runs whose per-episode values do not measure the same thing.
 
     Raises:
         InputError: the tests differ in their episodes, their score or their protocol.
@@ -189,15 +190,15 @@ def require_pair(first: Trial, other: Trial, lake: bool = False) -> None:
     for name, value in other.decides(lake).items():
         if value != ours.get(name):
             may = name.strip("`") in ("dataset", "protocol", *SIZES)
-            remedy = f"give both the same by {name}, or test them one by one"
+            remedy = f"set {name} for both, or test them one by one"
             raise InputError(
-                f"{other.folder} cannot be paired with {first.folder}: {name} {value}, not "
+                f"{other.folder} cannot be paired with {first.folder}: {name} is {value}, not "
                 f"{ours.get(name)}; {remedy if may else 'test them one by one'}"
             )
 
 
 def _tested(args: argparse.Namespace, trial: Trial, team: Team) -> Evaluations:
-    """Test a run under each protocol; say it, and write it to its folder."""
+    """Test a run under each protocol; print the result and write it to the run's folder."""
     config, trained, other = trial.config, trial.run, "dataset" in trial.told
     if not other and not args.trust:
         repeated = {} if args.dataset is None else {"dataset": args.dataset}
@@ -232,7 +233,7 @@ def _tested(args: argparse.Namespace, trial: Trial, team: Team) -> Evaluations:
 
 
 def _sizes(args: argparse.Namespace) -> dict[str, int | None]:
-    """Ways, shots and queries, as far as they were given."""
+    """Ways, shots and queries; None where they were not given."""
     return {name: getattr(args, name) for name in SIZES}
 
 
@@ -251,7 +252,7 @@ def _heading(args: argparse.Namespace, trial: Trial) -> str:
 
 
 def _lake(args: argparse.Namespace, trial: Trial, team: Team) -> Evaluations:
-    """Lake's one-shot task; 20 tasks need no sharing."""
+    """Lake's one-shot task; 20 tasks need not be split over processes."""
     if not team.first:
         return {}
     trained = trial.run

@@ -1,4 +1,4 @@
-"""Labelled examples of any kind: floats and integers in one tensor, or items that are read when drawn."""
+"""Labelled examples of any kind: one tensor of floats or integers, or items that are read when drawn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gametalearn.records import one_line
 __all__ = ["ClassExamples", "ClassItems", "as_input", "labelled", "read_tasks"]
 
 EIGHT_BIT = ("bool", "uint8", "uint16")
-"""Types of pixels; see `gametalearn.pixels.eight_bit`."""
+"""Pixel types; see `gametalearn.pixels.eight_bit`."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ClassExamples(Classes):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one example."""
+        """The shape of one example."""
         return tuple(self.inputs.shape[1:])
 
     def take(self, index: Tensor) -> Tensor:
@@ -69,11 +69,11 @@ class ClassExamples(Classes):
     ) -> ClassExamples:
         """Wrap ``(N, *x)`` inputs and N integer labels.
 
-        Floats keep their type, and integers become int64, which is what ``nn.Embedding`` takes. The
-        names of the classes are their labels.
+        Floats keep their type, and integers become int64, as ``nn.Embedding`` expects. The
+        classes are named by their labels.
 
         Raises:
-            InputError: numbers or shapes that do not fit, or inputs that are neither floats nor
+            InputError: numbers or shapes that do not match, or inputs that are neither floats nor
                 integers.
         """
         try:
@@ -90,9 +90,9 @@ class ClassExamples(Classes):
         Examples are converted as by `as_input`.
 
         Raises:
-            InputError: no such data set, an example that cannot be read (the message names the item),
-                examples of different shapes or types, or some that differ from one reading to the
-                next.
+            InputError: not a map-style data set, an example that cannot be read (the message names
+                the item), examples of different shapes or types, or examples that differ from one
+                reading to the next.
         """
         name = name or type(dataset).__name__
         inputs, labels = read_pairs(dataset, name, as_input)
@@ -103,13 +103,13 @@ class ClassExamples(Classes):
 class ClassItems(Classes):
     """The classes of one split of a map-style data set, whose items are read whenever they are drawn.
 
-    For data sets that do not fit into memory, and those with random transforms of their own:
-    `gametalearn.EpisodeSampler` reads each task under a seed that comes from its own, so that
-    torchvision's transforms, and others that draw from torch, NumPy or `random`, are repeated by it.
+    For data sets that do not fit into memory, and those with their own random transforms:
+    `gametalearn.EpisodeSampler` reads each task under a seed derived from its own, so it reproduces
+    torchvision's transforms, and others that draw from torch, NumPy or `random`.
 
     Attributes:
         dataset: ``dataset[i]`` is a pair ``(example, label)``.
-        order: ``(N,)`` int64, the item of each example: those of a class one after another.
+        order: ``(N,)`` int64, the item of each example, grouped by class.
         name, split, first, count, classes, class_group, groups: as in
             `gametalearn.classes.Classes`.
     """
@@ -121,7 +121,7 @@ class ClassItems(Classes):
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
-        """Of the first example, which is read once; the others must have it, too."""
+        """The shape of the first example, which is read once; the others must have it, too."""
         with seeded(0):
             return tuple(self.take(self.first[:1]).shape[1:])
 
@@ -129,7 +129,8 @@ class ClassItems(Classes):
         """The examples at ``index`` (any shape, not empty), read now, ``(*index, *x)``.
 
         Raises:
-            InputError: an example that is no input (see `as_input`), or examples that differ in shape.
+            InputError: an example that is not an input (see `as_input`), or examples that differ in
+                shape.
         """
         numbers = self.order[index.flatten()].tolist()
         read = [
@@ -141,16 +142,16 @@ class ClassItems(Classes):
     def from_pairs(
         dataset: Any, labels: Tensor | Sequence[int] | None = None, name: str | None = None
     ) -> ClassItems:
-        """The items of a map-style data set of ``(example, label)`` pairs by their classes.
+        """The items of a map-style data set of ``(example, label)`` pairs, grouped by class.
 
         Args:
             dataset: examples are converted as by `as_input` when they are read.
-            labels: N integers, such as ``dataset.targets`` of many of torchvision's; where they are
+            labels: N integers, such as ``dataset.targets`` in torchvision; if they are
                 not given, each item is read once to learn its label.
             name: for messages; the type of ``dataset`` by default.
 
         Raises:
-            InputError: no such data set, or labels that do not fit.
+            InputError: not a map-style data set, or labels that do not match.
         """
         name = name or type(dataset).__name__
         if labels is None:
@@ -161,15 +162,15 @@ class ClassItems(Classes):
 
 
 def as_input(item: Any) -> Tensor:
-    """One example as a model gets it.
+    """One example as the model receives it.
 
     Args:
-        item: an image of 8 bits (a Pillow image, or an array or a tensor of uint8, uint16 or bool with
+        item: an 8-bit image (a Pillow image, or an array or a tensor of uint8, uint16 or bool with
             two dimensions or more; see `gametalearn.pixels.to_uint8`), which becomes float32 in [0, 1],
-            ``(C, H, W)``; floats, which stay what they are; or integers, which become int64.
+            ``(C, H, W)``; floats, which stay as they are; or integers, which become int64.
 
     Raises:
-        ValueError: it is none of these, or an array that is perhaps an image with channels last.
+        ValueError: it is none of these, or an array that looks like an image with channels last.
 
     >>> as_input([3, 1, 4]), as_input(np.float16([0.5]))
     (tensor([3, 1, 4]), tensor([0.5000], dtype=torch.float16))
@@ -178,7 +179,7 @@ def as_input(item: Any) -> Tensor:
 
 
 def labelled(dataset: Any, name: str | None = None) -> Classes:
-    """A data set in the form that it is sampled from; see `gametalearn.EpisodeSampler`.
+    """A data set in the form that episodes are sampled from; see `gametalearn.EpisodeSampler`.
 
     Raises:
         InputError: as `ClassImages.from_pairs` and `ClassExamples.from_tensors`.
@@ -189,7 +190,7 @@ def labelled(dataset: Any, name: str | None = None) -> Classes:
         inputs, labels = dataset
         if not _is_8_bit(inputs, more=1):
             return ClassExamples.from_tensors(inputs, labels, name or "tensors")
-        by_label(labels, name or "tensors", len(inputs))  # which zip would not see
+        by_label(labels, name or "tensors", len(inputs))  # zip would not notice a mismatch
         return ClassImages.from_pairs(list(zip(inputs, labels, strict=True)), name or "tensors")
     name = name or type(dataset).__name__
     of_8_bits, _ = next(pairs_of(dataset, name, _is_8_bit), (False, 0))
@@ -200,25 +201,25 @@ def labelled(dataset: Any, name: str | None = None) -> Classes:
 def read_tasks(
     data: Classes, transform: Callable[[Tensor], Any] | None, numbers: Tensor, seeds: Tensor
 ) -> Tensor:
-    """The examples of tasks, each task under a seed of its own.
+    """The examples of tasks, each task under its own seed.
 
     Args:
         data: the examples.
-        transform: of each of them, or None.
-        numbers: ``(T, n)``, those of T tasks.
-        seeds: ``(T,)`` int64, not negative, of the global random numbers of torch, NumPy and `random`,
-            which go on afterwards as if nothing had been.
+        transform: applied to each of them, or None.
+        numbers: ``(T, n)``, the examples' indices for T tasks.
+        seeds: ``(T,)`` int64, not negative, for the global generators of torch, NumPy and `random`,
+            whose states are restored afterwards.
 
     Returns:
         ``(T, n, *x)``.
 
     Raises:
-        InputError: the examples differ in shape or type, or are no inputs of a model.
+        InputError: the examples differ in shape or type, or cannot be a model's inputs.
     """
     if not len(numbers):  # a process without a share
         one = read_tasks(data, transform, data.first[:1].unsqueeze(0), torch.tensor([0]))
         return one.new_empty(*numbers.shape, *one.shape[2:])
-    what, tasks = f"what `transform` makes of {data.name}", []
+    what, tasks = f"the output of `transform` on {data.name}", []
     with undisturbed():
         for own, seed in zip(numbers, seeds.tolist(), strict=True):
             start_from(seed)
@@ -230,7 +231,7 @@ def read_tasks(
 
 
 def _is_pair(dataset: Any) -> bool:
-    """Whether this is all inputs and all labels, rather than two examples."""
+    """Whether this is a pair of all inputs and all labels, rather than two examples."""
     return (
         isinstance(dataset, tuple | list)
         and len(dataset) == 2
@@ -239,7 +240,7 @@ def _is_pair(dataset: Any) -> bool:
 
 
 def _is_8_bit(item: Any, more: int = 0) -> bool:
-    """Whether this is an image whose pixels have 8 bits (of 16, the upper ones), or several of them."""
+    """Whether this is an 8-bit image (of 16 bits, the upper 8 are used), or several of them."""
     if hasattr(item, "convert") and hasattr(item, "mode"):  # Pillow's, without importing it
         return True
     dtype = str(getattr(item, "dtype", "")).removeprefix("torch.")
@@ -247,7 +248,7 @@ def _is_8_bit(item: Any, more: int = 0) -> bool:
 
 
 def _plain(inputs: Any, one: bool = False) -> Tensor:
-    """Floats as they are, integers as int64; ``(N, *x)``, or an example of its own."""
+    """Floats as they are, integers as int64; ``(N, *x)``, or a single example."""
     if isinstance(inputs, Tensor):
         found = inputs.detach().cpu()
     else:
@@ -255,16 +256,16 @@ def _plain(inputs: Any, one: bool = False) -> Tensor:
         shape = array.shape if one else array.shape[1:]
         if len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] > 4:
             raise ValueError(
-                f"an array of the shape {shape} is perhaps an image with channels last; give it as a "
+                f"an array of shape {shape} looks like an image with channels last; pass it as a "
                 "tensor, in the shape that the model takes"
             )
         try:
             found = torch.from_numpy(np.require(array, requirements=["C", "W"]))
         except TypeError as error:
-            raise ValueError(f"inputs are floats or integers ({summary(error)})") from error
+            raise ValueError(f"inputs must be floats or integers ({summary(error)})") from error
     if found.is_floating_point():
         return found
     if found.dtype == torch.bool or found.is_complex() or found.is_quantized:
         kind = str(found.dtype).removeprefix("torch.")
-        raise ValueError(f"inputs are floats or integers, got {kind}; convert them to one of these")
+        raise ValueError(f"inputs must be floats or integers, got {kind}; convert them")
     return found.long()

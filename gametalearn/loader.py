@@ -1,4 +1,4 @@
-"""Episodes for training loops of one's own, as `torch.utils.data.DataLoader` gives batches."""
+"""Meta-batches for your own training loop, as `torch.utils.data.DataLoader` yields batches."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["TaskLoader"]
 class TaskLoader:
     """Meta-batches of a source, one after another: ``for batch in TaskLoader(source, 16, 1000)``.
 
-    Nothing is drawn ahead. So ``source.state_dict()``, saved between two batches, continues with the
-    next one, and a second ``for`` over the loader goes on with new episodes rather than begin again.
+    It does not prefetch. So ``source.state_dict()``, saved between two batches, continues with the
+    next one, and a second ``for`` over the loader continues with new episodes rather than starting over.
 
     Args:
         source: `EpisodeSampler`, or any other `gametalearn.episodes.Source`.
         num_tasks: T, the tasks of a meta-batch.
-        batches: how many there are each time that the loader is iterated over; None for no end.
-        device, dtype: where the tensors go, and the type of their floats; as they come by default.
+        batches: how many each iteration over the loader yields; None for no end.
+        device, dtype: where to move the tensors, and the type of their floats; unchanged by default.
 
     Raises:
         InputError: ``num_tasks`` or ``batches`` is below 1.
@@ -56,7 +56,7 @@ class TaskLoader:
             drawn += 1
 
     def __len__(self) -> int:
-        """The number of meta-batches; `TypeError` where there is no end."""
+        """The number of meta-batches; `TypeError` if there is no end."""
         if self.batches is None:
-            raise TypeError("a TaskLoader without `batches` has no end, and no length")
+            raise TypeError("a TaskLoader without `batches` has no end, and so no length")
         return self.batches

@@ -1,4 +1,4 @@
-"""A run tested elsewhere than it was trained: on other data, with other ways, shots or queries."""
+"""Testing a run on other data than it was trained on, or with other ways, shots or queries."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ __all__ = [
 ]
 
 SIZES = ("ways", "shots", "queries")
-"""The settings of an episode that a test may change."""
+"""The episode settings that a test may change."""
 
 
 def is_other(run: Path, dataset: str) -> bool:
-    """Whether a data set is another one than a run's, and not its own in a new place.
+    """Whether a data set differs from a run's own, rather than being the same in a new place.
 
-    Two folders of images are told apart by their classes: other data have none that is called like one
-    of the run's. What shares some has changed, or its classes may have been trained on.
+    Folders of images are compared by their classes: other data have no class name in common with the
+    run's. A folder that shares some has changed, or its classes may have been trained on.
 
     Args:
         run: the run's folder.
         dataset: as ``--dataset`` takes it.
     """
     file = run / "config.toml"
-    if not file.exists():  # which loading it tells
+    if not file.exists():  # loading the run reports this
         return False
     return _differs(str(read_toml(file).get("dataset")), _classes_of(run), dataset)
 
 
 def require_other(config: TrainConfig, run: Path | None, dataset: str) -> None:
-    """Refuse a data set that is the run's own, or has a part that may have been trained on.
+    """Refuse a data set that is the run's own, or that contains data which may have been trained on.
 
     Args:
         config: the run's settings.
@@ -62,8 +62,8 @@ def require_other(config: TrainConfig, run: Path | None, dataset: str) -> None:
         dataset: of the test.
 
     Raises:
-        InputError: it is the run's own; a folder has a class that is called like one of the run's; or a
-            data set is one of the run's, whose classes were divided in another way than here.
+        InputError: it is the run's own; a folder has a class with the same name as one of the run's; or
+            a data set is one of the run's, whose classes were split differently.
     """
     known = _classes_of(run)
     if not _differs(config.dataset, known, dataset):
@@ -74,13 +74,13 @@ def require_other(config: TrainConfig, run: Path | None, dataset: str) -> None:
     for place in folders(dataset) if known else ():
         if os.path.isdir(place) and (shared := known & FolderIdentity.of(place).classes.keys()):
             raise InputError(
-                f"`dataset` {dataset}: {place} has a class {min(shared)!r}, as the run's own data have, so "
-                "that it may have been trained on; leave it out"
+                f"`dataset` {dataset}: {place} has a class {min(shared)!r}, and so do the run's own data, so "
+                "it may have been trained on; leave it out"
             )
     if config.split and (own := set(names_in(dataset)) & set(config.datasets)):
         raise InputError(
-            f"`dataset` {dataset}: the run was trained on {min(own)} with `split` {config.split}, and its "
-            f"classes are divided otherwise here; leave {min(own)} out"
+            f"`dataset` {dataset}: the run was trained on {min(own)} with `split` {config.split}, and here "
+            f"its classes are split differently; leave {min(own)} out"
         )
 
 
@@ -98,12 +98,12 @@ def _differs(own: str, known: set[str], dataset: str) -> bool:
         return False
     try:
         return not any(known & FolderIdentity.of(place).classes.keys() for place in places)
-    except InputError:  # as it is told where it is looked for
+    except InputError:  # reported where the folder is read
         return False
 
 
 def usual_classes(dataset: str | None) -> str:
-    """The classes that a test is on: all of folders of other images, else those of the test."""
+    """The classes that a test uses by default: all of them for other folders, else the test classes."""
     if dataset is None:
         return "test"
     return "all" if all(folder_of(name) is not None for name in names_in(dataset)) else "test"
@@ -119,15 +119,15 @@ def settings_for(
     shots: int | None = None,
     queries: int | None = None,
 ) -> TrainConfig:
-    """A run's settings for a test; what only its training has (`train_shots`, `disagree`) is left out.
+    """A run's settings for a test, without those that concern only training (`train_shots`, `disagree`).
 
     Args:
         config, learner, input_shape: the run's.
-        dataset: other data, whose images shall have the shape of the run's own.
-        ways, shots, queries: of the test's episodes; None leaves the run's.
+        dataset: other data, whose images are converted to the shape of the run's own.
+        ways, shots, queries: of the test's episodes; None keeps the run's.
 
     Raises:
-        InputError: no such data set, one that the run's model cannot be meant for, or a number of ways
+        InputError: no such data set, one that does not suit the run's model, or a number of ways
             that its model has no outputs for.
     """
     if ways is not None and ways != config.ways:
@@ -145,33 +145,33 @@ def settings_for(
 
 
 def _require_ways(config: TrainConfig, learner: Learner, ways: int) -> None:
-    """Other ways than the training's are for learners that make a head for each task."""
+    """Only learners that make a head for each task can be tested with other ways than in training."""
     if config.regression:
         raise InputError(
-            f"`ways` {ways}: {config.dataset} is regression without classes; leave it out"
+            f"`ways` {ways}: {config.dataset} is regression, without classes; leave it out"
         )
     if not makes_heads(learner):
         raise InputError(
             f"`ways` {ways}: this run's model has an output for each of {config.ways} classes (`learner` "
             f"{config.learner}, trained with `ways` {config.ways}); leave it out, train with `ways` {ways}, "
-            "or take a learner that makes a head for each task, such as proto-maml or protonet"
+            "or use a learner that makes a head for each task, such as proto-maml or protonet"
         )
 
 
 def episodes_for(
     config: TrainConfig, input_shape: tuple[int, ...], on: str, sizes: Mapping[str, int | None]
 ) -> Source:
-    """Episodes by `settings_for`; ``on`` is ``train``, ``val``, ``test`` or, of a folder, ``all``.
+    """Episodes under `settings_for`; ``on`` is ``train``, ``val``, ``test`` or, for a folder, ``all``.
 
     Args:
         config: the settings.
         input_shape: that of the run's inputs.
         on: the classes.
-        sizes: what was asked for, in place of the run's: then it must have an effect.
+        sizes: values requested in place of the run's, which must have an effect.
 
     Raises:
-        InputError: the inputs have another shape than the run's; or a data set of the user's own does
-            not take what was asked for.
+        InputError: the inputs differ in shape from the run's; or the user's own data set does
+            not accept the requested values.
     """
     source = build_source(config, on)
     if (shape := input_shape_of(source)) != input_shape:
@@ -199,7 +199,7 @@ def episodes_for(
 def different(
     config: TrainConfig, tested: TrainConfig, on: str, *, other: bool
 ) -> dict[str, str | int]:
-    """What a test has that the run's own test has not; nothing for that one itself.
+    """How a test differs from the run's own test; empty for that one itself.
 
     Args:
         config: the run's settings.
@@ -208,8 +208,8 @@ def different(
         other: whether it is on other data.
 
     Returns:
-        ``dataset`` and ``on`` for other data, ``on`` for other classes of the run's own; ``ways`` (of
-        classes), ``shots`` and ``queries`` if one of them is another.
+        ``dataset`` and ``on`` for other data, ``on`` for other classes of the run's own; ``ways`` (if
+        there are classes), ``shots`` and ``queries`` if one of them differs.
     """
     found: dict[str, str | int] = {"dataset": tested.dataset} if other else {}
     if other or on != "test":
@@ -237,9 +237,9 @@ def described(found: Mapping[str, str | int]) -> str:
 
 
 def file_name(found: Mapping[str, str | int]) -> str:
-    """Of the file in a run's folder that keeps a test: a name of its own for what is `different`.
+    """The name of the file in a run's folder that holds a test, distinct for what is `different`.
 
-    ``evaluation.json`` is the run's own test alone, since `compare` takes that for it.
+    ``evaluation.json`` is reserved for the run's own test, because `compare` reads it as that.
 
     >>> file_name({}), file_name({"dataset": "folder:/data/my birds", "on": "all"})
     ('evaluation.json', 'evaluation-my-birds.json')

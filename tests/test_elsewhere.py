@@ -140,7 +140,7 @@ def test_regression_has_shots_and_no_ways(tmp_path: Path, capsys: Capture) -> No
     assert (stored["shots"], "ways" in stored) == (4, False)
     code, _, err = run(capsys, "evaluate --ways 5", tmp_path / "a")
     assert code == 2
-    assert "--ways 5: sinusoid is regression without classes" in err
+    assert "--ways 5: sinusoid is regression, without classes" in err
 
 
 def test_a_test_on_training_classes_is_a_test(runs: Path, capsys: Capture) -> None:
@@ -190,10 +190,10 @@ def test_several_runs_elsewhere_are_paired(runs: Path, tmp_path: Path, capsys: C
 @pytest.mark.parametrize(
     ("first", "second", "words", "message"),
     [
-        ("maml", "flat", "", "--protocol inductive, not transductive; give both the same by --protocol"),
-        ("flat", "reptile", "", "order of support examples at random, not by class; test them one"),
-        ("flat", "sines", "", "--dataset sinusoid, not glyphs; give both the same by --dataset"),
-        ("flat", "shots", "--ways 3", "--shots 2, not 1; give both the same by --shots"),
+        ("maml", "flat", "", "--protocol is inductive, not transductive; set --protocol for both"),
+        ("flat", "reptile", "", "order of support examples is random, not by class; test them one"),
+        ("flat", "sines", "", "--dataset is sinusoid, not glyphs; set --dataset for both"),
+        ("flat", "shots", "--ways 3", "--shots is 2, not 1; set --shots for both"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_paired_is_refused_before_any_test(
@@ -241,7 +241,7 @@ def test_a_split_of_other_data_which_are_other_for_some_runs_alone(
     train(TrainConfig.of(f"folder:{birds}", **TINY), runs / "birds", progress=False)
     code, _, err = run(capsys, "evaluate --dataset glyphs", runs / "maml", runs / "birds")
     assert code == 2
-    assert "--dataset glyphs is new data for some of these runs" in err
+    assert "--dataset glyphs is new data for some of these runs, but others were trained on it" in err
     code, out, _ = run(capsys, f"evaluate --dataset glyphs --on val {FEW}", runs / "birds")
     assert code == 0
     assert "iteration 1) on glyphs, val: accuracy" in out
@@ -261,7 +261,7 @@ def test_other_data_with_a_part_that_was_trained_on_are_refused(
     dataset = f"folder:{birds}+folder:{flowers}"
     code, _, err = run(capsys, f"evaluate --dataset {dataset}", tmp_path / "run")
     assert code == 2
-    assert f"{birds} has a class 'bird0', as the run's own data have" in err
+    assert f"{birds} has a class 'bird0', and so do the run's own data" in err
     loaded = load_run(tmp_path / "run")
     with pytest.raises(InputError, match="has a class 'bird0'"):
         loaded.episodes("all", dataset=dataset)

@@ -98,8 +98,8 @@ def test_inputs_keep_their_type_where_a_model_can_take_it(given: Any, expected: 
     [
         (np.array([True]), "got bool; convert"),
         (torch.zeros(2, dtype=torch.complex64), "got complex64"),
-        (np.array(["a word"]), "inputs are floats or integers"),
-        (np.zeros((28, 28, 3)), r"\(28, 28, 3\) is perhaps an image with channels last"),
+        (np.array(["a word"]), "inputs must be floats or integers"),
+        (np.zeros((28, 28, 3)), r"\(28, 28, 3\) looks like an image with channels last"),
     ],
 )
 def test_what_is_no_input_is_refused(given: Any, message: str) -> None:
@@ -142,7 +142,7 @@ def test_8_bits_stay_images_of_8_bits(dims: int) -> None:
     ("labels", "message"),
     [
         ([0, 1], "42 examples but 2 labels"),
-        (LABELS.float(), "labels must be one integer for each example, got float32"),
+        (LABELS.float(), "labels must be one integer per example, got float32"),
         (LABELS[:, None], r"got int64 \(42, 1\)"),
         (["a"] * 42, "labels must be integers"),
     ],
@@ -275,7 +275,7 @@ def test_augmentation_leaves_episodes_and_global_random_numbers_alone(kind: str)
 def test_a_state_of_the_other_kind_is_refused() -> None:
     plain = EpisodeSampler(Items(), 3, 2, 2)
     for one, other in ((plain, augmented("items")), (augmented("transform"), plain)):
-        with pytest.raises(InputError, match="one has a transform or a ClassItems"):
+        with pytest.raises(InputError, match="has a transform or a ClassItems"):
             one.load_state_dict(other.state_dict())
 
 
@@ -309,9 +309,9 @@ def test_transforms_of_torchvision_are_repeated() -> None:
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
-        (lambda x: x[: 1 + int(x[0]) % 2], "examples of one shape"),
-        (lambda x: x > 0, "what `transform` makes of tensors cannot be read: .* got bool"),
-        (lambda x: None, "what `transform` makes of tensors cannot be read"),
+        (lambda x: x[: 1 + int(x[0]) % 2], "all examples must have one shape"),
+        (lambda x: x > 0, "the output of `transform` on tensors cannot be read: .* got bool"),
+        (lambda x: None, "the output of `transform` on tensors cannot be read"),
     ],
 )
 def test_transforms_that_give_no_input(transform: Any, message: str) -> None:
@@ -429,7 +429,7 @@ def test_features_by_name(
         capsys.readouterr().err
     )
     assert main(["train", *words, *more.split(), "--image-size", "8", "--out", "no"]) == 2
-    assert "inputs of the shape (4,) that are no images of 8 bits" in capsys.readouterr().err
+    assert "inputs of shape (4,) that are not 8-bit images" in capsys.readouterr().err
     with pytest.raises(InputError, match="provides episodes, not 8-bit images"):
         load_dataset("own_features:table", "train")
     config = TrainConfig.of("own_features:pictures", ways=3, queries=2, image_size=6)

@@ -154,10 +154,10 @@ def test_both_and_query_at_a_time_from_the_command_line(capsys: Any, tmp_path: P
     stored = json.loads((place / "evaluation.json").read_text())
     assert stored["protocol"] == "query-at-a-time"
     for flags, message in (
-        ("--protocol inductive --query-at-a-time", "a protocol of its own, not inductive"),
+        ("--protocol inductive --query-at-a-time", "its own protocol, not inductive"),
         ("--protocol lake", "--protocol lake needs --source PATH"),
-        ("--source x", "and only it does"),
-        ("--protocol lake --source x --on val", "has tasks of its own; leave out --on val"),
+        ("--source x", "and no other protocol takes it"),
+        ("--protocol lake --source x --on val", "has its own tasks; leave out --on val"),
         ("--protocol lake --source x --episodes 9", "leave out --episodes 9"),
         ("--protocol lake --source x --seed 3", "leave out --seed 3"),
         ("--protocol lake --source x", "this one has --dataset sinusoid"),

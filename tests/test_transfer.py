@@ -154,7 +154,7 @@ def test_data_that_do_not_fit_are_refused(
 
 def test_all_classes_are_for_other_data(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(alone), "--on", "all", *WORDS]) == 2
-    assert "--on all is only for data that the run was not trained on" in capsys.readouterr().err
+    assert "--on all works only on data that the run was not trained on" in capsys.readouterr().err
 
 
 def test_what_is_other_data(trained: Path, tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ def load_part(name: str, split: str, *, rotations: bool = False, **given: Any) -
     have = data.shape if len(data.shape) == 3 else (None, None, None)
     if rotations or any(w not in (None, h) for w, h in zip(wanted, have, strict=True)):
         raise InputError(
-            f"'{name}' gives inputs of the shape {data.shape} that are no images of 8 bits: they are "
-            "not resized, converted or turned; let the data set do it"
+            f"'{name}' gives inputs of shape {data.shape} that are not 8-bit images, so they are not "
+            "resized, converted or rotated; let the data set do it"
         )
     return data
 

@@ -1,4 +1,4 @@
-"""``splits.csv`` in a folder of images: which class, or which file, is of which split."""
+"""``splits.csv`` in a folder of images: which class, or which file, belongs to which split."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CALLED = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""The splits by what their folders are called, and by what they are called in `FILE`, in any case."""
+"""The splits by the names of their folders, and by their names in `FILE`, in upper or lower case."""
 
 HEADERS = (("class", "split"), ("file", "class", "split"))
 
@@ -28,28 +28,28 @@ HEADERS = (("class", "split"), ("file", "class", "split"))
 def read_splits(
     text: bytes, where: str, folders: Mapping[str, list[str]], files: Iterable[str]
 ) -> dict[str, dict[str, list[str]]]:
-    """The image files of each class of each split as ``splits.csv`` says.
+    """The image files of each class of each split, according to ``splits.csv``.
 
-    Its first line is ``class,split``, and then each other line has the folder of a class; or it is
-    ``file,class,split``, and then the files may lie anywhere in the folder, whatever their classes
+    If its first line is ``class,split``, every other line names the folder of a class. If it is
+    ``file,class,split``, the files may be anywhere in the folder, whatever their classes
     are called. What it does not list is left out.
 
     Args:
-        text: what is in it.
+        text: its content.
         where: its path, for messages.
         folders: the image files of each class folder.
-        files: all files, by their paths as ``splits.csv`` gives them: from its own folder, with ``/``.
+        files: all files, by their paths as ``splits.csv`` gives them: relative to its folder, with ``/``.
 
     Returns:
-        ``{split: {class: [file, ...]}}``, classes and files in the order of their names.
+        ``{split: {class: [file, ...]}}``, classes and files sorted by name.
 
     Raises:
-        InputError: another header; a line with an unknown class, split or file, with too few values or
-            too many, or one that repeats or contradicts another; or a split without a class. The
+        InputError: a wrong header; a line with an unknown class, split or file, with too few or too
+            many values, or one that repeats or contradicts another; or a split without a class. The
             message names the line.
     """
     known, tree = set(files), {split: defaultdict[str, list[str]](list) for split in SPLITS}
-    lines: dict[str, int] = {}  # where a class or a file stood first
+    lines: dict[str, int] = {}  # where a class or a file first appeared
     split_of: dict[str, tuple[str, int]] = {}
     for line, row in _rows(text, where):
         at, name = f"{where}, line {line}", row["class"]
@@ -63,28 +63,28 @@ def read_splits(
             entry = PurePosixPath(row["file"]).as_posix()  # without ./ and //
             if entry not in known:
                 raise InputError(
-                    f"{at}: there is no file {row['file'][:200]!r}; give paths from the folder of {FILE}"
+                    f"{at}: there is no file {row['file'][:200]!r}; give paths relative to {FILE}"
                 )
         elif (entry := name) not in folders:
             hint = did_you_mean(name, folders)
             raise InputError(
-                f"{at}: class {name[:200]!r} is no folder with images; {hint}take the line out, or add "
-                "the folder"
+                f"{at}: there is no folder of images for class {name[:200]!r}; {hint}remove the line, or "
+                "add the folder"
             )
         if entry in lines:
             raise InputError(
-                f"{at}: {entry[:200]!r} stands in line {lines[entry]} already; keep one of the two"
+                f"{at}: {entry[:200]!r} is already in line {lines[entry]}; keep one of the two"
             )
         lines[entry] = line
         before, first = split_of.setdefault(name, (split, line))
         if before != split:
             raise InputError(
-                f"{at}: class {name[:200]!r} is in {split}, and by line {first} in {before}; few-shot "
-                "splits have different classes"
+                f"{at}: class {name[:200]!r} is in {split}, but in {before} according to line {first}; "
+                "few-shot splits must not share classes"
             )
         tree[split][name] += [entry] if "file" in row else folders[name]
     if missing := [split for split in SPLITS if not tree[split]]:
-        raise InputError(f"{where}: no line has the split {missing[0]}; each needs classes")
+        raise InputError(f"{where}: no line has the split {missing[0]}; each split needs classes")
     return {s: {c: sorted(classes[c]) for c in sorted(classes)} for s, classes in tree.items()}
 
 
@@ -104,13 +104,11 @@ def _rows(text: bytes, where: str) -> Iterator[tuple[int, dict[str, str]]]:
                 continue
             if len(values) != len(header) or not all(values):
                 raise InputError(
-                    f"{where}, line {reader.line_num}: {counted(len(header), 'value')} "
-                    f"({','.join(header)}) are needed, got {','.join(row)[:200]!r}"
+                    f"{where}, line {reader.line_num}: expected {counted(len(header), 'value')} "
+                    f"({','.join(header)}), got {','.join(row)[:200]!r}"
                 )
             yield reader.line_num, dict(zip(header, values, strict=True))
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: not a text in UTF-8 ({error.reason}); save it as UTF-8"
-        ) from error
+        raise InputError(f"{where}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except csv.Error as error:
         raise InputError(f"{where}, line {reader.line_num}: not CSV ({error})") from error

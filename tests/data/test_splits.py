@@ -93,21 +93,21 @@ def test_columns_quotes_and_marks_as_spreadsheets_write_them(birds: Path) -> Non
         ([""], "line 1: the header must be .* got ''"),
         (["class,split,notes", "a,train,x"], "line 1: the header must be .* got 'class,split,notes'"),
         (["class,class", "a,train"], "line 1: the header must be"),
-        (["class,split", "a,train", "x,val"], "line 3: class 'x' is no folder with images"),
+        (["class,split", "a,train", "x,val"], "line 3: there is no folder of images for class 'x'"),
         (["class,split", "a,train", "b,vla"], "line 3: split 'vla' is unknown; .* train, val, test"),
         (["class,split", "a,train", "b,tran"], "line 3: .* did you mean 'train'"),
-        (["class,split", "a,train", "", "a,test"], "line 4: 'a' stands in line 2 already"),
-        (["class,split", "a,train", "b,train,x"], r"line 3: 2 values \(class,split\) .* got 'b,tr"),
-        (["class,split", "a,train", "b"], "line 3: 2 values"),
-        (["class,split", "a,train", ",val"], "line 3: 2 values"),
-        (["class,split", "a,train", "b,val"], "no line has the split test; each needs classes"),
+        (["class,split", "a,train", "", "a,test"], "line 4: 'a' is already in line 2"),
+        (["class,split", "a,train", "b,train,x"], r"line 3: expected 2 values \(class,split\), got 'b,tr"),
+        (["class,split", "a,train", "b"], "line 3: expected 2 values"),
+        (["class,split", "a,train", ",val"], "line 3: expected 2 values"),
+        (["class,split", "a,train", "b,val"], "no line has the split test; each split needs classes"),
         (["class,split", '"a"b,train'], "line 2: not CSV"),
         (["file,class,split", "a/9.png,x,train"], "line 2: there is no file 'a/9.png'; give paths"),
         (["file,class,split", "../a/0.png,x,train"], "line 2: there is no file"),
         (["file,class,split", "a,x,train"], "line 2: there is no file 'a'"),
-        (["file,class,split", "a/1.png,x,train", "./a/1.png,y,val"], "line 3: 'a/1.png' stands in"),
+        (["file,class,split", "a/1.png,x,train", "./a/1.png,y,val"], "line 3: 'a/1.png' is already in"),
         (["file,class,split", "a/1.png,x,train", "a/2.png,x,val"],
-         "line 3: class 'x' is in val, and by line 2 in train"),
+         "line 3: class 'x' is in val, but in train according to line 2"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_by_line(birds: Path, lines: list[str], message: str) -> None:
@@ -119,7 +119,7 @@ def test_what_is_wrong_is_told_by_line(birds: Path, lines: list[str], message: s
 
 def test_other_encodings_and_what_is_no_image(birds: Path) -> None:
     (birds / "splits.csv").write_bytes("class,split\né,train".encode("latin-1"))
-    with pytest.raises(InputError, match=r"splits.csv: not a text in UTF-8 .*save it as UTF-8"):
+    with pytest.raises(InputError, match=r"splits.csv: not UTF-8 text .*save it as UTF-8"):
         load_folder(birds, "train", birds.parent / "root")
     (birds / "notes.txt").write_text("text")
     write(birds, "file,class,split", "notes.txt,x,train", "a/0.png,y,val", "b/0.png,z,test")
