@@ -241,7 +241,9 @@ def test_a_split_of_other_data_which_are_other_for_some_runs_alone(
     train(TrainConfig.of(f"folder:{birds}", **TINY), runs / "birds", progress=False)
     code, _, err = run(capsys, "evaluate --dataset glyphs", runs / "maml", runs / "birds")
     assert code == 2
-    assert "--dataset glyphs is new data for some of these runs, but others were trained on it" in err
+    assert (
+        "--dataset glyphs is new data for some of these runs, but others were trained on it" in err
+    )
     code, out, _ = run(capsys, f"evaluate --dataset glyphs --on val {FEW}", runs / "birds")
     assert code == 0
     assert "iteration 1) on glyphs, val: accuracy" in out

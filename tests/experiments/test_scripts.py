@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import gametalearn
 from gametalearn import TrainConfig, load_run, train
+from gametalearn.stored import read_results
 
 ROOT = Path(gametalearn.__file__).parents[1] / "experiments"
 
@@ -185,3 +187,37 @@ def test_weights_are_read_off_a_log(tmp_path: Path, capsys: Any) -> None:
     assert lines[-1].endswith("median 1.00.")  # 6 / 6
     assert main([str(tmp_path), "--first", "8"]) == 2
     assert "no logged iteration from 8" in capsys.readouterr().err
+
+
+def test_learners_are_compared_at_one_budget(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "c.toml").write_text(TINY)
+    out = tmp_path / "out"
+    flags = [
+        "--config",
+        str(tmp_path / "c.toml"),
+        "--out",
+        str(out),
+        "--seeds",
+        "2",
+        "--episodes",
+        "3",
+    ]
+    main = script("run_learners").main
+    assert main([*flags, "--learners", "fomaml,protonet"]) == 0
+    assert "minus fomaml" in capsys.readouterr().out
+    found = read_results(out)
+    (pair,) = found["paired"]
+    for number, seed in enumerate(range(2)):
+        means = []
+        for learner in ("fomaml", "protonet"):
+            kept = json.loads((out / learner / f"seed{seed}" / "evaluation.json").read_text())
+            config = load_run(out / learner / f"seed{seed}").config
+            assert (config.learner, config.rule, config.seed) == (learner, "uniform", seed)
+            means.append(np.mean(kept["values"]))
+            assert found["rules"][learner]["seeds"][number]["accuracy"] == pytest.approx(means[-1])
+        assert pair["by_seed"][number] == pytest.approx(means[1] - means[0])
+    before = (out / "fomaml" / "seed0" / "checkpoint.pt").stat().st_mtime_ns
+    assert main([*flags, "--learners", "fomaml,protonet"]) == 0  # all of it is there
+    assert (out / "fomaml" / "seed0" / "checkpoint.pt").stat().st_mtime_ns == before
+    assert main([*flags, "--learners", "fomaml,protonett"]) == 2
+    assert "did you mean 'protonet'" in capsys.readouterr().err
