@@ -63,7 +63,7 @@ class Learner(Protocol):
     labels)``, a dictionary of tensors that it makes of the model's outputs for the support set, and
     ``predict(head, features)``, the prediction from those and the model's outputs. The head's tensors
     then adapt with the model's parameters, under names that begin with `HEAD`. ``for_ways(ways)`` gives
-    the learner for tasks of so many classes. See `gametalearn.prototypes.ProtoMAML`.
+    the learner for tasks of this many classes. See `gametalearn.prototypes.ProtoMAML`.
     """
 
     @property

@@ -112,7 +112,7 @@ def tidy(axes: Any, grid: str) -> None:
 
 
 def shortened(name: str, most: int = 24) -> str:
-    """A name of at most so many characters; of a longer one the middle goes, since ends differ.
+    """A name cut to at most this many characters: the middle is dropped, since names differ at their ends.
 
     >>> shortened("Alphabet_of_the_Magi/character07", 20)
     'Alphabet_…aracter07'

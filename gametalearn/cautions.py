@@ -1,4 +1,4 @@
-"""What a reader should keep in mind of a comparison, found in its data."""
+"""What a reader of a comparison should keep in mind, derived from its data."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ USUAL = 5
 """Seeds that `compare` trains by default; fewer are called few."""
 
 AFTER_A_LOOK = 8.6
-"""Percent of comparisons without an effect that show one at 5%, where 3 seeds are looked at and 2 more
-are added unless those have shown it (a simulation of normal differences)."""
+"""Percent of comparisons without an effect that show one at 5%, if 3 seeds are looked at and 2 more
+are added unless those already show it (a simulation of normal differences)."""
 
 
 def cautions(
     results: dict[str, Any], records: Records | None = None, looks: Sequence[int] = ()
 ) -> list[str]:
-    """Sentences; those that weigh most come first.
+    """Sentences, the most important first.
 
     Args:
         results: the content of ``results.json``.
-        records: what the runs logged, if it is there.
-        looks: how many seeds had been looked at before these were complete, each time
+        records: what the runs logged, if available.
+        looks: the number of seeds at each earlier look, before these were complete
             (`gametalearn.results.earlier_looks`).
     """
     return [
@@ -56,8 +56,8 @@ def _few_seeds(results: dict[str, Any]) -> list[str]:
         ]
     if seeds < USUAL:
         return [
-            f"{seeds} seeds are few: the width of an interval is itself uncertain, and a training "
-            "that fails now and then may not be among them."
+            f"{seeds} seeds are few: the width of an interval is itself uncertain, and occasional failed "
+            "runs may not be among them."
         ]
     return []
 
@@ -67,8 +67,8 @@ def _looks(results: dict[str, Any], looks: Sequence[int]) -> list[str]:
         return []
     before = " and then ".join(str(n) for n in looks)
     return [
-        f"Results of {before} seeds were written before there were {_count(results)}. If the look at "
-        "them decided that there should be more, a difference is shown by chance more often than "
+        f"Results of {before} seeds were written before there were {_count(results)}. If seeds were "
+        "added because of what those showed, a difference is shown by chance more often than "
         f"p_holm says: with 2 seeds added to 3, in {AFTER_A_LOOK}% of comparisons instead of 5%."
     ]
 
@@ -103,7 +103,7 @@ def _of_runs(records: Records) -> list[str]:
 
 
 def _wide(results: dict[str, Any]) -> list[str]:
-    """Where nothing was shown, how much there still may be."""
+    """How large a difference there may still be where none was shown."""
     units = Units.of(results)
     wide = []
     for pair in results["paired"]:
@@ -115,16 +115,13 @@ def _wide(results: dict[str, Any]) -> list[str]:
             wide.append(f"{pair['rule']} from {units.show(low, '+')} to {units.size(high, '+')}")
     if not wide:
         return []
-    return [
-        "That no difference is shown does not mean that there is none. Wide intervals: "
-        f"{', '.join(wide)}."
-    ]
+    return [f"No difference shown does not mean no difference. Wide intervals: {', '.join(wide)}."]
 
 
 def _equal(results: dict[str, Any]) -> list[str]:
     return [
-        f"{pair['rule']} differs from {pair['baseline']} by the same amount on every seed, which can "
-        "hardly be a coincidence: check that the seeds were different."
+        f"{pair['rule']} differs from {pair['baseline']} by the same amount on every seed, which is "
+        "hardly a coincidence: check that the seeds were different."
         for pair in results["paired"]
         if pair["ci95"] is not None and pair["p_value"] is None
     ]
@@ -142,9 +139,9 @@ def _controls(results: dict[str, Any]) -> list[str]:
 
 
 def _budgets(results: dict[str, Any]) -> list[str]:
-    """Single-objective models that were trained for longer or shorter than the rules'."""
+    """Single-objective models that were trained on more or fewer tasks than the rules'."""
     return [
-        f"The models of {name} alone saw {one['tasks']} of its training tasks, those of the rules "
+        f"The models trained on {name} alone saw {one['tasks']} of its tasks, the rules' models "
         f"{one['budget']}: Delta_m compares unequal budgets."
         for name, one in results.get("single", {}).items()
         if one["tasks"] != one["budget"]
@@ -152,12 +149,12 @@ def _budgets(results: dict[str, Any]) -> list[str]:
 
 
 def _reach(results: dict[str, Any]) -> list[str]:
-    """What the intervals are silent about."""
+    """What the intervals do not cover."""
     found = []
     if results["ways"] is not None:
         found.append(
-            "All seeds share one split into training, validation and test classes: none of these "
-            "numbers says what other classes would change."
+            "All seeds share one split into training, validation and test classes: these numbers do not "
+            "say how much other classes would change."
         )
     if results["protocol"] == "transductive":
         found.append(
@@ -166,8 +163,8 @@ def _reach(results: dict[str, Any]) -> list[str]:
         )
     if len(results["paired"]) > 1 and _count(results) >= FEWEST:
         found.append(
-            f"Each of the {len(results['paired'])} intervals stands on its own; the chance that one of "
-            "them misses is larger than 5%. p_holm takes their number into account."
+            f"Each of the {len(results['paired'])} intervals holds on its own; the chance that at least one "
+            "misses is larger than 5%. p_holm takes their number into account."
         )
     if primary := results.get("primary"):
         found.append(
@@ -182,7 +179,7 @@ def _origin(results: dict[str, Any]) -> list[str]:
     if not environment:
         return ["Written by an older version, which did not record the runs' environment."]
     if str(environment.get("gametalearn", "")).endswith("changed)"):
-        return ["The package's files had been changed since the commit that is named below."]
+        return ["The package's files had been changed since the commit named below."]
     return []
 
 

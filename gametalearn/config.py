@@ -42,11 +42,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "folder": {**_LARGE, "iterations": 5000},
     "sinusoid": {**_SINUSOID, "iterations": 20000},
 }
-"""What a setting is where it is not given, by data set (for several, by the first)."""
+"""The value of a setting that is not given, by data set (for several, by the first)."""
 
 
 TOGETHER = (28, 1)
-"""Side and channels of the images of several data sets, where the settings do not say others."""
+"""Side and channels of the images of several data sets, unless the settings say otherwise."""
 
 
 EPISODES, MODEL, OUTER, MACHINE = "episodes", "model and inner loop", "outer loop", "machine"
@@ -59,8 +59,8 @@ OF_OBJECTIVES = ("gradnorm", "uncertainty", "uncertainty-positive", "dwa", "dtp"
 """Built-in rules that weight objectives; the others weight tasks."""
 
 IMPOSSIBLE = ("learner", "meta_schedule")
-"""Settings that others must never be at odds with. What the rest have no use for is refused where a
-user gives it, and stands in the files of older runs."""
+"""Settings that no other may ever contradict. For the rest, a setting without effect is refused when a
+user gives it, but may be present in the files of older runs."""
 
 
 # fmt: off
@@ -68,11 +68,11 @@ user gives it, and stands in the files of older runs."""
 class TrainConfig:
     """Everything that a run's result depends on; `TrainConfig.of` fills in a data set's defaults.
 
-    Each setting is described at its field, once: ``docs/settings.md`` and ``gametalearn train
-    --help`` are made of that.
+    Each setting is described once, at its field: ``docs/settings.md`` and ``gametalearn train
+    --help`` are generated from that.
 
     Raises:
-        InputError: a value of the wrong type or out of its range, or settings that do not fit.
+        InputError: a value of the wrong type or out of range, or settings that do not fit together.
     """
 
     dataset: str = setting(
@@ -90,11 +90,11 @@ class TrainConfig:
     image_size: int = setting(
         0, "resize images to squares of this side in pixels; 0 keeps the data set's own size, "
         "which is 28 for glyphs and omniglot, and 84 for mini-imagenet and folders; those of several "
-        "data sets, which go through one model, are all brought to 28", EPISODES, least=0, needs={"dataset": IMAGES})
+        "data sets, which go through one model, are all resized to 28", EPISODES, least=0, needs={"dataset": IMAGES})
     channels: int = setting(
         0, "convert images to 1 channel (grayscale) or 3 (RGB); 0 keeps the data set's own number, "
         "which is 1 for glyphs and omniglot, and 3 for mini-imagenet and folders; those of several "
-        "data sets are all brought to 1",
+        "data sets are all converted to 1",
         EPISODES, needs={"dataset": IMAGES})
     objectives: str = setting(
         "dataset", "what counts as an objective: each data set, or each alphabet or script "
@@ -103,8 +103,8 @@ class TrainConfig:
     share: str = setting(
         "fixed", "how the tasks of a meta-batch are divided among the data sets: in equal numbers "
         "(fixed), in proportion to their classes (proportional), or in numbers that add up to the "
-        "meta-batch, such as omniglot=12,mini-imagenet=4, which are a balance that rules over "
-        "objectives start from", OUTER, needs={"dataset": 1})
+        "meta-batch, such as omniglot=12,mini-imagenet=4, which set the starting balance of rules "
+        "over objectives", OUTER, needs={"dataset": 1})
     disagree: float = setting(
         0.0, "the share of training tasks, in [0, 1], that get wrong query targets", OUTER, least=0,
         most=1)
@@ -164,7 +164,7 @@ class TrainConfig:
         learners=("maml", "fomaml"))
     multi_step_loss: int = setting(
         0, "number of iterations at the start in which the query losses after all inner steps count, "
-        "with more and more weight on the last, as in MAML++; 0 counts the last one only", MODEL, least=0,
+        "with growing weight on the last, as in MAML++; 0 counts only the last", MODEL, least=0,
         learners=("maml", "fomaml", "anil", "metasgd", "proto-maml"), needs={"inner_steps": 1})
     first_order_until: int = setting(
         0, "number of iterations at the start that ignore second derivatives, as in MAML++",
@@ -233,7 +233,7 @@ class TrainConfig:
         numbers = self.share_numbers
         if numbers is not None and sum(numbers) != self.meta_batch:
             raise InputError(
-                f"`share` {self.share} makes {sum(numbers)} tasks, and `meta_batch` is "
+                f"`share` {self.share} adds up to {sum(numbers)} tasks, but `meta_batch` is "
                 f"{self.meta_batch}; make them equal"
             )
         built_in = self.model in registry.BUILT_IN["model"]
@@ -245,7 +245,7 @@ class TrainConfig:
             )
 
     def _check_images(self) -> None:
-        """What the data sets of images will ask for, in one answer and before they are read."""
+        """Check what image data sets require, before they are read."""
         if self.ways < (least := 2 if self.of_images else 1):
             raise InputError(f"`ways` must be at least {least}, got {self.ways}")
         if self.channels < 0 or (self.of_images and self.channels not in (0, 1, 3)):
@@ -258,9 +258,9 @@ class TrainConfig:
         """A configuration with the data set's defaults (`DEFAULTS`) where ``given`` has no value.
 
         Raises:
-            InputError: as the class; a part by a name that nothing stands behind; or a value other
-                than the default of a setting that has no effect with the others. Where no ``rule``
-                is given, there may be several, and what is for some of them passes.
+            InputError: as the class; an unknown name of a part; or a value other
+                than the default for a setting that has no effect with the others. If no ``rule``
+                is given, there may be several, and settings for some of them pass.
         """
         if unknown := given.keys() - settings_of(cls).keys():
             hint = did_you_mean(min(unknown), settings_of(cls))
@@ -292,16 +292,16 @@ class TrainConfig:
 
     @property
     def brought_to(self) -> tuple[int, int]:
-        """The side in pixels and the channels that images are brought to; 0 leaves them as they are.
+        """The side in pixels and the channels that images are converted to; 0 leaves them as they are.
 
-        Several data sets go through one model, so theirs are brought to one size, by default `TOGETHER`.
+        Several data sets go through one model, so theirs are converted to one size, by default `TOGETHER`.
         """
         size, channels = TOGETHER if len(self.datasets) > 1 else (0, 0)
         return self.image_size or size, self.channels or channels
 
     @property
     def share_numbers(self) -> list[int] | None:
-        """The numbers of tasks of the data sets that ``share`` gives; None if it gives none.
+        """The number of tasks that ``share`` gives each data set; None if it gives none.
 
         Raises:
             InputError: as `gametalearn.shares.numbers_in`.
@@ -315,21 +315,21 @@ class TrainConfig:
 
     @property
     def of_images(self) -> bool:
-        """Whether all data sets are folders of images or built in, and none is regression."""
+        """Whether all data sets are built in or folders of images, and none is regression."""
         return not self.regression and all(
             name in registry.BUILT_IN["dataset"] or folder_of(name) is not None
             for name in self.datasets
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for TOML and checkpoints; ``rule_options`` where there are any."""
+        """Plain values, for TOML and checkpoints; ``rule_options`` only if there are any."""
         values = dataclasses.asdict(self)
         if not self.rule_options:
             del values["rule_options"]
         return values
 
     def of_rule(self, rule: str, seed: int) -> Self:
-        """The settings of one run of a comparison, with the options of its own rule alone."""
+        """The settings of one run of a comparison, with only its own rule's options."""
         own: dict[str, Any] = {}
         for name, field in settings_of(self).items():
             if unmet(field, {"rule": rule}, ("rule",)):
@@ -339,7 +339,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:
-        """What `as_dict` gave, perhaps in an older version; ``where`` names its file in errors.
+        """The inverse of `as_dict`, perhaps of an older version's; ``where`` names the file in errors.
 
         Raises:
             InputError: a setting that this version does not know.
@@ -352,7 +352,7 @@ class TrainConfig:
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings out of a file; those that did not exist when it was written as they were then."""
+        """Settings from a file; those that did not exist when it was written keep the behaviour of then."""
         before = {name: field.metadata["before"] for name, field in settings_of(cls).items()}
         return {**before, **values}
 
@@ -364,7 +364,7 @@ RESUMABLE = tuple(
 
 
 def default_text(field: dataclasses.Field[Any]) -> str:
-    """What a setting is where it is not given, by data set.
+    """The value of a setting that is not given, by data set.
 
     >>> default_text(settings_of(TrainConfig)["inner_steps"])
     '1; 5 for mini-imagenet, folder'

@@ -144,7 +144,7 @@ def evaluate(
 
     Args:
         model: any module; it is not changed, and several threads may evaluate it at once. Episodes
-            are brought to its device, and their float inputs and targets to its precision.
+            are moved to its device, and their float inputs and targets cast to its precision.
         source: episodes; an independent stream over the same data is used.
         learner: the inner loop at test time, such as ``MAML(0.4, steps=3)``; second-order terms are
             never computed here.
@@ -273,7 +273,7 @@ def adapt(
       within 2e-6 of the copy, in float32.
 
     Args:
-        model: any module; it is not changed. The support set is brought to its device, and floats to
+        model: any module; it is not changed. The support set is moved to its device, and floats cast to
             its precision. A tensor that its forward keeps is a constant in the copy.
         support_x: ``(S, *x)`` inputs.
         support_y: ``(S,)`` int64 labels, or ``(S, *y)`` float targets.

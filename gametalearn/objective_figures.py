@@ -1,4 +1,4 @@
-"""Pictures of several objectives: their weights over time, what the rules see, and who gained or paid."""
+"""Plots for several objectives: their weights over time, what drives the rules, and who gained or paid."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ __all__ = ["FACTS", "objective_weights", "rule_facts", "trade_off"]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 NAMED = 8
-"""Objectives that are drawn by name; of more, those with the largest and the smallest values."""
+"""Objectives drawn by name; if there are more, those with the largest and the smallest values."""
 
 MOST = 12
-"""Objectives that one picture of trade-offs holds."""
+"""The most objectives that a trade-off plot shows."""
 
 FACTS = {
     "r": "relative inverse training rate r",
     "kappa": "performance indicator kappa",
 }
-"""What rules tell of objectives, and how it is called."""
+"""What rules report about objectives, and its axis label."""
 
 MARKS = "osD^vP*X<>hp"
 
 
 def objective_weights(results: dict[str, Any], records: Records, width: float = 8) -> Figure | None:
-    """Each objective's weight in the updates over time, a panel for each rule that tells them apart.
+    """Each objective's weight in the updates over time, a panel for each rule that distinguishes them.
 
     The sum of the effective weights of an objective's tasks, its mean over seeds and their range. None
-    where there is one objective, or all always have the same.
+    if there is one objective, or if all always have the same weight.
     """
     found = {}
     for rule, runs in records.items():
@@ -85,7 +85,7 @@ def objective_weights(results: dict[str, Any], records: Records, width: float = 
 def rule_facts(
     results: dict[str, Any], rule: str, runs: list[list[Record]], fact: str, width: float = 7
 ) -> Figure | None:
-    """What a rule goes by, of each objective over time: ``r`` of GradNorm, ``kappa`` of DTP."""
+    """What drives a rule, for each objective over time: ``r`` of GradNorm, ``kappa`` of DTP."""
     curves = _curves(runs, lambda record: record.facts.get(fact, {}))
     if not curves:
         return None
@@ -103,11 +103,11 @@ def rule_facts(
 
 
 def trade_off(results: dict[str, Any], width: float = 7) -> Figure | None:
-    """What the rules reach on each objective; those on the front have a ring, which none dominates.
+    """The rules' scores on each objective; those on the Pareto front are ringed.
 
     Two objectives: one against the other, a dot for each seed and rule, and the front as a line. Three to
     twelve: a column for each, the difference from the baseline (or from the models that learned each
-    alone). None for one objective, for more, or of results that an older version wrote.
+    alone). None for one objective, for more than twelve, or for results written by an older version.
     """
     units, rules = Units.of(results), results["rules"]
     own = {rule: entry.get("objectives", {}) for rule, entry in rules.items()}
@@ -122,8 +122,8 @@ def trade_off(results: dict[str, Any], width: float = 7) -> Figure | None:
     handles = draw(results, axes, names, own, front)
     tidy(axes, "both")
     some = ", ".join(shortened(rule) for rule, on in zip(own, front, strict=True) if on)
-    rings = f"ringed, dominated by no other: {some}"
-    dots = "dots: seeds; large: means over them"
+    rings = f"ringed: on the Pareto front ({some})"
+    dots = "dots: seeds; large: means over seeds"
     entitle(drawn, _about(results), dots, rings)
     legend_below(drawn, handles)
     return drawn
@@ -219,9 +219,9 @@ def _iterations(runs: list[list[Record]]) -> list[int]:
 def _curves(
     runs: list[list[Record]], told: Callable[[Record], Mapping[str, float]]
 ) -> dict[str, Array]:
-    """Of each objective a value for each seed and logged iteration, ``(S, N)``; NaN where it is absent.
+    """For each objective, a value per seed and logged iteration, ``(S, N)``; NaN where it is absent.
 
-    A running mean, if there are many lines; over those of its window that have a value.
+    A running mean if there are many lines, over those in its window that have a value.
     """
     iterations = _iterations(runs)
     found: dict[str, Array] = {}
@@ -236,7 +236,7 @@ def _curves(
 
 
 def _window(iterations: Sequence[int]) -> int:
-    """Logged iterations of a running mean; an odd number."""
+    """Logged iterations in a running mean; an odd number."""
     return 2 * (len(iterations) // 40) + 1
 
 
@@ -252,7 +252,7 @@ def _smoothed(values: Array, half: int) -> Array:
 
 
 def _named(found: Any) -> list[str]:
-    """The objectives that have colours of their own, by their mean in the first panel."""
+    """The objectives that get their own colours, by their mean in the first panel."""
     first = next(iter(found))
     ranked = sorted(first, key=lambda name: -float(np.nanmean(first[name])))
     if len(ranked) > NAMED:
@@ -263,7 +263,7 @@ def _named(found: Any) -> list[str]:
 def _lines(
     axes: Any, iterations: list[int], curves: dict[str, Array], names: list[str]
 ) -> dict[str, Any]:
-    """A line for each objective, the mean over the seeds that have a value; the handles by label."""
+    """Draw a line for each objective, the mean over seeds that have a value; return the handles by label."""
     handles: dict[str, Any] = {}
     x = np.array(iterations)
     rest = [name for name in curves if name not in names]
@@ -282,7 +282,7 @@ def _lines(
 
 
 def _bands(records: Records) -> str:
-    """What lines and bands are."""
+    """What lines and bands show."""
     runs = next(iter(records.values()))
     text = "mean over seeds; bands: their range" if len(runs) > 1 else "one seed"
     window = _window(_iterations(runs))

@@ -12,18 +12,18 @@ from gametalearn.words import image_size
 __all__ = ["ALONE", "objective_notes", "objective_tables"]
 
 ALONE = "(alone)"
-"""The line of the models that learned one objective each."""
+"""The line for the models that each learned one objective."""
 
 Table = tuple[str, list[str], list[list[str]]]
 """A caption, a header and the cells below it."""
 
 
 def objective_tables(results: dict[str, Any], width: float = math.inf) -> list[Table]:
-    """Tables that say how a comparison of several objectives came out for each of them.
+    """Tables that show how a comparison came out on each of several objectives.
 
-    The means, and below them those of models that learned one objective alone; the differences from the
-    baseline; those from the single objectives; mean rank and Delta_m. As many columns stand in a table
-    as fit into ``width``; of dozens of alphabets (``--objectives group``) there is the last one alone.
+    The means, with those of models that learned one objective alone below them; the differences from the
+    baseline; those from the single-objective models; mean rank and Delta_m. A table has as many columns
+    as fit into ``width``; for dozens of alphabets (``--objectives group``) there is only the last table.
     None for one objective.
     """
     units, rules = Units.of(results), results["rules"]
@@ -49,7 +49,7 @@ def objective_tables(results: dict[str, Any], width: float = math.inf) -> list[T
 
 
 def _overall(rules: dict[str, Any]) -> list[Table]:
-    """Mean rank and Delta_m, as far as they are there."""
+    """Mean rank and Delta_m, if present."""
     header, columns = ["rule"], [list(rules)]
     if all("mean_rank" in entry for entry in rules.values()):
         header.append("mean rank")
@@ -73,20 +73,20 @@ def objective_notes(results: dict[str, Any]) -> list[str]:
     found = []
     if images := results.get("brought_to"):
         shown = image_size(images["image_size"], images["channels"])
-        found.append(f"Images of all objectives were brought to {shown}.")
+        found.append(f"Images of all objectives were converted to {shown}.")
     if all("mean_rank" in entry for entry in rules):
         found.append(
-            "The mean rank is over the objectives: 1 is the best of the "
-            f"{len(rules)} rules, equal ones share a rank."
+            f"The mean rank is over the objectives: 1 is the best of the {len(rules)} rules, and ties "
+            "share a rank."
         )
     if "single" in results:
         found.append(
             "Delta_m is the mean over objectives of the relative change against models that learned "
-            f"one objective alone, {ALONE}; below 0, learning them together costs."
+            f"one objective alone, {ALONE}; below 0, learning them together costs performance."
         )
         if None in [entry["delta_m"] for entry in rules]:
             found[-1] = (
-                "There is no Delta_m: a model that learned one objective alone has a mean of 0."
+                "Delta_m is undefined: a model that learned one objective alone has a mean of 0."
             )
     return found
 

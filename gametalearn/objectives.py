@@ -1,4 +1,4 @@
-"""What ``results.json`` says of each objective of a comparison, and of a rule over all of them."""
+"""What ``results.json`` reports on each objective of a comparison, and on a rule over all of them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class PerObjective:
 
     Attributes:
         metric: the score's name.
-        higher_is_better: of the score.
+        higher_is_better: whether a higher score is better.
         names: what the numbers in ``group`` stand for.
-        tested: of each rule one test for each seed, of all rules on the same episodes.
-        single: of each objective, by its name, the tests of the models that learned it alone, one for
-            each seed, on the same episodes of that objective and on no others; empty without them.
+        tested: for each rule, one test per seed; all rules share the same episodes.
+        single: for each objective, by name, the tests of the models that learned it alone, one per
+            seed, on the same episodes of that objective and no others; empty if there are none.
     """
 
     metric: str
@@ -38,7 +38,7 @@ class PerObjective:
     single: Mapping[str, Sequence[Evaluation]]
 
     def entry(self, rule: str) -> dict[str, Any]:
-        """``objectives``; ``mean_rank`` among several rules; ``delta_m`` if there are single ones."""
+        """``objectives``; ``mean_rank`` among several rules; ``delta_m`` if there are single models."""
         entry: dict[str, Any] = {"objectives": {n: self._mean(rule, n) for n in self._present}}
         if len(self.tested) > 1:
             entry["mean_rank"] = self._ranks[list(self.tested).index(rule)]
@@ -52,7 +52,7 @@ class PerObjective:
         return entry
 
     def differences(self, rule: str, baseline: str) -> dict[str, Any]:
-        """Of each objective, the rule's mean minus the baseline's, over seeds."""
+        """For each objective, the rule's mean minus the baseline's, over seeds."""
         return {
             name: estimated(
                 "difference",
@@ -68,7 +68,7 @@ class PerObjective:
 
     @property
     def _present(self) -> list[str]:
-        """The objectives that have a test episode on some seed; the rules share their episodes."""
+        """The objectives that have a test episode with some seed; the rules share their episodes."""
         first = next(iter(self.tested.values()))
         groups = {int(g) for one in first for g in np.unique(one.group)}
         return [name for number, name in enumerate(self.names) if number in groups]
@@ -87,7 +87,7 @@ class PerObjective:
         return [float(p.mean()) if len(p) else None for p in self._parts(rule, name)]
 
     def _mean(self, rule: str, name: str) -> dict[str, Any]:
-        """One objective's own mean, its intervals, and each seed's."""
+        """One objective's mean, its intervals, and each seed's mean."""
         by_seed, parts = self._by_seed(rule, name), self._parts(rule, name)
         over = over_seeds([value for value in by_seed if value is not None])
         strata = np.repeat(range(len(parts)), [len(part) for part in parts])

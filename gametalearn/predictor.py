@@ -23,7 +23,7 @@ __all__ = ["WithHead", "bake"]
 _ADVICE = "pass protocol='transductive' for a copy that goes on normalising by what it is given"
 
 EXAMPLES = 4
-"""On so many it is measured whether they depend on each other."""
+"""The number of predictions tested for dependence on each other."""
 Statistics = tuple[Tensor, Tensor]
 """``mean (C,), var (C,)``."""
 

@@ -49,14 +49,14 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def brought_to(config: TrainConfig) -> str:
-    """Which input several data sets of images are brought to; "" for one, and for others."""
+    """What the images of several data sets are converted to; "" for a single one, and for other data."""
     if len(config.datasets) < 2 or not config.of_images:
         return ""
-    return f"images of all data sets are brought to {image_size(*config.brought_to)}"
+    return f"images of all data sets are converted to {image_size(*config.brought_to)}"
 
 
 def duration(seconds: float) -> str:
-    """As one would say it.
+    """A duration in words.
 
     >>> duration(12), duration(80), duration(3000), duration(9000)
     ('12 s', '80 s', '50 minutes', '2.5 hours')

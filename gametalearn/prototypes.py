@@ -1,7 +1,7 @@
 """Learners that make a task's head from its support set: prototypical networks and Proto-MAML.
 
-The model is the embedding: a module from ``(B, *x)`` to features ``(B, *f)``, without an output a
-class, such as ``Conv4(ways=None)``. A new head is made for each task, so that the number of ways
+The model is the embedding: a module from ``(B, *x)`` to features ``(B, *f)``, without an output per
+class, such as ``Conv4(ways=None)``. A new head is made for each task, so the number of ways
 may vary from one test to the next.
 """
 
@@ -42,15 +42,15 @@ def prototypes(features: Tensor, labels: Tensor, ways: int) -> Tensor:
 class ProtoMAML(MAML):
     """Proto-MAML (Triantafillou et al. 2020, arXiv 1903.03096, section 3): MAML from a head of prototypes.
 
-    With the prototypes c_k of the support features, the head starts as the linear layer that the
-    negative squared distance to them is, W_k = 2 c_k and b_k = -|c_k|^2, up to a constant that is the
+    With the prototypes c_k of the support features, the head starts as the linear layer that computes
+    the negative squared distance to them, W_k = 2 c_k and b_k = -|c_k|^2, up to a constant that is the
     same for all classes. Head and embedding then take ``steps`` inner steps together. The row
-    differentiates through the prototypes as well, also with ``first_order``.
+    differentiates through the prototypes as well, even with ``first_order``.
 
     Args:
         inner_lr, steps, first_order, step_weights: as in `MAML`.
         ways: classes; `gametalearn.meta_gradients` and the like take them from each batch's support
-            labels, whatever stands here.
+            labels instead.
     """
 
     ways: int = field(default=0, kw_only=True)
@@ -60,7 +60,7 @@ class ProtoMAML(MAML):
         return dataclasses.replace(self, ways=ways)
 
     def head(self, features: Tensor, labels: Tensor) -> Params:
-        """``weight (ways, F)`` and ``bias (ways,)`` out of the support features."""
+        """``weight (ways, F)`` and ``bias (ways,)`` from the support features."""
         centre = prototypes(features, labels, self.ways)
         return {"weight": 2 * centre, "bias": -centre.square().sum(1)}
 
@@ -71,10 +71,10 @@ class ProtoMAML(MAML):
 
 @dataclass(frozen=True)
 class ProtoNet(ProtoMAML):
-    """Prototypical networks (Snell et al. 2017, arXiv 1703.05175): nothing adapts but the prototypes.
+    """Prototypical networks (Snell et al. 2017, arXiv 1703.05175): only the prototypes adapt.
 
-    A query's logits are -|f(x) - c_k|^2 + |f(x)|^2 = 2 <f(x), c_k> - |c_k|^2, which give the
-    probabilities, the cross-entropy and the derivatives of the paper's -|f(x) - c_k|^2: it is
+    A query's logits are -|f(x) - c_k|^2 + |f(x)|^2 = 2 <f(x), c_k> - |c_k|^2, which have the same
+    probabilities, cross-entropy and derivatives as the paper's -|f(x) - c_k|^2: it is
     Proto-MAML without an inner step. ``updates`` are zero.
     """
 
@@ -88,5 +88,5 @@ class ProtoNet(ProtoMAML):
         yield meta
 
     def for_test(self, steps: int) -> Self:
-        """The same: there are no steps to take."""
+        """The same learner: there are no steps to take."""
         return self

@@ -203,7 +203,7 @@ class Comparison:
         return entry | (self._per_objective.entry(rule) if len(self.objectives) > 1 else {})
 
     def _brought_to(self) -> dict[str, Any]:
-        """What the images of several data sets were brought to."""
+        """What the images of several data sets were converted to."""
         if len(self.config.datasets) < 2 or not self.config.of_images:
             return {}
         size, channels = self.config.brought_to

@@ -1,4 +1,4 @@
-"""How the tasks of a meta-batch are divided among several data sets, as the setting ``share`` says."""
+"""How the setting ``share`` divides the tasks of a meta-batch among several data sets."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from gametalearn.places import absolute
 __all__ = ["BY_RULE", "divided", "numbers_in"]
 
 BY_RULE = ("fixed", "proportional")
-"""Shares that are no numbers."""
+"""Shares that are not numbers."""
 
 
 def numbers_in(share: str, names: Sequence[str]) -> list[int] | None:
-    """The number of tasks of each data set that a setting such as ``omniglot=12,glyphs=4`` gives.
+    """The number of tasks that a setting such as ``omniglot=12,glyphs=4`` gives each data set.
 
     Args:
         share: the setting; None is returned for ``fixed`` and ``proportional``.
         names: the data sets, as `gametalearn.places.names_in` gives them.
 
     Raises:
-        InputError: neither of these, or not a number above 0 for each data set.
+        InputError: none of these forms, or not a number above 0 for each data set.
 
     >>> numbers_in("glyphs=4,omniglot=12", ["omniglot", "glyphs"])
     [12, 4]
@@ -33,7 +33,7 @@ def numbers_in(share: str, names: Sequence[str]) -> list[int] | None:
         name, equals, number = part.strip().rpartition("=")
         name = name if name in names or not name else absolute(name)
         if not equals or name not in names or name in found or not number.isdecimal():
-            raise _misfit(share, names, f"'{part.strip()}' is not one of these")
+            raise _misfit(share, names, f"'{part.strip()}' does not fit")
         found[name] = int(number)
     if len(found) < len(names) or not all(found.values()):
         missing = next(name for name in names if not found.get(name))
@@ -45,14 +45,14 @@ def _misfit(share: str, names: Sequence[str], problem: str) -> InputError:
     example = ",".join(f"{name}=4" for name in names)
     return InputError(
         f"`share` must be fixed, proportional, or a number of tasks for each data set, such as "
-        f"{example}; got '{share}', and {problem}"
+        f"{example}; got '{share}', where {problem}"
     )
 
 
 def divided(num_tasks: int, weights: Sequence[float]) -> list[int]:
-    """So many tasks divided in proportion to weights above 0, by the method of largest remainders.
+    """A number of tasks divided in proportion to weights above 0, by the method of largest remainders.
 
-    Of equal remainders the first ones win.
+    If remainders are equal, the first ones win.
 
     >>> divided(16, [12, 4]), divided(5, [1, 1]), divided(3, [12, 4])
     ([12, 4], [3, 2], [2, 1])

@@ -101,7 +101,7 @@ def contact_sheet(
 
 
 def _block(axes: Any, title: str, sides: Sequence[Array], gap: int) -> None:
-    """One episode: its support images, a gap of so many pixels, its queries."""
+    """One episode: its support images, a gap of this many pixels, its queries."""
     (height, first), second = sides[0].shape[:2], sides[1].shape[1]
     picture = np.ones((height, first + gap + second, 3), dtype=np.float32)
     picture[:, :first], picture[:, first + gap :] = sides

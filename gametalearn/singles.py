@@ -1,8 +1,8 @@
-"""Baselines of a comparison of several objectives: models that learn one of them alone.
+"""Baselines for a comparison over several objectives: models that each learn one of them alone.
 
-The baseline of an objective sees as many training tasks of it as the rules' models do: in each of as many
-iterations, those that fall to it in a meta-batch. All other settings are the comparison's, with the plain
-mean as rule. It is tested on the episodes of its objective that the rules are tested on.
+The baseline of an objective sees as many of its training tasks as the rules' models do: for the same number
+of iterations, its share of a meta-batch. All other settings are the comparison's, with the plain
+mean as the rule. It is tested on the same episodes of its objective as the rules are.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from gametalearn.shares import divided
 __all__ = ["Asked", "asked", "check_given", "collected", "label_of", "single_runs"]
 
 TRAINED = "train"
-"""What ``--single`` says where it names no runs."""
+"""The value of ``--single`` when it names no runs."""
 
 
 Asked = bool | Mapping[str, Path | str]
-"""Whether there are to be baselines, and if so, of which objectives which folders hold their runs."""
+"""Whether baselines are wanted, or a mapping from objectives to the folders of their existing runs."""
 
 
 def asked(text: str | None) -> Asked:
-    """What ``--single OBJECTIVE=FOLDER,...`` asks for; ``train`` names no folder, and None asks nothing.
+    """What ``--single OBJECTIVE=FOLDER,...`` asks for; ``train`` names no folder, and None asks for nothing.
 
     >>> asked("omniglot=runs/a,mini-imagenet=runs/b")
     {'omniglot': 'runs/a', 'mini-imagenet': 'runs/b'}
@@ -52,7 +52,7 @@ def asked(text: str | None) -> Asked:
 
 
 def label_of(objective: str) -> str:
-    """What the baseline of an objective is called among the runs.
+    """The name of an objective's baseline among the runs.
 
     >>> label_of("omniglot"), label_of("folder:/data/birds")
     ('single:omniglot', 'single:folder-data-birds')
@@ -67,36 +67,34 @@ def single_runs(
     folder: Path | None,
     terms: Terms,
 ) -> list[Planned]:
-    """The runs that are to be trained, seed by seed: of each objective of which no run is given.
+    """The runs to train, seed by seed: one for each objective without a given run.
 
     Raises:
-        InputError: the comparison's objectives cannot be learned one by one, or others are named.
+        InputError: the comparison's objectives cannot be learned one by one, or unknown ones are named.
     """
     if single is False:
         return []
     given, episodes = _given(single), terms.episodes
     names = config.datasets
     if terms.source is not None or terms.validation is not None or terms.test is not None:
-        raise InputError(
-            "`single` takes objectives that are data sets by name, and episodes were handed in"
-        )
+        raise InputError("`single` works on data sets given by name, but episodes were passed in")
     if len(names) < 2:
         raise InputError(
             f"`single` is for several data sets, such as omniglot+mini-imagenet; got {config.dataset}"
         )
     if config.share == "proportional":
         raise InputError(
-            "`single` needs to know how many tasks fall to each data set; give `share` fixed, or by "
+            "`single` needs to know how many tasks each data set gets; set `share` to fixed, or to "
             "numbers"
         )
     if config.meta_batch < len(names) or episodes < len(names):
         raise InputError(
-            f"`single` needs a task and a test episode of each of {len(names)} data sets; raise "
+            f"`single` needs a task and a test episode from each of {len(names)} data sets; raise "
             "`meta_batch` or `episodes`"
         )
     if unknown := [name for name in given if absolute(name) not in map(absolute, names)]:
         raise InputError(
-            f"`single` names a run of '{unknown[0]}', which is none of {', '.join(names)}"
+            f"`single` names a run for '{unknown[0]}', which is not one of {', '.join(names)}"
         )
     there = {absolute(name) for name in given}
     return [
@@ -118,7 +116,7 @@ def _given(single: Asked) -> Mapping[str, Path | str]:
 
 
 def _alone(config: TrainConfig, name: str, seed: int) -> TrainConfig:
-    """The settings with one data set, whose images are brought to what those of all are."""
+    """The settings with one data set, whose images are converted as in the comparison."""
     size, channels = config.brought_to
     settings = dataclasses.replace(config, rotations=config.rotations and name == "omniglot")
     uniform = settings.of_rule("uniform", seed)
@@ -129,7 +127,7 @@ def _alone(config: TrainConfig, name: str, seed: int) -> TrainConfig:
 
 
 def _tasks(config: TrainConfig) -> dict[str, int]:
-    """How many tasks of a meta-batch are each data set's."""
+    """How many tasks of a meta-batch come from each data set."""
     names = config.datasets
     counts = divided(config.meta_batch, config.share_numbers or [1] * len(names))
     return dict(zip(names, counts, strict=True))
@@ -138,10 +136,10 @@ def _tasks(config: TrainConfig) -> dict[str, int]:
 def check_given(
     config: TrainConfig, single: Asked, seeds: Sequence[int], shape: Sequence[int], terms: Terms
 ) -> None:
-    """Refuse given runs that do not fit, before anything is trained; ``shape`` is of one input.
+    """Refuse given runs that do not match, before anything is trained; ``shape`` is that of one input.
 
     Raises:
-        InputError: a run is missing, of another data set or seed, or takes other episodes.
+        InputError: a run is missing, has a different data set or seed, or takes different episodes.
     """
     for name, folder in _given(single).items():
         for seed in seeds:
@@ -153,12 +151,12 @@ def check_given(
             }  # fmt: skip
             for setting, value in wanted.items():
                 if (own := getattr(run.config, setting)) != value:
-                    raise InputError(f"`single` {place}: its `{setting}` is {own}, and not {value}")
+                    raise InputError(f"`single` {place}: its `{setting}` is {own}, not {value}")
             if run.input_shape != tuple(shape):
                 raise InputError(
-                    f"`single` {place}: it takes inputs of {_shape(run.input_shape)}, and the "
-                    f"comparison's are {_shape(shape)}; train it with `image_size` and `channels` to "
-                    "match"
+                    f"`single` {place}: it takes inputs of {_shape(run.input_shape)}, but the "
+                    f"comparison's are {_shape(shape)}; train it with matching `image_size` and "
+                    "`channels`"
                 )
 
 
@@ -174,11 +172,11 @@ def collected(
     terms: Terms,
     team: Team,
 ) -> dict[str, Single]:
-    """The baselines of all objectives, in their order: those that were trained, and given runs tested.
+    """The baselines of all objectives, in order: those trained here, and given runs, tested now.
 
     Args:
-        trained: of each objective by `label_of`, a result for each seed.
-        single: of each other objective the folder whose ``seedN`` are its runs; False asks for none.
+        trained: by `label_of` an objective, a result for each seed.
+        single: for each other objective, the folder whose ``seedN`` are its runs; False asks for none.
     """
     if single is False:
         return {}
@@ -200,7 +198,7 @@ def collected(
 def _tested(
     place: Path, whole: TrainConfig, number: int, terms: Terms, team: Team
 ) -> tuple[Result, int]:
-    """What a given run finds on the test episodes of an objective, and the tasks it was trained on."""
+    """A given run's result on an objective's test episodes, and the number of tasks it was trained on."""
     run = load_run(place, device=whole.device, loss=terms.loss, score=terms.score, team=team)
     source = team.everywhere(lambda: terms.tests(whole))
     evaluation = run_test(run, terms.episodes, source, None, number)

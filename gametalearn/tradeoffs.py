@@ -1,7 +1,7 @@
-"""What is said of a rule for several objectives at once: relative change, mean rank, the front.
+"""How a rule does on several objectives at once: relative change, mean rank, the Pareto front.
 
 Accuracy averaged over objectives of different difficulty hides which of them paid. Multi-task learning
-therefore goes by each objective's *relative* change against a model that learned it alone, and by ranks.
+therefore looks at each objective's *relative* change against a model that learned it alone, and at ranks.
 Pure functions of arrays.
 """
 
@@ -22,20 +22,20 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 def relative_change(
     values: ArrayLike, single: ArrayLike, higher_is_better: bool = True
 ) -> list[float] | None:
-    """Delta_m of each seed: the mean over objectives of the relative change against single objectives.
+    """Delta_m of each seed: the mean over objectives of the relative change against single-objective models.
 
         Delta_m = 1/K sum_k (-1)^l (M_k - B_k) / B_k
 
     with M_k the rule's mean on objective k, B_k that of the model that learned k alone, and l = 1 where
     lower is better, else 0 (Maninis, Radosavovic, Kokkinos 2019, arXiv 1904.08918, equation 4;
-    LibMTL's tables). So above 0 is better than learning each objective alone.
+    LibMTL's tables). A value above 0 is better than learning each objective alone.
 
     Args:
-        values, single: ``(S, K)``, of S seeds and K objectives, M and B.
-        higher_is_better: of the score.
+        values, single: ``(S, K)`` for S seeds and K objectives, M and B.
+        higher_is_better: whether a higher score is better.
 
     Returns:
-        S shares (0.01 is one percent); None where some B_k is 0, against which nothing is relative.
+        S fractions (0.01 is one percent); None if some B_k is 0, since no change is relative to 0.
 
     >>> relative_change([[0.5, 0.375]], [[0.5, 0.5]])
     [-0.125]
@@ -53,11 +53,11 @@ def relative_change(
 
 
 def mean_ranks(means: ArrayLike, higher_is_better: bool = True) -> list[float]:
-    """The rank of each rule, 1 for the best, in the mean over objectives; equal ones share theirs.
+    """The rank of each rule, 1 for the best, averaged over objectives; ties share a rank.
 
     Args:
-        means: ``(R, K)``, of R rules and K objectives.
-        higher_is_better: of the score.
+        means: ``(R, K)`` for R rules and K objectives.
+        higher_is_better: whether a higher score is better.
 
     >>> mean_ranks([[0.9, 0.3], [0.8, 0.4], [0.8, 0.2]])
     [1.5, 1.75, 2.75]
@@ -71,11 +71,11 @@ def mean_ranks(means: ArrayLike, higher_is_better: bool = True) -> list[float]:
 
 
 def non_dominated(points: ArrayLike, higher_is_better: bool = True) -> list[bool]:
-    """Which points are on the front: no other is as good on all objectives, and better on one.
+    """Which points are on the Pareto front: no other is as good on all objectives and better on one.
 
     Args:
-        points: ``(R, K)``, of R rules and K objectives.
-        higher_is_better: of the score.
+        points: ``(R, K)`` for R rules and K objectives.
+        higher_is_better: whether a higher score is better.
 
     >>> non_dominated([[0.9, 0.3], [0.8, 0.4], [0.8, 0.2]])
     [True, True, False]

@@ -1,4 +1,4 @@
-"""The runs of a comparison, several at a time: worker processes that take one run after another."""
+"""Several runs of a comparison at a time: worker processes that take one run after another."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["check_sendable", "in_processes", "work"]
 
 
 def check_sendable(jobs: int, terms: Terms) -> None:
-    """Refuse parts that other processes cannot be given."""
+    """Refuse parts that cannot be sent to other processes."""
     for name in (field.name for field in fields(terms)):
         try:
             pickle.dumps(getattr(terms, name))
@@ -65,14 +65,14 @@ def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int, standing: Sta
         for worker in workers:
             if worker.run:
                 worker.process.terminate()
-            worker.line.close()  # whoever waits for a next run, or soon will, ends by itself
+            worker.line.close()  # a worker waiting for its next run ends by itself
         for worker in workers:
             worker.process.join()
 
 
 @dataclass
 class _Worker:
-    """A process, the line to it, and what it trains."""
+    """A process, the connection to it, and the run that it trains."""
 
     process: Any
     line: Any
@@ -103,11 +103,11 @@ class _Worker:
             wrong = self.line.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
-            if self.process.exitcode == 130:  # it was interrupted by itself
+            if self.process.exitcode == 130:  # it alone was interrupted
                 raise KeyboardInterrupt from None
-            wrong = "its process ended without a word, perhaps for lack of memory"
+            wrong = "its process ended without an error message, perhaps for lack of memory"
         if wrong is not None:
-            raise InputError(f"{run.label}: {wrong}; what was finished is kept")
+            raise InputError(f"{run.label}: {wrong}; finished runs are kept")
         found = None if run.tested is None else read_evaluation(run.tested, {})
         if found is not None:
             standing.end(run.rule, run.config.seed, found)
@@ -115,7 +115,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started meanwhile do not see a terminal's Ctrl-C; their parent ends them."""
+    """Processes started in this context ignore a terminal's Ctrl-C; their parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -141,12 +141,12 @@ def _serve(terms: Terms, line: Any) -> None:
             sys.exit(130)
         except InputError as error:
             wrong = str(error)
-        with contextlib.suppress(OSError):  # nobody listens any more; the next `recv` sees it
+        with contextlib.suppress(OSError):  # the parent is gone; the next `recv` notices
             line.send(wrong)
 
 
 def work(run: Planned, terms: Terms, outlook: Outlook | None = None) -> None:
-    """`train_and_test` as a worker does it: with its own number of threads, and with memory kept."""
+    """`train_and_test` in a worker: with its own number of threads, and keeping freed memory."""
     keep_memory()
     if run.config.threads:
         torch.set_num_threads(run.config.threads)
@@ -154,7 +154,7 @@ def work(run: Planned, terms: Terms, outlook: Outlook | None = None) -> None:
 
 
 def _end_with_parent() -> None:
-    """Where the parent is killed, its child must not train on beside the parent's successor."""
+    """If the parent is killed, its child must not go on training beside the parent's successor."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

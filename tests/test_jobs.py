@@ -205,6 +205,4 @@ def test_a_worker_that_cannot_be_ended_in_its_run_ends_after_it(tmp_path: Path) 
     done = subprocess.run(
         [sys.executable, program, tmp_path / "out"], capture_output=True, text=True, timeout=300
     )
-    assert done.stdout == "uniform, seed 0: this one fails; what was finished is kept\n", (
-        done.stderr
-    )
+    assert done.stdout == "uniform, seed 0: this one fails; finished runs are kept\n", done.stderr

@@ -98,11 +98,11 @@ def test_numbers_by_name():
     assert numbers_in("fixed", NAMES) is numbers_in("proportional", NAMES) is None
     assert numbers_in("folder:/a=b/birds=4, omniglot=12", NAMES) == [12, 4]
     for text, problem in (
-        ("equal", "'equal' is not one of these"),
+        ("equal", "'equal' does not fit"),
         ("omniglot=12", "folder:/a=b/birds has no task"),
-        ("omniglot=12,glyphs=4", "'glyphs=4' is not one of these"),
-        ("omniglot=12,omniglot=4", "'omniglot=4' is not one of these"),
-        ("omniglot=-1,folder:/a=b/birds=4", "'omniglot=-1' is not one of these"),
+        ("omniglot=12,glyphs=4", "'glyphs=4' does not fit"),
+        ("omniglot=12,omniglot=4", "'omniglot=4' does not fit"),
+        ("omniglot=-1,folder:/a=b/birds=4", "'omniglot=-1' does not fit"),
         ("omniglot=0,folder:/a=b/birds=4", "omniglot has no task"),
     ):
         with pytest.raises(InputError, match=f"`share` must be fixed, .*{problem}"):
@@ -117,7 +117,7 @@ def test_numbers_are_a_setting_of_training_alone():
         == 10
     )
     for given, message in (
-        ({"meta_batch": 8}, "makes 16 tasks, and `meta_batch` is 8; make them equal"),
+        ({"meta_batch": 8}, "adds up to 16 tasks, but `meta_batch` is 8; make them equal"),
         ({"share": "half"}, "`share` must be fixed"),
     ):
         with pytest.raises(InputError, match=message):

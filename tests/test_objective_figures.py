@@ -146,7 +146,7 @@ def test_two_objectives_stand_against_each_other_with_their_front() -> None:
         for rule in LEVELS
     ]
     np.testing.assert_allclose(seeds, wanted)
-    assert "dominated by no other: uniform, gradnorm" in said(figure)
+    assert "on the Pareto front (uniform, gradnorm" in said(figure)
     assert "objective-0" in figure.axes[0].get_xlabel()
     assert "objective-1" in figure.axes[0].get_ylabel()
     for entry in results["rules"].values():  # as an older version wrote it

@@ -158,9 +158,9 @@ def test_a_run_says_which_input_the_data_sets_are_brought_to(capsys, tmp_path):
         command = f"train --dataset glyphs+{name} {tiny} {flags} --overwrite --out"
         code, _, err = run(capsys, command, tmp_path / "a")
         assert code == 0
-        assert f"train: images of all data sets are brought to {wanted}" in err
+        assert f"train: images of all data sets are converted to {wanted}" in err
     _, _, err = run(capsys, f"train --dataset glyphs {tiny} --out", tmp_path / "b")
-    assert "brought to" not in err
+    assert "are converted to" not in err
 
 
 def test_numbers_of_tasks_are_a_balance(capsys, tmp_path):

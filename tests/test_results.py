@@ -131,7 +131,7 @@ def test_the_schema_of_several_objectives() -> None:
     json.dumps(found, allow_nan=False)
     assert list(found)[12:] == ["brought_to", "rules", "single", "paired", "config"]
     assert found["brought_to"] == {"image_size": 28, "channels": 1}
-    assert "brought to 28 x 28 pixels in grayscale" in " ".join(made.table().split())
+    assert "converted to 28 x 28 pixels in grayscale" in " ".join(made.table().split())
     assert list(found["single"]["omniglot"]) == [
         "accuracy", "ci95", "ci95_episodes", "seeds", "tasks", "budget", "runs"
     ]  # fmt: skip
@@ -153,14 +153,14 @@ def test_the_schema_of_several_objectives() -> None:
     assert entry["delta_m"]["by_seed"] == pytest.approx(by_seed)
     interval = stats.ttest_1samp(by_seed, 0).confidence_interval()
     assert entry["delta_m"]["ci95"] == pytest.approx(list(interval))
-    assert "The models of omniglot alone saw 40 of its training tasks" in "\n".join(cautions(found))
+    assert "The models trained on omniglot alone saw 40 of its tasks" in "\n".join(cautions(found))
     zero = {**single, "glyphs": dataclasses.replace(single["glyphs"], results=[
         Result(Evaluation(np.zeros(4), np.zeros(4, dtype=np.int64), "accuracy", "transductive", s), 1, 1)
         for s in range(4)
     ])}  # fmt: skip
     none = dataclasses.replace(made, single=zero)
     assert none.as_dict()["rules"]["dwa"]["delta_m"] is None
-    assert "There is no Delta_m" in " ".join(none.table().split())
+    assert "Delta_m is undefined" in " ".join(none.table().split())
     other = dataclasses.replace(single["glyphs"].results[0].evaluation, seed=7)
     wrong = dataclasses.replace(
         single["glyphs"],

@@ -193,13 +193,13 @@ def bad(names: list[str], root: Path) -> list[tuple[str, str]]:
     other = place(root / "out", "b", 0).parent
     return [
         (f"--dataset {names[0]} --single", "--single is for several data sets"),
-        (f"--dataset {both} --share proportional --single", "give --share fixed, or by numbers"),
-        (f"--dataset {both} --single omniglot=runs/a", "'omniglot', which is none of folder:"),
+        (f"--dataset {both} --share proportional --single", "set --share to fixed, or to numbers"),
+        (f"--dataset {both} --single omniglot=runs/a", "'omniglot', which is not one of folder:"),
         (f"--dataset {both} --single runs/a", "OBJECTIVE=FOLDER"),
         (f"--dataset {both} --single --meta-batch 1", "raise --meta-batch"),
         (f"--dataset {both} --single {names[0]}={other}", "its --dataset is folder:"),
         (f"--dataset {both} --single {names[1]}={other} --channels 3",
-         "takes inputs of 1 x 28 x 28, and the comparison's are 3 x 28 x 28"),
+         "takes inputs of 1 x 28 x 28, but the comparison's are 3 x 28 x 28"),
         (f"--dataset {both} --single {names[1]}={root}/none", "none/seed0"),
     ]  # fmt: skip
 
@@ -222,7 +222,7 @@ def test_in_python_episodes_that_are_handed_in_have_none() -> None:
         raise AssertionError
 
     config = TrainConfig.of("glyphs+omniglot", iterations=2)
-    with pytest.raises(InputError, match="`single` takes objectives that are data sets by name"):
+    with pytest.raises(InputError, match="`single` works on data sets given by name"):
         compare(config, ["uniform"], 1, 4, single=True, source=source, test=source)
 
 

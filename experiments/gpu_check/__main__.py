@@ -1,9 +1,9 @@
-"""Check the library on a GPU, point by point: PASS, FAIL or SKIP for each, and one JSON file.
+"""Check the library on a GPU: PASS, FAIL or SKIP for each point, and one JSON file.
 
-It needs one card, no data and no network: images are made up. Rows are compared with a plain loop of
-float64 on the CPU. What can be measured on the way is printed beside each verdict: speed beside
-learn2learn, iterations per second of a whole training, memory. `--device cpu` makes the same checks on
-the CPU with small networks, which tells whether this program works, and nothing about a card.
+It needs one GPU, no data and no network: images are random. Rows are compared with a plain float64
+loop on the CPU. What can be measured on the way is printed beside each verdict: speed beside
+learn2learn, iterations per second of a whole training run, memory. `--device cpu` runs the same checks on
+the CPU with small networks, which shows whether this program works, but nothing about a GPU.
 
 examples:
   python -m experiments.gpu_check --json gpu.json
@@ -56,12 +56,14 @@ POINTS: dict[str, Point] = {
 
 
 def tried(point: Point, device: str, sizes: Sizes) -> Outcome:
-    """A point's outcome; FAIL where it raises, or where the library warned of a fall to the loop."""
+    """A point's outcome; FAIL if it raises, or if the library warned that it fell back to the loop."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             found = point(device, sizes)
-        except Exception as error:  # whatever a card may bring: the other points are still checked
+        except (
+            Exception
+        ) as error:  # whatever goes wrong on a GPU: the other points are still checked
             return Outcome("FAIL", f"{type(error).__name__}: {str(error).strip()[:300]}",
                            {"traceback": traceback.format_exc()})  # fmt: skip
     said = [str(w.message) for w in caught if str(w.message).startswith("gametalearn")]
@@ -77,15 +79,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--device", default="cuda", help="cuda (the default), cuda:1, cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found here")
-    parser.add_argument("--only", metavar="POINTS", help=f"some of {','.join(POINTS)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+    parser.add_argument("--only", metavar="POINTS", help=f"check only some of {','.join(POINTS)}")
     parser.add_argument("--minutes", type=float, default=8.0,
-                        help="no point is begun later (default %(default)s)")  # fmt: skip
+                        help="start no point after this many (default %(default)s)")  # fmt: skip
     args = parser.parse_args(argv)
     args.points = list(POINTS) if args.only is None else args.only.split(",")
     for name in args.points:
         if name not in POINTS:
-            parser.error(f"--only: there is no point '{name}'; there are {', '.join(POINTS)}")
+            parser.error(f"--only: unknown point '{name}'; choose from {', '.join(POINTS)}")
     return args
 
 
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in args.points:
         start = time.perf_counter()
         if start - begun > 60 * args.minutes:
-            own = Outcome("SKIP", f"not begun within {args.minutes:g} minutes")
+            own = Outcome("SKIP", f"not started within {args.minutes:g} minutes")
         else:
             with tf32(False):
                 own = tried(POINTS[name], args.device, sizes)

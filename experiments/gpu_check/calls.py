@@ -1,4 +1,4 @@
-"""Points about the numbers of single calls."""
+"""Points that check the numbers of single calls."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = ["check_learners", "check_plan", "check_rows", "check_rules", "check_s
 SMOOTH = 1e-4
 """Relative error in float32 of a network without kinks."""
 FACTOR = 3.0
-"""How much further from float64 than the loop on the same device rows in float32 may be."""
+"""How many times the float32 loop's error on the same device the float32 rows' error may be."""
 
 
 def check_rows(device: str, sizes: Sizes) -> Outcome:
-    """Rows of the three settings: float64 exactly, float32 as near as the loop on the device is."""
+    """Rows of the three settings: exact in float64, and in float32 about as close as the device's loop."""
     found, passed = {}, True
     for name, setting in sizes.settings.items():
         learner, batch = setting.learner(), setting.batch()
@@ -97,7 +97,7 @@ def check_learners(device: str, sizes: Sizes) -> Outcome:
 
 
 def check_rules(device: str, sizes: Sizes) -> Outcome:
-    """Every weighting rule gives on the device the weights that it gives on the CPU."""
+    """Every weighting rule gives the same weights on the device as on the CPU."""
     generator = torch.Generator().manual_seed(0)
     batches = []
     for _ in range(5):
@@ -117,7 +117,7 @@ def check_rules(device: str, sizes: Sizes) -> Outcome:
 
 
 def check_plan(device: str, sizes: Sizes) -> Outcome:
-    """All tasks of a meta-batch are in flight, in no more memory than the plan reckons with."""
+    """All tasks of a meta-batch are computed together, in no more memory than the plan estimates."""
     found, passed = {}, True
     place = torch.device(device)
     for name, setting in sizes.settings.items():

@@ -1,4 +1,4 @@
-"""How much is computed, what becomes of a point, and how numbers are compared."""
+"""How much is computed, the outcome of a point, and how numbers are compared."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Sizes:
     Attributes:
         settings: by the benchmark's names.
         learners: the inner loops that are compared.
-        image_size, hidden: of the networks for the learners.
-        iterations: of the training that is timed; a third is not timed.
+        image_size, hidden: for the learners' networks.
+        iterations: of the timed training run; the first third is not timed.
         training: settings of that training.
         rounds, repeats: of the benchmark.
         tests: files of the suite that are run on the device.
@@ -78,7 +78,7 @@ SMALL = Sizes(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a point.
+    """The outcome of a point.
 
     Attributes:
         verdict: ``"PASS"``, ``"FAIL"`` or ``"SKIP"``.
@@ -99,7 +99,7 @@ def outcome(passed: bool, said: str, **figures: Any) -> Outcome:
 
 
 def error_of(got: Tensor, expected: Tensor) -> float:
-    """The norm of the difference over that of what is expected, of all rows at once."""
+    """The norm of the difference relative to that of the expected value, over all rows at once."""
     got, expected = got.detach().cpu().double(), expected.detach().cpu().double()
     return float((got - expected).norm() / expected.norm())
 

@@ -1,4 +1,4 @@
-"""Points about whole trainings, and those that start processes."""
+"""Points that train whole runs or start processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["check_bench", "check_processes", "check_resume", "check_tests", "che
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOSE = 1e-3
-"""Relative difference between weights that were trained in two ways, after a few iterations."""
+"""The largest relative difference between weights trained in two ways, after a few iterations."""
 
 
 def made_up_images(seed: int, size: int, channels: int = 3, classes: int = 20) -> ClassImages:
@@ -36,7 +36,7 @@ def made_up_images(seed: int, size: int, channels: int = 3, classes: int = 20) -
 
 
 def check_training(device: str, sizes: Sizes) -> Outcome:
-    """A whole training of mini-ImageNet's published settings, on made-up images."""
+    """A whole training run with mini-ImageNet's published settings, on random images."""
     config = TrainConfig.of(
         "mini-imagenet", device=device, iterations=sizes.iterations, validation_episodes=2,
         validate_every=sizes.iterations, checkpoint_every=sizes.iterations,
@@ -68,15 +68,15 @@ def tiny(device: str, iterations: int) -> TrainConfig:
 
 
 def compared(one: dict[str, Tensor], other: dict[str, Tensor], what: str) -> Outcome:
-    """Weights that were trained in two ways: near each other, and perhaps the same to the bit."""
+    """Weights that were trained in two ways: close to each other, and perhaps bit-identical."""
     error = error_of(*(torch.cat([t.cpu().flatten() for t in w.values()]) for w in (one, other)))
     bits = all(torch.equal(one[name].cpu(), other[name].cpu()) for name in one)
-    said = f"{what}: {'the same to the bit' if bits else f'different by {error:.1e}'}"
+    said = f"{what}: {'bit-identical' if bits else f'relative difference {error:.1e}'}"
     return outcome(error <= CLOSE, said, difference=error, bit_identical=bits)
 
 
 def check_resume(device: str, sizes: Sizes) -> Outcome:
-    """A run that stopped and went on has the weights of one that did not stop."""
+    """A run that stopped and resumed has the weights of one that did not stop."""
     with tempfile.TemporaryDirectory() as folder:
         whole = train(tiny(device, 6), progress=False).model.state_dict()
         train(tiny(device, 3), Path(folder) / "run", progress=False)
@@ -102,10 +102,10 @@ def check_bench(device: str, sizes: Sizes) -> Outcome:
 
 
 def check_processes(device: str, sizes: Sizes) -> Outcome:
-    """Two processes, with a card each, train what one trains."""
+    """Two processes, with a GPU each, train the same weights as one."""
     cards = torch.cuda.device_count() if device != "cpu" else None
     if cards is not None and cards < 2:
-        return Outcome("SKIP", "there is one card")
+        return Outcome("SKIP", "there is only one GPU")
     kind = "cpu" if device == "cpu" else "cuda"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -129,7 +129,7 @@ def check_processes(device: str, sizes: Sizes) -> Outcome:
 def check_tests(device: str, sizes: Sizes) -> Outcome:
     """The numerical part of the test suite."""
     if importlib.util.find_spec("pytest") is None or not (ROOT / "tests").is_dir():
-        return Outcome("SKIP", "pytest or the tests are not here; `make gpu-check` has both")
+        return Outcome("SKIP", "pytest or the tests are missing; `make gpu-check` has both")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *sizes.tests]
     env = os.environ | {"GAMETALEARN_TEST_DEVICE": device}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)

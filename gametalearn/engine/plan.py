@@ -1,6 +1,6 @@
 """How a batch is computed: chosen from the model, shapes, device and threads, never by timing.
 
-`planned` is a pure function of numbers, so that the plan for a card is made, and tested, without one;
+`planned` is a pure function of numbers, so a GPU's plan can be made and tested without a GPU;
 `choose` reads the numbers off a batch.
 """
 
@@ -33,10 +33,10 @@ __all__ = [
 Method = Literal["auto", "loop", "replay", "verify"]
 
 TRACEABLE = ("cpu", "cuda")
-"""Kinds of device on which tasks are replayed."""
+"""Device types on which tasks are replayed."""
 CHUNK_TASKS = 64
 SCORED_TASKS = 16
-"""Tasks that evaluation computes at once, whatever their number."""
+"""Tasks that evaluation computes at once, however many there are."""
 
 # On a CPU: elements of input that a chunk may hold. Activations are a hundred times larger; beyond
 # this a chunk leaves the cache, and nothing is gained by folding more tasks into one kernel call.
@@ -45,8 +45,8 @@ CHUNK_PARAMETERS = 2**24
 # Elements of input below which a second worker costs more than it brings.
 WORKER_INPUT = 2**14
 
-# On a GPU: the share of the free memory that a chunk may take, and how often a replay holds what a
-# forward pass gives, and the parameters, first by themselves and then for each inner step.
+# On a GPU: the share of the free memory that a chunk may take; how many copies of a forward pass's
+# activations a replay holds; and how many of the parameters, at the least and for each inner step.
 SHARE = 0.5
 ACTIVATIONS = 3
 PARAMETERS, PARAMETERS_A_STEP = 5, 2
@@ -58,8 +58,8 @@ class Plan:
 
     Attributes:
         method: ``"loop"`` or ``"replay"``.
-        chunk: tasks that one replay computes; the last chunk is filled up with copies.
-        workers: threads that share out the chunks; with one, kernels use all threads themselves.
+        chunk: tasks that one replay computes; the last chunk is padded with copies.
+        workers: threads that share the chunks; with one, kernels use all threads themselves.
         verify: compare every call with the loop.
     """
 
@@ -74,10 +74,10 @@ class Machine:
     """What a batch is computed on.
 
     Attributes:
-        kind: of the device: ``"cpu"``, ``"cuda"`` or another.
-        threads: of the CPU.
-        free: bytes of the device's memory that are free; None where that is not told, or no bound.
-        autocast: whether numbers are cast to another precision meanwhile.
+        kind: the device type: ``"cpu"``, ``"cuda"`` or another.
+        threads: CPU threads.
+        free: free bytes of the device's memory; None if unknown or not a limit.
+        autocast: whether autocast is on.
     """
 
     kind: str
@@ -92,9 +92,9 @@ class Work:
 
     Attributes:
         tasks: T.
-        inputs: elements of a task's inputs, of support and query set.
+        inputs: elements of a task's support and query inputs.
         parameters: P, learned rates included.
-        held: bytes that the replay of one task holds at once, at most.
+        held: the most bytes that the replay of one task holds at once.
     """
 
     tasks: int
@@ -113,15 +113,15 @@ def planned(
 ) -> Plan:
     """The plan for a batch, from numbers alone.
 
-    On a CPU a chunk fits the cache, and worker threads share the chunks out. On a GPU a chunk takes
-    as many tasks as its free memory holds, so that all of a meta-batch are in flight together.
+    On a CPU a chunk fits the cache, and worker threads share the chunks. On a GPU a chunk takes as
+    many tasks as half of its free memory holds, up to the whole meta-batch.
 
     Args:
         work, machine: what is computed, and on what.
         method: force a method.
         chunk: force a chunk size.
-        scores: only losses and scores, of batches of varying T (evaluation): the chunk does not
-            depend on T.
+        scores: compute only losses and scores, for batches of varying T (evaluation): the chunk
+            does not depend on T.
 
     >>> mini_imagenet = Work(tasks=4, inputs=1_693_440, parameters=32_773, held=1_200_000_000)
     >>> planned(mini_imagenet, Machine("cpu", threads=2))
@@ -145,7 +145,7 @@ def planned(
 
 
 def _most(work: Work, machine: Machine) -> int:
-    """The most tasks of a chunk, a power of two."""
+    """The most tasks in a chunk, a power of two."""
     inputs, parameters = max(1, work.inputs), max(1, work.parameters)
     most = min(CHUNK_INPUT / inputs, CHUNK_PARAMETERS / parameters)
     if machine.kind == "cuda" and machine.free is not None:
@@ -154,7 +154,7 @@ def _most(work: Work, machine: Machine) -> int:
 
 
 def _workers(work: Work, machine: Machine) -> int:
-    """Threads that share the chunks out; a GPU has one, as its kernels queue up anyway."""
+    """Threads that share the chunks; a GPU has one, as its kernels are queued anyway."""
     enough = work.inputs * work.tasks >= WORKER_INPUT * machine.threads
     return machine.threads if machine.kind == "cpu" and enough else 1
 
@@ -174,12 +174,12 @@ def work_of(
 ) -> Work:
     """What is computed, from shapes alone.
 
-    How much memory a replay takes is reckoned from above: as if every layer kept the images' full
-    height and width. A forward pass on n examples then gives n * places * (the sum of the layers'
-    outputs) numbers; of the support set they are held for every inner step of second order, and
-    of the queries once. A replay holds them up to three times, derivatives included. A test compares
-    this with what programs hold. Products of positions with positions (attention) are not reckoned
-    in, and the device's libraries take memory of their own: hence only `SHARE` of what is free.
+    A replay's memory is estimated from above: as if every layer kept the images' full
+    height and width. A forward pass on n examples then yields n * places * (the sum of the layers'
+    outputs) numbers; the support set's are held for every second-order inner step, and
+    the queries' once. A replay holds them up to three times, derivatives included. A test compares
+    this with what programs hold. Products of positions with positions (attention) are not
+    included, and the device's libraries need their own memory: hence only `SHARE` of what is free.
 
     Args:
         parameters: the shapes of the meta-parameters.
@@ -188,8 +188,8 @@ def work_of(
         steps: inner steps.
         second_order: whether their graphs are kept.
         queries_held: how often the queries are predicted before the row is differentiated.
-        item: bytes of a number.
-        tokens: whether inputs are whole numbers: positions of a sequence, one embedded by one.
+        item: bytes per number.
+        tokens: whether inputs are integers: positions of a sequence, each embedded separately.
     """
     numbers = sum(map(math.prod, parameters))
     width = sum(shape[0] for shape in parameters if len(shape) > 1)
@@ -203,11 +203,11 @@ def work_of(
 
 
 def _places(example: Sequence[int], spread: bool) -> int:
-    """How many vectors a layer gives for an example: the pixels of an image, at most.
+    """How many vectors a layer outputs per example: at most the pixels of an image.
 
     Args:
-        example: its shape. The smallest side is taken for the channels, which may come first or last.
-        spread: whether a single side holds places too, as for convolutions over a signal.
+        example: its shape. The smallest dimension is taken for the channels, which may come first or last.
+        spread: whether a single dimension counts as places too, as for convolutions over a signal.
     """
     if len(example) < 2:
         return math.prod(example) if spread else 1
@@ -216,10 +216,10 @@ def _places(example: Sequence[int], spread: bool) -> int:
 
 @functools.cache
 def free_memory(device: torch.device) -> int | None:
-    """Bytes of a device's memory that were free when first asked for; None where it does not tell.
+    """Bytes of a device's memory that were free at the first call; None if it does not report them.
 
-    It is asked once in a process, so that the chunks of a run stay as they are while others come
-    and go on the card.
+    It is queried once per process, so that a run's chunks stay the same while other processes come
+    and go on the GPU.
     """
     if device.type != "cuda":
         return None
@@ -242,7 +242,7 @@ def choose(
 
     Args:
         meta: the meta-parameters.
-        data: the batch's tensors, of one task at least.
+        data: the batch's tensors, with at least one task.
         learner: the inner loop.
         method, chunk, scores: as in `planned`.
         threads: threads to use; by default `torch.get_num_threads`.

@@ -1,4 +1,4 @@
-"""``gametalearn probe``: a run's checkpoints, probed; the tables, ``probe.json`` and the plots."""
+"""``gametalearn probe``: probes a run's checkpoints, and writes tables, ``probe.json`` and plots."""
 
 from __future__ import annotations
 
@@ -67,20 +67,20 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _checkpoints(args: argparse.Namespace) -> list[str]:
-    """Those that are asked for; ``all`` are those that were kept, and the latest."""
+    """The requested checkpoints; ``all`` means those that were kept, and the latest."""
     found: list[str] = []
     for name in filter(None, (name.strip() for name in args.checkpoint.split(","))):
         every = [*map(str, kept_in(args.folder)), "latest"]
         found += every if name == "all" else [name]
     for name in found:
-        file_of(args.folder, name)  # a name that is none is found before anything is measured
+        file_of(args.folder, name)  # reports an unknown name before anything is measured
     if not found:
         raise InputError("`checkpoint`: name one or more, such as latest")
     return list(dict.fromkeys(found))
 
 
 def _settings(args: argparse.Namespace, config: TrainConfig) -> TrainConfig:
-    """The run's settings, with those that were given instead."""
+    """The run's settings, overridden by those that were given."""
     names = settings_of(config).keys() - {"dataset", "seed", "device", "threads", *PARTS}
     given = {k: v for k in names if (v := getattr(args, k, None)) is not None}
     threads = args.threads or torch.get_num_threads()  # the run's own suit several runs at once
@@ -123,7 +123,7 @@ def _probe(args: argparse.Namespace, trained: Run, rules: list[str], file: Path)
 
 
 def _rule(name: str, trained: Run) -> Rule:
-    """A rule from its beginning, with the options that the run has for it."""
+    """A rule in its initial state, with the options that the run has for it."""
     config, shapes = trained.config, {part: p.shape for part, p in trained.meta.items()}
     columns = shared_columns(shapes, config.shared or None)
     return build_rule(config.of_rule(name, config.seed), len(trained.objectives), columns)
@@ -132,18 +132,18 @@ def _rule(name: str, trained: Run) -> Rule:
 def _step(trained: Run, file: Path, trust: bool) -> Step | None:
     """The step of the run's optimiser, if it can be built and the file has its state.
 
-    A schedule ends at rates that change next to nothing, so that the run's first rate is taken.
+    Schedules end at rates so small that next to nothing would change, so the run's first rate is used.
     """
     config, content = trained.config, load_checkpoint(file)
     name, lacks = config.meta_optimizer, ""
     if registry.is_handed_in(name):
-        lacks = "the run's was handed in"
+        lacks = "the run's own was passed in"
     elif registry.from_outside("meta_optimizer", name) and not trust:
-        lacks = f"the run's is {name}, which is imported with --trust alone"
+        lacks = f"the run's own is {name}, which is imported only with --trust"
     elif "optimizer" not in content:
-        lacks = f"{file} does not keep its state"
+        lacks = f"{file} does not contain its state"
     if lacks:
-        print(f"gametalearn: no updates through the optimiser: {lacks}", file=sys.stderr)
+        print(f"gametalearn: the optimiser's steps are not measured: {lacks}", file=sys.stderr)
         return None
     made = build_optimizer(config, list(trained.meta.items()))
     optimizer: torch.optim.Optimizer = made[0] if isinstance(made, tuple) else made

@@ -1,4 +1,4 @@
-"""What a probe found, and what may be said of it: means with intervals, paired by meta-batch."""
+"""A probe's measurements and their statistics: means with intervals, paired by meta-batch."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ STEPS = {
     "plain": "updates as they are, at one rate",
     "optimizer": "updates through the optimiser",
 }
-"""The steps by name; a probe without an optimiser has the first two."""
+"""The steps by name; a probe without an optimiser has only the first two."""
 
 TASKS = ("same", "fresh", "clean")
-"""What gains are measured on: tasks of the meta-batch itself, others like them, undisturbed ones."""
+"""What gains are measured on: tasks of the meta-batch itself, fresh ones, uncorrupted ones."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What `gametalearn.probe` found, of R rules on B meta-batches of T tasks each.
+    """What `gametalearn.probe` measured for R rules on B meta-batches of T tasks each.
 
     Attributes:
         rules: their names.
         tasks: T.
-        before: by tasks (``same``, ``fresh`` and, where tasks are disturbed, ``clean``), ``(B,)``: the
-            mean query loss after adaptation from the weights as they are.
-        gains: by step (`STEPS`) and tasks, ``(R, B)``: by how much the step lowers that loss.
+        before: by tasks (``same``, ``fresh`` and, if tasks are corrupted, ``clean``), ``(B,)``: the
+            mean query loss after adaptation from the unchanged weights.
+        gains: by step (`STEPS`) and tasks, ``(R, B)``: how much the step lowers that loss.
         cosine_uniform: ``(R, B)``, between a rule's update and the mean of the same gradients.
         cosine_true: ``(R, B)``, between it and the mean gradient of ``reference`` other tasks.
         effective_tasks: ``(R, B)``, (sum |e|)^2 / sum e^2 of the effective weights e, up to T.
         size: ``(R, B)``, the lengths of the updates as they are.
-        length: that of the steps at one length.
-        rate: of the updates as they are: at it uniform's have ``length``, on average.
-        reference: how many tasks the true direction was taken from: clean ones, where there are.
-        seed: of all tasks.
+        length: the length of the steps at one length.
+        rate: the rate for the updates as they are, at which uniform's have ``length`` on average.
+        reference: the number of tasks that estimate the true direction: clean ones, if there are any.
+        seed: the seed of all tasks.
     """
 
     rules: tuple[str, ...]
@@ -64,7 +64,7 @@ class Probe:
 
     @property
     def aim(self) -> str:
-        """The tasks that a rule is judged by: ``clean`` ones where tasks are disturbed, or ``fresh``."""
+        """The tasks that rules are judged by: ``clean`` if tasks are corrupted, else ``fresh``."""
         return "clean" if "clean" in self.before else "fresh"
 
     def gain(self, rule: str, step: str = "length", tasks: str = "fresh") -> Estimate:
@@ -84,7 +84,7 @@ class Probe:
         return dict(zip(others, found, strict=True))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without NaN; every meta-batch's gains are among them."""
+        """Plain values for JSON, without NaN, including every meta-batch's gains."""
         return {
             "tasks": self.tasks,
             "meta_batches": len(self.before["same"]),

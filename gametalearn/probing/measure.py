@@ -1,4 +1,4 @@
-"""`probe`: every rule's update of the same meta-batches, tried on a copy of the weights."""
+"""`probe`: every rule's update from the same meta-batches, tried on a copy of the weights."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from gametalearn.weighting import Rule, make_rule
 __all__ = ["probe"]
 
 SHARE = 0.002
-"""The default length of a step, as a share of the length of the parameters: on the demo's run fresh tasks
-gain most for their noise around it. Below, kinks of the network are what is measured, above, curvature."""
+"""The default length of a step, as a share of the norm of the parameters: on the demo's run the gain on
+fresh tasks stands out most from its noise around it. Shorter steps measure kinks of the network, longer
+ones curvature."""
 
 STREAMS = {"same": 0, "fresh": 1, "clean": 1, "reference": 2}
-"""Clean tasks are the fresh ones, undisturbed."""
+"""Clean tasks are the fresh ones, uncorrupted."""
 
 FIRST_SEED = 10**9
-"""Far from the seeds of trainings, whose tasks must not come again."""
+"""Far from the seeds of training, whose tasks must not recur."""
 
 
 def probe(
@@ -57,46 +58,46 @@ def probe(
     constant_memory: bool = False,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Probe:
-    """What each rule gains in one step, from the weights that a model has.
+    """What each rule gains in one step from a model's current weights.
 
-    From each of B meta-batches each rule makes its update d of the same gradients. It is applied to a
+    For each of B meta-batches, each rule forms its update d from the same gradients. It is applied to a
     copy of the parameters theta, in up to three ways:
 
     - ``length``: theta - length * d / ||d||, which compares directions alone;
     - ``plain``: theta - rate * d, with one rate for all rules, at which the uniform updates have
       ``length`` on average;
-    - ``optimizer``: the step of ``optimizer``, where one is given.
+    - ``optimizer``: the step of ``optimizer``, if one is given.
 
-    The gain is the mean query loss after adaptation at theta minus that at the new point, of the
-    meta-batch's own tasks (a quarter of them, at least four: their gains hardly vary) and of as many
-    fresh ones as it has. All rules start from the same theta and are measured on the same tasks, so that
-    the meta-batches are pairs, and no noise of training is in it. What it says holds at this theta, for
+    The gain is the mean query loss after adaptation at theta minus that at the new point, on the
+    meta-batch's own tasks (a quarter of them, at least four: their gains hardly vary) and on as many
+    fresh ones as it has. All rules start from the same theta and are measured on the same tasks, so
+    differences are paired by meta-batch and free of training noise. The results hold at this theta, for
     one step.
 
     Args:
         model: any module; neither it nor ``meta`` is changed.
         source: episodes, as in training; independent streams of its data are used.
         learner: the inner loop, as in training.
-        rules: names (`gametalearn.make_rule`), or rules by any name. One with a state goes through
-            the meta-batches in their order, from the state that it has.
-        clean: undisturbed episodes; by default those of a `gametalearn.Disagreement`. The fresh
-            tasks are then measured undisturbed, too, and the true direction is taken from them.
+        rules: names (`gametalearn.make_rule`), or rules by any name. A stateful rule sees the
+            meta-batches in order, starting from its current state.
+        clean: uncorrupted episodes; by default those of a `gametalearn.Disagreement`. The fresh
+            tasks are then measured uncorrupted, too, and the true direction is estimated from them.
         meta: meta-parameters other than the model's own, such as a run's.
         loss, score: as in `meta_gradients`.
-        optimizer: a function of ``(meta, update)`` that gives the new meta-parameters, such as
-            `gametalearn.probing.through` makes of an optimiser.
+        optimizer: a function of ``(meta, update)`` that returns the new meta-parameters, such as
+            `gametalearn.probing.through` makes from an optimiser.
         meta_batch: T, tasks in a meta-batch.
-        meta_batches: B; from 3 on there are intervals.
+        meta_batches: B; intervals need at least 3.
         reference: tasks whose mean gradient stands for the true direction, rounded up to whole
             meta-batches.
-        length: of the steps; by default 0.002 times the length of theta.
-        seed: of all tasks; another one is an independent repetition.
+        length: the length of the steps; by default 0.002 times the norm of theta.
+        seed: the seed of all tasks; a different one gives an independent repetition.
         constant_memory: as in `meta_gradients`.
         progress: called with the meta-batches done since its last call, those of ``reference``
             included.
 
     Raises:
-        InputError: a number out of range, a rule that does not fit, or a loss that is not finite.
+        InputError: a number out of range, an unsuitable rule, or a loss that is not finite.
     """
     numbers = {"meta_batch": meta_batch, "meta_batches": meta_batches, "reference": reference}
     for name, value in numbers.items():
@@ -127,7 +128,7 @@ def probe(
     tested, same = learner.for_test(learner.steps), min(meta_batch, max(4, meta_batch // 4))
 
     def losses(batch: TaskBatch, point: Params) -> list[float]:
-        """The mean query loss of each kind of tasks, from a point."""
+        """The mean query loss on each kind of task, from a point."""
         found, _ = adapt_and_score(
             model,
             batch,
@@ -193,7 +194,7 @@ def probe(
 
 
 def _even(meta: Params, batch: TaskBatch, learner: Learner) -> int | None:
-    """Tasks of a replay, so that all threads have the same number of them; None where none is made."""
+    """Tasks per replay, such that all threads have equally many; None if there is no replay."""
     plan = choose(meta, data_of(batch), learner, scores=True)
     if plan.method == "loop":
         return None
@@ -207,7 +208,7 @@ def _mean_gradient(
     meta_batches: int,
     progress: Callable[[int], object],
 ) -> tuple[Tensor, float]:
-    """The mean gradient ``(P,)`` over all tasks of meta-batches, and each one's mean's mean length."""
+    """The mean gradient ``(P,)`` over all tasks, and the mean length of the meta-batches' means."""
     total, lengths = torch.zeros((), dtype=torch.float64), 0.0
     for _ in range(meta_batches):
         rows = gradients_of(draw()).rows
@@ -223,7 +224,7 @@ def _length(vector: Tensor) -> Tensor:
 
 
 def _over(wanted: float, length: float) -> float:
-    """The factor that brings a vector of a length to the one that is wanted; a zero one stays."""
+    """The factor that scales a vector to the wanted length; a zero vector stays."""
     return wanted / length if length > 0 else 0.0
 
 
@@ -236,7 +237,7 @@ def _cosine(one: Tensor, other: Tensor) -> float:
 def _check_finite(
     before: np.ndarray, after: np.ndarray, steps: list[str], rules: list[str]
 ) -> None:
-    """Is every loss finite, before and after each step?"""
+    """Check that every loss is finite, before and after each step."""
     if count := int((~np.isfinite(before)).any(0).sum()):
         raise InputError(
             f"probe: the loss after adaptation is not finite in {count} of {before.shape[-1]} "

@@ -1,4 +1,4 @@
-"""A probe as text and as a picture."""
+"""A probe as text and as a plot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["gains_figure", "table"]
 
 
 def table(probe: Probe, title: str) -> str:
-    """The tables of the terminal: directions, then the gains of each kind of step."""
+    """The tables for the terminal: directions, then the gains of each kind of step."""
     count = len(probe.before["same"])
     before = ", ".join(f"{v.mean():.4g} ({tasks})" for tasks, v in probe.before.items())
     heading = (
@@ -56,7 +56,7 @@ def _directions(probe: Probe) -> tuple[list[str], list[list[str]]]:
 
 
 def _gains(probe: Probe, step: str, unit: float) -> tuple[list[str], list[list[str]]]:
-    """A line for each rule: gains on each kind of tasks, and how far they are from the baseline's."""
+    """A line for each rule: gains on each kind of task, and their differences from the baseline's."""
     aim, p_holm = probe.aim, probe.p_holm(step, probe.aim)
     header = ["rule", *probe.before, f"{aim}, minus {probe.baseline} [95%]", "p_holm", "verdict"]
     largest = max(abs(probe.gain(rule, step, aim).mean) for rule in probe.rules)
@@ -85,7 +85,7 @@ def _digits(largest: float) -> int:
 
 
 def _unit(probe: Probe, step: str) -> float:
-    """A thousandth, or the power of it that gains are of the size of."""
+    """The power of a thousandth that matches the size of the gains."""
     largest = max(
         abs(probe.gain(rule, step, tasks).mean) for rule in probe.rules for tasks in probe.before
     )
@@ -99,21 +99,21 @@ def _shown(estimate: Estimate, unit: float, digits: int) -> str:
 
 
 def _notes(probe: Probe) -> str:
-    """What the numbers mean, and how far they reach."""
+    """What the numbers mean, and what they do not cover."""
     count = len(probe.before["same"])
     if count < FEWEST:
-        return f"{count} meta-batches are too few for an interval or a test; `meta_batches` takes more."
+        return f"{count} meta-batches are too few for an interval or a test; raise `meta_batches`."
     others = len(probe.rules) - 1
     adjusted = f", adjusted for {others} rules (Holm)" if others > 1 else ""
     test = f" p_holm is the p-value of a paired t test{adjusted}; a verdict needs p_holm < {LEVEL}."
     return (
         f"± and [ ] are 95% intervals over the {count} meta-batches, all from the same weights; they "
-        f"say nothing of other weights, or of what a whole training comes to.{test if others else ''}"
+        f"say nothing about other weights, or about a whole training run.{test if others else ''}"
     )
 
 
 def gains_figure(probe: Probe, title: str) -> Figure:
-    """Each rule's gain minus the baseline's with its interval: a row for each step, a column for tasks."""
+    """Each rule's gain minus the baseline's with its interval: a row per step, a column per kind of task."""
     rules = [rule for rule in probe.rules if rule != probe.baseline] or list(probe.rules)
     steps, tasks = list(probe.gains), list(probe.before)
     found = figure(3.2 * len(tasks) + 1.2, (0.9 + 0.3 * len(rules)) * len(steps) + 0.5)

@@ -1,4 +1,4 @@
-"""Steps from a point: along an update by a factor, or through a copy of an optimiser and its state."""
+"""Steps from a point: along a scaled update, or through a copy of an optimiser and its state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gametalearn.update import apply_update, clip
 __all__ = ["Step", "along", "through"]
 
 Step = Callable[[Params, Tensor], Params]
-"""``step(meta, update)``: the meta-parameters after an update ``(P,)``; neither is changed."""
+"""``step(meta, update)``: the meta-parameters after an update ``(P,)``; neither argument is changed."""
 
 
 def along(meta: Params, update: Tensor, factor: float) -> Params:
@@ -35,20 +35,20 @@ def through(
     clip_value: float | None = None,
     clip_norm: float | None = None,
 ) -> Step:
-    """The step that an optimiser would take with the state that it has; it takes none itself.
+    """The step that an optimiser would take from its current state; the optimiser itself takes none.
 
     Args:
-        optimizer: of the very tensors that the step is given as ``meta``.
-        lr: its rate; None leaves the optimiser its own.
-        clip_value, clip_norm: of the update before the step, as in training; None leaves it.
+        optimizer: holds the very tensors that are passed to the step as ``meta``.
+        lr: the rate; None keeps the optimiser's own.
+        clip_value, clip_norm: clip the update before the step, as in training; None does not.
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
 
     def step(meta: Params, update: Tensor) -> Params:
         if not held >= {id(p) for p in meta.values()}:
             raise InputError(
-                "the optimiser holds other tensors than the meta-parameters; make it of "
-                "model.parameters(), or of the values of `meta`"
+                "the optimiser holds other tensors than the meta-parameters; make it from "
+                "model.parameters(), or from the values of `meta`"
             )
         copies = {name: nn.Parameter(p.detach().clone()) for name, p in meta.items()}
         memo: dict[int, Any] = {id(p): copies[name] for name, p in meta.items()}

@@ -17,8 +17,8 @@ not known any better."""
 
 TOLERANCE = 1e-13
 MOST_STEPS = 1000
-"""Weiszfeld's iteration ends where no weight moves by more, or after so many steps. Gradients of
-little agreement take about 20; so many are taken only where the median all but is one of them, and
+"""Weiszfeld's iteration ends when no weight moves by more, or after this many steps. Gradients that
+agree little take about 20; this many are taken only if the median almost is one of them, and
 there the sum of distances hardly changes any more."""
 
 ROUNDING = 64 * torch.finfo(torch.float64).eps

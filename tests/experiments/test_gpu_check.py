@@ -56,7 +56,7 @@ def test_two_processes_train_what_one_does() -> None:
 
 def test_one_card_is_too_few_for_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert runs.check_processes("cuda", SMALL) == Outcome("SKIP", "there is one card")
+    assert runs.check_processes("cuda", SMALL) == Outcome("SKIP", "there is only one GPU")
 
 
 @pytest.mark.parametrize(("error", "verdict"), [(1e-13, "PASS"), (1e-3, "FAIL")])
@@ -115,13 +115,13 @@ def test_what_raises_or_warns_has_failed_and_the_rest_goes_on(
     assert found["points"]["warns"]["error"] == 1.0
     assert tried(skips, "cpu", SMALL).verdict == "SKIP"
     assert main(["--device", "cpu", "--only", "skips", "--minutes", "-1"]) == 0
-    assert "SKIP  skips      not begun within -1 minutes" in capsys.readouterr().out
+    assert "SKIP  skips      not started within -1 minutes" in capsys.readouterr().out
 
 
 def test_points_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["--device", "cpu", "--only", "rows,speed"])
-    assert "there is no point 'speed'; there are rows, smooth" in capsys.readouterr().err
+    assert "unknown point 'speed'; choose from rows, smooth" in capsys.readouterr().err
 
 
 def test_tf32_is_left_as_it_was() -> None:

@@ -76,8 +76,8 @@ def test_best_has_no_optimiser_and_two_meta_batches_no_interval(capsys, trained,
     flags = f"--checkpoint best --rules uniform,agreement --meta-batches 2 --out {tmp_path / 'c'}"
     code, out, err = run(capsys, f"probe {trained} {flags} --reference 3 --quiet")
     assert code == 0
-    reason = f"{trained}/best.pt does not keep its state"
-    assert err == f"gametalearn: no updates through the optimiser: {reason}\n"
+    reason = f"{trained}/best.pt does not contain its state"
+    assert err == f"gametalearn: the optimiser's steps are not measured: {reason}\n"
     assert "through the optimiser" not in out
     assert "2 meta-batches are too few for an interval" in out
     assert "±" not in out
