@@ -221,3 +221,29 @@ def test_learners_are_compared_at_one_budget(tmp_path: Path, capsys: Any) -> Non
     assert (out / "fomaml" / "seed0" / "checkpoint.pt").stat().st_mtime_ns == before
     assert main([*flags, "--learners", "fomaml,protonett"]) == 2
     assert "did you mean 'protonet'" in capsys.readouterr().err
+
+
+def test_tables_have_the_numbers_of_their_results(tmp_path: Path, capsys: Any) -> None:
+    tables = script("tables")
+    pages = sorted(ROOT.glob("*.md"))
+    named = [found for page in pages for found in tables.TABLE.findall(page.read_text())]
+    assert {found[1] for found in named} == {
+        f"results/{f.name}" for f in (ROOT / "results").iterdir()
+    }
+    for page in pages:
+        assert tables.renewed(page) == page.read_text(), "run python experiments/tables.py"
+
+    found = read_results(ROOT / "results" / "demo")
+    first, *_ = [
+        line for line in tables.markdown(found).splitlines() if line.startswith("| uniform")
+    ]
+    entry = found["rules"]["uniform"]
+    assert f"| {100 * entry['accuracy']:.2f} ± {100 * entry['ci95']:.2f} |" in first
+    seconds = sorted(one["seconds"] for one in entry["seeds"])
+    assert first.endswith(f"| {1000 * seconds[2] / 80:.0f} |")
+
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table: results/none -->\nold\n<!-- end -->\nafter\n")
+    assert tables.main([str(page)]) == 2
+    assert "results/none/results.json: cannot be read" in capsys.readouterr().err
+    assert "old" in page.read_text()
