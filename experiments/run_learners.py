@@ -64,7 +64,8 @@ def compared(args: argparse.Namespace) -> Comparison:
     for run in runs:
         outlook = None if args.jobs > 1 else standing.begin(run.rule, run.config.seed)
         found[run.rule].append(train_and_test(run, terms, ALONE, outlook))
-    shared = dataclasses.replace(configs[learners[0]], learner=" and ".join(learners))
+    named = " and ".join(learners).replace(" and ", ", ", len(learners) - 2)
+    shared = dataclasses.replace(configs[learners[0]], learner=named)
     return Comparison(shared, tuple(seeds), args.episodes, (shared.dataset,), found)
 
 
