@@ -108,6 +108,7 @@ BUILT_IN: dict[str, dict[str, Part]] = {
         "norm-control": _part("weighting:NormControl"),
         "normalized-mean": _part("weighting:NormalizedMean"),
         "geometric-median": _part("weighting:GeometricMedian"),
+        "screened-mean": _part("weighting:ScreenedMean"),
         "gradnorm": _part("weighting:GradNorm"),
         "uncertainty": _part("weighting:UncertaintyWeighting"),
         "uncertainty-positive": _part("weighting:UncertaintyWeighting", form="positive"),

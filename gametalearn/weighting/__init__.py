@@ -11,6 +11,7 @@ from gametalearn.weighting.geometric_median import GeometricMedian, geometric_me
 from gametalearn.weighting.gradnorm import GradNorm, shared_columns
 from gametalearn.weighting.make import RULES, make_rule, rule_options
 from gametalearn.weighting.normalized_mean import NormalizedMean
+from gametalearn.weighting.screened_mean import ScreenedMean
 from gametalearn.weighting.sharded import Processes, ShardedGradients, ShardedRule
 from gametalearn.weighting.uncertainty import UncertaintyWeighting
 from gametalearn.weighting.uniform import NormControl, Uniform
@@ -29,6 +30,7 @@ __all__ = [
     "NormalizedMean",
     "Processes",
     "Rule",
+    "ScreenedMean",
     "ShardedGradients",
     "ShardedRule",
     "UncertaintyWeighting",

@@ -64,6 +64,7 @@ CASES = [
     Case("norm-control", {}),
     Case("normalized-mean", {}),
     Case("geometric-median", {}),
+    Case("screened-mean", {}, alone_uniform=True),
     Case("gradnorm", {}, objectives=True, alone_uniform=True, stateful=True),
     Case("uncertainty", {}, objectives=True, scale=False, stateful=True),
     Case("uncertainty-positive", {}, objectives=True, scale=False, stateful=True),
@@ -271,7 +272,8 @@ def test_a_row_that_is_not_finite_is_refused_by_name(case: Case, bad: float) -> 
     state = deepcopy(rule.state_dict())
     gradients = batch(1)
     gradients.rows[5, 3] = bad
-    named = r"gradient of task 5 \(objective 2\)" if case.objectives else "gradient of task 5"
+    names = case.objectives or case.name == "screened-mean"
+    named = r"gradient of task 5 \(objective 2\)" if names else "gradient of task 5"
     with pytest.raises(InputError, match=f"{named} is not finite"):
         rule(gradients)
     assert same(rule.state_dict(), state)

@@ -102,6 +102,7 @@ def test_the_options_of_every_rule() -> None:
         "norm-control": [],
         "normalized-mean": [],
         "geometric-median": [],
+        "screened-mean": ["window", "apart", "sigma"],
         "gradnorm": ["alpha", "lr", "floor", "optimizer"],
         "uncertainty": ["form", "lr", "optimizer"],
         "uncertainty-positive": ["lr", "optimizer"],
