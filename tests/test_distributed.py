@@ -238,7 +238,7 @@ def check_sent(rule, given, dtype, sent):
     exact = [1] if dtype == torch.float64 and rule != "agreement-cosine" else []  # a largest entry
     if rule in ("torchjd:IMTLG", "geometric-median"):  # all rows
         wanted = [tasks * size]
-    elif rule == "uniform":
+    elif rule in ("uniform", "screened-mean"):  # which has no evidence yet
         wanted = [size]
     elif rule == "normalized-mean":
         wanted = [*exact, tasks, size]
