@@ -231,6 +231,19 @@ class Capture(TorchFunctionMode):
 
 _READS = "its forward or loss reads a tensor's numbers into Python"
 
+
+def _in_order(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function, of an input that lies in memory channel after channel.
+
+    Before PyTorch 2.14 no `torch.func.vmap` knows the derivatives of a group norm of channels-last images.
+    """
+
+    def rule(_: Capture, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return function(input.contiguous(), *args, **kwargs)
+
+    return rule
+
+
 _RULES: dict[Any, Callable[..., Tensor | None]] = {
     Tensor.data.__get__: Capture.data,  # type: ignore[attr-defined]
     Tensor.data.__set__: Capture.refuse_data,  # type: ignore[attr-defined]
@@ -245,6 +258,7 @@ _RULES: dict[Any, Callable[..., Tensor | None]] = {
     Tensor.relu_: Capture.relu_,
     F.max_pool2d: Capture.max_pool2d,
     torch.max_pool2d: Capture.max_pool2d,
+    **{norm: _in_order(norm) for norm in (F.group_norm, torch.group_norm)},
     **dict.fromkeys(
         (Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__contains__),
         Capture.refuse_value,
