@@ -38,10 +38,10 @@ class ScreenedMean(nn.Module):
        variance within both parts is least (Otsu 1979). They are two kinds of tasks if the parts are
        further apart than ``apart`` by Ashman's D = sqrt(2) |m_1 - m_2| / sqrt(s_1^2 + s_2^2) (Ashman,
        Bird, Zepf 1994), with means m and standard deviations s, and the upper one has at most half of
-       the tasks. Of one normal distribution D is 2.7, and above 3.5 in less than 1 of 400 windows.
+       the tasks. Of one normal distribution D is 2.7, and above 3.5 in none of 400 windows.
     2. c is the cosine between the mean gradient of the upper kind in the meta-batch and that of the
        others. Tasks that are merely harder have the same aim, so that c is 0 or more in the mean. The
-       t statistic of the last 16 values of c must be below ``-sigma``.
+       t statistic of the last 16 values of c, or of 8 at least, must be below ``-sigma``.
     3. While both hold, tasks of the upper kind have the weight 0, and the others of the objective
        share theirs: e_i = (n / T) / (those that are left), n the tasks of the objective in the
        meta-batch. Otherwise, and where an objective would lose all its tasks, e_i = 1/T.

@@ -15,6 +15,7 @@ agreement (-update, -cosine)          2P + 2T: S = sum_j g_j, then s_i = <g_i, S
                                       all tasks, then sum_i w_i g_i
 norm-control                          the same
 normalized-mean                       P + T: the lengths of all tasks, then sum_i w_i g_i
+screened-mean                         P; 3P where losses show two kinds of tasks: their mean gradients
 rules over K objectives               K x P: the objectives' gradients; with ``within="agreement"``
                                       2K x P + 2T
 ====================================  ==========================================================

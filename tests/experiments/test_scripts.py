@@ -170,6 +170,7 @@ def test_weights_are_read_off_a_log(tmp_path: Path, capsys: Any) -> None:
     """Of two clean tasks that agree and a longer spoiled one that opposes them."""
     names = ("norms", [1.0, 1.0, 2.0]), ("cosine", [[1, 0.5, -0.25], [0.5, 1, 0], [-0.25, 0, 1]])
     record = {"iteration": 7, "spoiled": [False, False, True], "diagnostics": dict(names)}
+    record["losses"] = [1.0, 4.0, 2.0]
     clean = {**record, "iteration": 8, "spoiled": [False] * 3}
     (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(record)}\n{json.dumps(clean)}\n")
     main = script("read_weights").main
@@ -182,9 +183,12 @@ def test_weights_are_read_off_a_log(tmp_path: Path, capsys: Any) -> None:
         "1.00 | 0.75 / -1.50 | 0% / 100% |",
         "1.00 | 1.12 / -0.75 | 0% / 100% |",
     ]
-    assert lines[-3].startswith("1 meta-batches. Length of a gradient: clean 1.00, spoiled 2.00")
-    assert "clean tasks +0.500, of a clean and a spoiled one -0.125, of two spoiled" in lines[-2]
-    assert lines[-1].endswith("median 1.00.")  # 6 / 6
+    assert lines[-4].startswith("1 meta-batches. Length of a gradient: clean 1.00, spoiled 2.00")
+    assert "clean tasks +0.500, of a clean and a spoiled one -0.125, of two spoiled" in lines[-3]
+    assert lines[-2].endswith("median 1.00.")  # 6 / 6
+    # (-0.5 + 0) / (sqrt(1 + 1 + 2 * 0.5) * 2)
+    assert "mean spoiled gradient: -0.144. A spoiled" in lines[-1]
+    assert lines[-1].endswith("in 50.0% of pairs.")
     assert main([str(tmp_path), "--first", "8"]) == 2
     assert "no logged iteration from 8" in capsys.readouterr().err
 

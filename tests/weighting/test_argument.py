@@ -39,7 +39,7 @@ def cosine(a, b):
 def best(gain, bound, start):
     """The weights that scipy finds for the largest ``gain(w)`` with ``bound(w) <= 1``."""
     constraint = {"type": "ineq", "fun": lambda w: 1 - bound(w)}
-    options = {"ftol": 1e-10, "maxiter": 2000}  # finer, and differences are rounding
+    options = {"ftol": 1e-10, "maxiter": 2000}  # finer steps are lost in rounding
     found = minimize(
         lambda w: -gain(w), start, method="SLSQP", constraints=[constraint], options=options
     )

@@ -61,6 +61,12 @@ def test_one_normal_distribution_is_not_two_kinds() -> None:
     assert max(found) < 3.5
 
 
+def test_nor_is_an_exponential_one_but_for_few_draws() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found = [two_kinds(torch.empty(256).exponential_(generator=generator)) for _ in range(1000)]
+    assert sum(apart > 3.5 and share <= 0.5 for _, apart, share in found) < 20
+
+
 class Stream:
     """Meta-batches of one common direction plus noise, of which a share is corrupted.
 
