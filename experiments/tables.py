@@ -1,7 +1,9 @@
-"""Write the tables of this folder's pages anew from the results.json files below results/.
+"""Write the tables of this folder's pages anew from the files below results/.
 
-A table stands between two lines, ``<!-- table: results/NAME -->`` and ``<!-- end -->``. It is what `gametalearn
-compare` prints, with the time of a meta-iteration; no number in it is typed by hand.
+A table stands between two lines, ``<!-- table: results/NAME -->`` and ``<!-- end -->``; no number in it is typed
+by hand. ``table`` is what `gametalearn compare` prints, with the time of a meta-iteration (results.json);
+``course`` how the trainings went and how far each rule departed from the mean (course.json, by read_course.py);
+``gains`` what each rule gained one step ahead, beside its score after training (gains.json, by rank_gains.py).
 
 example:
   python experiments/tables.py
@@ -10,18 +12,20 @@ example:
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gametalearn import InputError
+from gametalearn.probing.found import STEPS
 from gametalearn.stored import read_results
 from gametalearn.tables import rows, title
 
 HERE = Path(__file__).parent
-TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (table|course|gains): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -32,20 +36,79 @@ def markdown(results: dict[str, Any]) -> str:
         [*header, "ms per iteration"],
         *([*line, ms] for line, ms in zip(lines, cost, strict=True)),
     ]
-    written = ["| " + " | ".join(line) + " |" for line in table]
-    written.insert(1, "|" + "---|" * len(table[0]))
     made = results["environment"]
     return "\n".join([
-        f"{title(results)}.", "", *written, "",
+        f"{title(results)}.", "", *lined(table), "",
         f"gametalearn {made['gametalearn']}, torch {made['versions']['torch']}, {made['device']}, "
         f"threads per run: {made['threads'] or 'all'}.", "",
     ])  # fmt: skip
+
+
+def lined(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table whose first row is the header."""
+    written = ["| " + " | ".join(row) + " |" for row in cells]
+    return [written[0], "|" + "---|" * len(cells[0]), *written[1:]]
 
 
 def _milliseconds(results: dict[str, Any], rule: str) -> str:
     """The median over seeds of a meta-iteration's time, without validation and test."""
     each = sorted(one["seconds"] / results["iterations"] for one in results["rules"][rule]["seeds"])
     return f"{1000 * each[len(each) // 2]:.0f}"
+
+
+def course(folder: Path) -> str:
+    """For each rule its validated scores on the way, and what it made of the gradients."""
+    found = read_json(folder / "course.json")
+    rules, tasks = found["rules"], found["tasks"]
+    first = next(iter(rules.values()))
+    at = list(first["validation"])
+    header = ["rule", f"validation % after {', '.join(at)}", "cosine to the mean",
+              "length, times the mean's", f"effective tasks of {tasks}", "negative weights %"]  # fmt: skip
+    if spoiled := "corrupted_weight" in first:
+        header.append("corrupted tasks' weight %")
+    lines = []
+    for rule, one in rules.items():
+        line = [
+            rule,
+            ", ".join(f"{100 * one['validation'][i]['mean']:.2f}" for i in at),
+            f"{one['cosine']['mean']:.3f}",
+            f"{one['length']['mean']:.2f}",
+            f"{one['effective_tasks']['mean']:.1f}",
+            f"{100 * one['negative_share']['mean']:.1f}",
+        ]
+        lines.append([*line, f"{100 * one['corrupted_weight']['mean']:.0f}"] if spoiled else line)
+    return "\n".join([*lined([header, *lines]), ""])
+
+
+def gains(folder: Path) -> str:
+    """Each rule's gain one step ahead, its score after training, and how their ranks correlate."""
+    found = read_json(folder / "gains.json")
+    score, baseline, steps = found["score"], found["baseline"], list(found["correlations"])
+    header = ["rule", *(f"{STEPS[step]}: gain, % of {baseline}'s" for step in steps), f"{score} %"]
+    lines = [
+        [rule, *(f"{100 * (1 + one[step]):.0f}" for step in steps), f"{100 * one[score]:.2f}"]
+        for rule, one in sorted(found["rules"].items(), key=lambda item: -item[1][score])
+    ]
+    lines.append([
+        "**rank correlation**",
+        *(f"{one['rho']:+.2f} (p = {one['p_value']:.2g})" for one in found["correlations"].values()),
+        "",
+    ])  # fmt: skip
+    return "\n".join([*lined([header, *lines]), ""])
+
+
+def read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from error
+
+
+KINDS: dict[str, Callable[[Path], str]] = {
+    "table": lambda folder: markdown(read_results(folder)),
+    "course": course,
+    "gains": gains,
+}
 
 
 def renewed(page: Path) -> str:
@@ -55,9 +118,7 @@ def renewed(page: Path) -> str:
         InputError: results that a table names are not there, or damaged.
     """
     return TABLE.sub(
-        lambda found: (
-            found[1] + "\n" + markdown(read_results(page.parent / found[2])) + "\n" + found[3]
-        ),
+        lambda found: found[1] + "\n" + KINDS[found[2]](page.parent / found[3]) + "\n" + found[4],
         page.read_text(encoding="utf-8"),
     )
 

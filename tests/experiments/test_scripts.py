@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import gametalearn
-from gametalearn import TrainConfig, load_run, train
+from gametalearn import TrainConfig, compare, load_run, train
 from gametalearn.stored import read_results
 
 ROOT = Path(gametalearn.__file__).parents[1] / "experiments"
@@ -231,7 +231,7 @@ def test_tables_have_the_numbers_of_their_results(tmp_path: Path, capsys: Any) -
     tables = script("tables")
     pages = sorted(ROOT.glob("*.md"))
     named = [found for page in pages for found in tables.TABLE.findall(page.read_text())]
-    assert {found[1] for found in named} == {
+    assert {found[2] for found in named if found[1] == "table"} == {
         f"results/{f.name}" for f in (ROOT / "results").iterdir()
     }
     for page in pages:
@@ -251,3 +251,69 @@ def test_tables_have_the_numbers_of_their_results(tmp_path: Path, capsys: Any) -
     assert tables.main([str(page)]) == 2
     assert "results/none/results.json: cannot be read" in capsys.readouterr().err
     assert "old" in page.read_text()
+
+
+def test_the_course_of_a_comparison_is_the_average_of_its_logs(tmp_path: Path, capsys: Any) -> None:
+    given = {"disagree": 0.5, "meta_batch": 4, "iterations": 4, "validate_every": 2, "log_every": 1}
+    config = TrainConfig.of(
+        "glyphs", hidden=4, ways=3, queries=2, validation_episodes=2, threads=1, **given
+    )  # fmt: skip
+    compare(config, ["uniform", "agreement", "normalized-mean"], 3, 3, tmp_path, progress=False)
+    read_course, tables = script("read_course"), script("tables")
+    assert read_course.main([str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "course.json").read_text())
+    assert found["tasks"] == 4
+    assert found["rules"]["uniform"]["cosine"]["mean"] == pytest.approx(1, abs=1e-4)
+    assert found["rules"]["uniform"]["effective_tasks"]["mean"] == pytest.approx(4, abs=1e-3)
+    assert found["rules"]["uniform"]["corrupted_weight"]["mean"] == pytest.approx(0.5)
+    for seed in range(3):
+        lines = (tmp_path / "agreement" / f"seed{seed}" / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        one = read_course.of_run(tmp_path / "agreement" / f"seed{seed}", "accuracy")
+        assert one["cosine"] == pytest.approx(
+            np.mean([r["diagnostics"]["update_cosine"] for r in records])
+        )
+        weight = [
+            sum(abs(e) for e, bad in zip(r["effective"], r["spoiled"], strict=True) if bad)
+            / sum(map(abs, r["effective"]))
+            for r in records
+        ]
+        assert one["corrupted_weight"] == pytest.approx(np.mean(weight))
+        assert one["validation"] == {i: records[i - 1]["validation"]["accuracy"] for i in (2, 4)}
+    shown = tables.course(tmp_path).splitlines()
+    assert shown[0].startswith("| rule | validation % after 2, 4 |")
+    assert len(shown) == 2 + 3
+    assert read_course.main([str(tmp_path / "none")]) == 2
+    assert "results.json: cannot be read" in capsys.readouterr().err
+
+
+def test_gains_are_ranked_against_scores(tmp_path: Path, capsys: Any) -> None:
+    rules = ["uniform", "a", "b", "c"]
+    scores = dict(zip(rules, (0.5, 0.7, 0.6, 0.4), strict=True))
+    gains = dict(zip(rules, ((2.0, 4.0), (3.0, 4.0), (2.0, 5.0), (2.0, 2.0)), strict=True)) | {
+        "only probed": (1.0, 1.0)
+    }
+    results = {"metric": {"name": "accuracy", "higher_is_better": True},
+               "rules": {rule: {"accuracy": scores[rule]} for rule in rules}}  # fmt: skip
+    checkpoints = [
+        {"baseline": "uniform", "aim": "clean", "iteration": 10 * (at + 1), "meta_batches": 7,
+         "rules": {rule: {"gains": {"length": {"clean": {"mean": gains[rule][at]}}}}
+                   for rule in [*rules, "only probed"]}}
+        for at in range(2)
+    ]  # fmt: skip
+    (tmp_path / "probe.json").write_text(json.dumps({"checkpoints": checkpoints}))
+    module, tables = script("rank_gains"), script("tables")
+    module.read_results = lambda folder: results
+    assert module.main([str(tmp_path / "probe.json"), str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "gains.json").read_text())
+    relative = {rule: found["rules"][rule]["length"] for rule in rules}
+    # means over the two checkpoints of (own - uniform's) / uniform's
+    assert relative == pytest.approx({"uniform": 0, "a": 0.25, "b": 0.125, "c": -0.25})
+    assert found["correlations"]["length"]["rho"] == pytest.approx(1)
+    assert "length: rank correlation +1.00" in capsys.readouterr().out
+    lines = tables.gains(tmp_path).splitlines()
+    assert lines[2] == "| a | 125 | 70.00 |"
+    assert lines[-1].startswith("| **rank correlation** | +1.00 (p = ")
+    del results["rules"]["c"]
+    assert module.main([str(tmp_path / "probe.json"), str(tmp_path)]) == 2
+    assert "at least three others" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""Does a gain one step ahead tell which rule trains best? The rank correlation of the two, over the rules.
+
+A probe (`gametalearn probe`) gives each rule's gain minus the baseline's, here averaged over the probed checkpoints; a
+comparison of the same rules (`gametalearn compare`) gives their accuracies after training. Both are written as
+gains.json, with Spearman's correlation for each kind of step, from which tables.py makes a table.
+
+example:
+  python experiments/rank_gains.py runs/probed/probe.json runs/rules-clean --out experiments/results/rules-clean
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from gametalearn import InputError
+from gametalearn.files import write_json
+from gametalearn.stored import read_results
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("probe", type=Path, help="probe.json")
+    parser.add_argument("folder", type=Path, help="what compare --out wrote")
+    parser.add_argument("--out", type=Path, help="folder of gains.json (default: the second)")
+    return parser.parse_args(argv)
+
+
+def gains(probe: Path, folder: Path) -> dict[str, Any]:
+    """By rule the mean gain minus the baseline's for each step, and the rank correlations.
+
+    Raises:
+        InputError: a file that is missing, or fewer than three rules in both besides the baseline.
+    """
+    results = read_results(folder)
+    try:
+        checkpoints = json.loads(probe.read_text(encoding="utf-8"))["checkpoints"]
+    except (OSError, ValueError, LookupError) as error:
+        raise InputError(f"{probe}: no probe ({error})") from error
+    first = checkpoints[0]
+    baseline, aim, score = first["baseline"], first["aim"], results["metric"]["name"]
+    both = [rule for rule in first["rules"] if rule in results["rules"]]
+    if len(both) < 4 or baseline not in both:
+        raise InputError(
+            f"{probe} and {folder}: rules in both are {', '.join(both) or 'none'}; a rank correlation "
+            f"takes '{baseline}' and at least three others"
+        )
+    sign = 1 if results["metric"]["higher_is_better"] else -1
+    scores = {rule: results["rules"][rule][score] for rule in both}
+    rules: dict[str, Any] = {rule: {score: scores[rule]} for rule in both}
+    correlations = {}
+    for step in first["rules"][baseline]["gains"]:
+        for rule in both:
+            pairs = [
+                (
+                    one["rules"][rule]["gains"][step][aim]["mean"],
+                    one["rules"][baseline]["gains"][step][aim]["mean"],
+                )
+                for one in checkpoints
+            ]
+            relative = [(own - base) / abs(base) for own, base in pairs]
+            rules[rule][step] = float(np.mean(relative))
+        rho = stats.spearmanr(
+            [rules[rule][step] for rule in both], [sign * scores[rule] for rule in both]
+        )
+        correlations[step] = {"rho": float(rho.statistic), "p_value": float(rho.pvalue)}
+    return {
+        "baseline": baseline,
+        "aim": aim,
+        "score": score,
+        "iterations": [one["iteration"] for one in checkpoints],
+        "meta_batches": first["meta_batches"],
+        "rules": rules,
+        "correlations": correlations,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        found = gains(args.probe, args.folder)
+    except InputError as error:
+        print(f"rank_gains: {error}", file=sys.stderr)
+        return 2
+    (args.out or args.folder).mkdir(parents=True, exist_ok=True)
+    write_json((args.out or args.folder) / "gains.json", found)
+    for step, one in found["correlations"].items():
+        print(f"{step}: rank correlation {one['rho']:+.2f} (p = {one['p_value']:.2g})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
