@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import spearmanr
+
 from gametalearn import InputError
 from gametalearn.probing.found import STEPS
 from gametalearn.stored import read_results
@@ -63,7 +65,7 @@ def course(folder: Path) -> str:
     first = next(iter(rules.values()))
     at = list(first["validation"])
     header = ["rule", f"validation % after {', '.join(at)}", "cosine to the mean",
-              "length, times the mean's", f"effective tasks of {tasks}", "negative weights %"]  # fmt: skip
+              "length, times the mean's", f"effective tasks of {tasks}", "negative weights %", "rule, ms"]  # fmt: skip
     if spoiled := "corrupted_weight" in first:
         header.append("corrupted tasks' weight %")
     lines = []
@@ -75,9 +77,19 @@ def course(folder: Path) -> str:
             f"{one['length']['mean']:.2f}",
             f"{one['effective_tasks']['mean']:.1f}",
             f"{100 * one['negative_share']['mean']:.1f}",
+            f"{1000 * one['rule_seconds']['mean']:.1f}",
         ]
         lines.append([*line, f"{100 * one['corrupted_weight']['mean']:.0f}"] if spoiled else line)
-    return "\n".join([*lined([header, *lines]), ""])
+    said = [""]
+    if spoiled and len(rules) > 2:
+        weight = [one["corrupted_weight"]["mean"] for one in rules.values()]
+        tested = read_results(folder)["rules"]
+        rho = spearmanr(weight, [tested[rule][found["score"]] for rule in rules]).statistic
+        said += [
+            f"Rank correlation of the last column with the test {found['score']}: {rho:.2f}.",
+            "",
+        ]
+    return "\n".join([*lined([header, *lines]), *said])
 
 
 def gains(folder: Path) -> str:
