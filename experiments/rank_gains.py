@@ -60,15 +60,11 @@ def gains(probe: Path, folder: Path) -> dict[str, Any]:
     correlations = {}
     for step in first["rules"][baseline]["gains"]:
         for rule in both:
-            pairs = [
-                (
-                    one["rules"][rule]["gains"][step][aim]["mean"],
-                    one["rules"][baseline]["gains"][step][aim]["mean"],
-                )
-                for one in checkpoints
-            ]
-            relative = [(own - base) / abs(base) for own, base in pairs]
-            rules[rule][step] = float(np.mean(relative))
+            own, base = (
+                [one["rules"][name]["gains"][step][aim]["mean"] for one in checkpoints]
+                for name in (rule, baseline)
+            )
+            rules[rule][step] = float(np.mean(np.subtract(own, base)))
         rho = stats.spearmanr(
             [rules[rule][step] for rule in both], [sign * scores[rule] for rule in both]
         )

@@ -96,9 +96,13 @@ def gains(folder: Path) -> str:
     """Each rule's gain one step ahead, its score after training, and how their ranks correlate."""
     found = read_json(folder / "gains.json")
     score, baseline, steps = found["score"], found["baseline"], list(found["correlations"])
-    header = ["rule", *(f"{STEPS[step]}: gain, % of {baseline}'s" for step in steps), f"{score} %"]
+    header = ["rule", *(f"{STEPS[step]}: gain minus {baseline}'s" for step in steps), f"{score} %"]
     lines = [
-        [rule, *(f"{100 * (1 + one[step]):.0f}" for step in steps), f"{100 * one[score]:.2f}"]
+        [
+            rule,
+            *(f"{round(1000 * one[step], 1) + 0.0:+.1f}" for step in steps),
+            f"{100 * one[score]:.2f}",
+        ]
         for rule, one in sorted(found["rules"].items(), key=lambda item: -item[1][score])
     ]
     lines.append([

@@ -293,7 +293,7 @@ def test_the_course_of_a_comparison_is_the_average_of_its_logs(tmp_path: Path, c
 def test_gains_are_ranked_against_scores(tmp_path: Path, capsys: Any) -> None:
     rules = ["uniform", "a", "b", "c"]
     scores = dict(zip(rules, (0.5, 0.7, 0.6, 0.4), strict=True))
-    gains = dict(zip(rules, ((2.0, 4.0), (3.0, 4.0), (2.0, 5.0), (2.0, 2.0)), strict=True)) | {
+    gains = dict(zip(rules, ((2.0, 4.0), (3.0, 4.0), (2.0, 4.5), (2.0, 2.0)), strict=True)) | {
         "only probed": (1.0, 1.0)
     }
     results: dict[str, Any] = {"metric": {"name": "accuracy", "higher_is_better": True},
@@ -309,13 +309,13 @@ def test_gains_are_ranked_against_scores(tmp_path: Path, capsys: Any) -> None:
     module.read_results = lambda folder: results
     assert module.main([str(tmp_path / "probe.json"), str(tmp_path)]) == 0
     found = json.loads((tmp_path / "gains.json").read_text())
-    relative = {rule: found["rules"][rule]["length"] for rule in rules}
-    # means over the two checkpoints of (own - uniform's) / uniform's
-    assert relative == pytest.approx({"uniform": 0, "a": 0.25, "b": 0.125, "c": -0.25})
+    gained = {rule: found["rules"][rule]["length"] for rule in rules}
+    # means over the two checkpoints of own - uniform's
+    assert gained == pytest.approx({"uniform": 0, "a": 0.5, "b": 0.25, "c": -1})
     assert found["correlations"]["length"]["rho"] == pytest.approx(1)
     assert "length: rank correlation +1.00" in capsys.readouterr().out
     lines = tables.gains(tmp_path).splitlines()
-    assert lines[2] == "| a | 125 | 70.00 |"
+    assert lines[2] == "| a | +500.0 | 70.00 |"
     assert lines[-1].startswith("| **rank correlation** | +1.00 (p = ")
     del results["rules"]["c"]
     assert module.main([str(tmp_path / "probe.json"), str(tmp_path)]) == 2
