@@ -44,9 +44,9 @@ def gains(probe: Path, folder: Path) -> dict[str, Any]:
     results = read_results(folder)
     try:
         checkpoints = json.loads(probe.read_text(encoding="utf-8"))["checkpoints"]
+        first = checkpoints[0]
     except (OSError, ValueError, LookupError) as error:
         raise InputError(f"{probe}: no probe ({error})") from error
-    first = checkpoints[0]
     baseline, aim, score = first["baseline"], first["aim"], results["metric"]["name"]
     both = [rule for rule in first["rules"] if rule in results["rules"]]
     if len(both) < 4 or baseline not in both:

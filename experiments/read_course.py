@@ -89,7 +89,7 @@ def course(folder: Path) -> Found:
             rules[rule]["validation"][str(at)] = summary([curve[at] for curve in curves])
         for name in runs[0]:
             rules[rule][name] = summary([run[name] for run in runs])
-    return {"score": score, "tasks": results["meta_batch"], "rules": rules}
+    return {"tasks": results["meta_batch"], "rules": rules}
 
 
 def summary(values: list[float]) -> Found:

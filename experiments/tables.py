@@ -25,6 +25,7 @@ from gametalearn import InputError
 from gametalearn.probing.found import STEPS
 from gametalearn.stored import read_results
 from gametalearn.tables import rows, title
+from gametalearn.units import Units
 
 HERE = Path(__file__).parent
 TABLE = re.compile(r"(<!-- (table|course|gains): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -60,11 +61,11 @@ def _milliseconds(results: dict[str, Any], rule: str) -> str:
 
 def course(folder: Path) -> str:
     """For each rule its validated scores on the way, and what it made of the gradients."""
-    found = read_json(folder / "course.json")
-    rules, tasks = found["rules"], found["tasks"]
+    found, results = read_json(folder / "course.json"), read_results(folder)
+    rules, tasks, units = found["rules"], found["tasks"], Units.of(results)
     first = next(iter(rules.values()))
     at = list(first["validation"])
-    header = ["rule", f"validation % after {', '.join(at)}", "cosine to the mean",
+    header = ["rule", f"validation {units.heading} after {', '.join(at)}", "cosine to the mean",
               "length, times the mean's", f"effective tasks of {tasks}", "negative weights %", "rule, ms"]  # fmt: skip
     if spoiled := "corrupted_weight" in first:
         header.append("corrupted tasks' weight %")
@@ -72,7 +73,7 @@ def course(folder: Path) -> str:
     for rule, one in rules.items():
         line = [
             rule,
-            ", ".join(f"{100 * one['validation'][i]['mean']:.2f}" for i in at),
+            ", ".join(units.show(one["validation"][i]["mean"]) for i in at),
             f"{one['cosine']['mean']:.3f}",
             f"{one['length']['mean']:.2f}",
             f"{one['effective_tasks']['mean']:.1f}",
@@ -83,25 +84,22 @@ def course(folder: Path) -> str:
     said = [""]
     if spoiled and len(rules) > 2:
         weight = [one["corrupted_weight"]["mean"] for one in rules.values()]
-        tested = read_results(folder)["rules"]
-        rho = spearmanr(weight, [tested[rule][found["score"]] for rule in rules]).statistic
-        said += [
-            f"Rank correlation of the last column with the test {found['score']}: {rho:.2f}.",
-            "",
-        ]
+        rho = spearmanr(weight, [results["rules"][rule][units.name] for rule in rules]).statistic
+        said += [f"Rank correlation of the last column with the test {units.name}: {rho:.2f}.", ""]
     return "\n".join([*lined([header, *lines]), *said])
 
 
 def gains(folder: Path) -> str:
     """Each rule's gain one step ahead, its score after training, and how their ranks correlate."""
-    found = read_json(folder / "gains.json")
+    found, units = read_json(folder / "gains.json"), Units.of(read_results(folder))
     score, baseline, steps = found["score"], found["baseline"], list(found["correlations"])
-    header = ["rule", *(f"{STEPS[step]}: gain minus {baseline}'s" for step in steps), f"{score} %"]
+    gain = (f"{STEPS[step]}: gain minus {baseline}'s" for step in steps)
+    header = ["rule", *gain, f"test {units.heading}"]
     lines = [
         [
             rule,
-            *(f"{round(1000 * one[step], 1) + 0.0:+.1f}" for step in steps),
-            f"{100 * one[score]:.2f}",
+            *(f"{1000 * one[step]:+z.1f}" for step in steps),
+            units.show(one[score]),
         ]
         for rule, one in sorted(found["rules"].items(), key=lambda item: -item[1][score])
     ]

@@ -281,7 +281,7 @@ def test_the_course_of_a_comparison_is_the_average_of_its_logs(tmp_path: Path, c
         assert one["corrupted_weight"] == pytest.approx(np.mean(weight))
         assert one["validation"] == {i: records[i - 1]["validation"]["accuracy"] for i in (2, 4)}
     shown = tables.course(tmp_path).splitlines()
-    assert shown[0].startswith("| rule | validation % after 2, 4 |")
+    assert shown[0].startswith("| rule | validation accuracy % after 2, 4 |")
     assert [line.split(" | ")[0] for line in shown[2:5]] == [
         "| uniform", "| agreement", "| normalized-mean",
     ]  # fmt: skip
@@ -296,7 +296,8 @@ def test_gains_are_ranked_against_scores(tmp_path: Path, capsys: Any) -> None:
     gains = dict(zip(rules, ((2.0, 4.0), (3.0, 4.0), (2.0, 4.5), (2.0, 2.0)), strict=True)) | {
         "only probed": (1.0, 1.0)
     }
-    results: dict[str, Any] = {"metric": {"name": "accuracy", "higher_is_better": True},
+    metric = {"name": "accuracy", "higher_is_better": True, "format": "percent"}
+    results: dict[str, Any] = {"metric": metric,
                "rules": {rule: {"accuracy": scores[rule]} for rule in rules}}  # fmt: skip
     checkpoints = [
         {"baseline": "uniform", "aim": "clean", "iteration": 10 * (at + 1), "meta_batches": 7,
@@ -306,7 +307,7 @@ def test_gains_are_ranked_against_scores(tmp_path: Path, capsys: Any) -> None:
     ]  # fmt: skip
     (tmp_path / "probe.json").write_text(json.dumps({"checkpoints": checkpoints}))
     module, tables = script("rank_gains"), script("tables")
-    module.read_results = lambda folder: results
+    module.read_results = tables.read_results = lambda folder: results
     assert module.main([str(tmp_path / "probe.json"), str(tmp_path)]) == 0
     found = json.loads((tmp_path / "gains.json").read_text())
     gained = {rule: found["rules"][rule]["length"] for rule in rules}
@@ -317,6 +318,9 @@ def test_gains_are_ranked_against_scores(tmp_path: Path, capsys: Any) -> None:
     lines = tables.gains(tmp_path).splitlines()
     assert lines[2] == "| a | +500.0 | 70.00 |"
     assert lines[-1].startswith("| **rank correlation** | +1.00 (p = ")
+    (tmp_path / "empty.json").write_text('{"checkpoints": []}')
+    assert module.main([str(tmp_path / "empty.json"), str(tmp_path)]) == 2
+    assert "empty.json: no probe" in capsys.readouterr().err
     del results["rules"]["c"]
     assert module.main([str(tmp_path / "probe.json"), str(tmp_path)]) == 2
     assert "at least three others" in capsys.readouterr().err
