@@ -3,7 +3,8 @@
 A table stands between two lines, ``<!-- table: results/NAME -->`` and ``<!-- end -->``; no number in it is typed
 by hand. ``table`` is what `gametalearn compare` prints, with the time of a meta-iteration (results.json);
 ``course`` how the trainings went and how far each rule departed from the mean (course.json, by read_course.py);
-``gains`` what each rule gained one step ahead, beside its score after training (gains.json, by rank_gains.py).
+``probe`` what each rule gained one step ahead (probe.json, by `gametalearn probe`), and ``gains`` the same beside its
+score after training (gains.json, by rank_gains.py).
 
 example:
   python experiments/tables.py
@@ -28,7 +29,7 @@ from gametalearn.tables import rows, title
 from gametalearn.units import Units
 
 HERE = Path(__file__).parent
-TABLE = re.compile(r"(<!-- (table|course|gains): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (table|course|probe|gains): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -89,16 +90,46 @@ def course(folder: Path) -> str:
     return "\n".join([*lined([header, *lines]), *said])
 
 
+def probed(folder: Path) -> str:
+    """What each rule gained at each checkpoint of a probe, by kind of step, and where its update points."""
+    checkpoints = read_json(folder / "probe.json")["checkpoints"]
+    first = checkpoints[0]
+    aim, baseline = first["aim"], first["baseline"]
+    steps = list(first["rules"][baseline]["gains"])
+    others = f"{first['reference']:,} {'clean' if aim == 'clean' else 'other'} tasks"
+    header = ["iteration", "rule", f"cosine to {baseline}", f"cosine to the mean of {others}",
+              f"effective tasks of {first['tasks']}", *(STEPS[step] for step in steps)]  # fmt: skip
+    lines = []
+    for one in checkpoints:
+        for rule, entry in one["rules"].items():
+            told = ("cosine_uniform", "cosine_true", "effective_tasks")
+            shown = [f"{entry[name]['mean']:.{3 if name != told[-1] else 1}f}" for name in told]
+            cells = [_gain(entry["gains"][step][aim]) for step in steps]
+            lines.append([str(one["iteration"]), rule, *shown, *cells])
+    return "\n".join([*lined([header, *lines]), ""])
+
+
+def _gain(found: dict[str, Any]) -> str:
+    """A gain in thousandths, and for all but the baseline its difference from the baseline's."""
+    text = f"{1000 * found['mean']:.1f}"
+    if (pair := found["minus_baseline"]) is None:
+        return text
+    low, high = pair["ci95"]
+    return f"{text}: {1000 * pair['mean']:+.1f} [{1000 * low:+.1f}, {1000 * high:+.1f}]"
+
+
 def gains(folder: Path) -> str:
     """Each rule's gain one step ahead, its score after training, and how their ranks correlate."""
     found, units = read_json(folder / "gains.json"), Units.of(read_results(folder))
     score, baseline, steps = found["score"], found["baseline"], list(found["correlations"])
     gain = (f"{STEPS[step]}: gain minus {baseline}'s" for step in steps)
     header = ["rule", *gain, f"test {units.heading}"]
+    largest = (max(abs(1000 * one[step]) for one in found["rules"].values()) for step in steps)
+    digits = dict(zip(steps, (2 if size < 1 else 1 for size in largest), strict=True))
     lines = [
         [
             rule,
-            *(f"{1000 * one[step]:+z.1f}" for step in steps),
+            *(f"{1000 * one[step]:+z.{digits[step]}f}" for step in steps),
             units.show(one[score]),
         ]
         for rule, one in sorted(found["rules"].items(), key=lambda item: -item[1][score])
@@ -121,6 +152,7 @@ def read_json(file: Path) -> Any:
 KINDS: dict[str, Callable[[Path], str]] = {
     "table": lambda folder: markdown(read_results(folder)),
     "course": course,
+    "probe": probed,
     "gains": gains,
 }
 

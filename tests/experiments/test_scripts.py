@@ -290,6 +290,25 @@ def test_the_course_of_a_comparison_is_the_average_of_its_logs(tmp_path: Path, c
     assert "results.json: cannot be read" in capsys.readouterr().err
 
 
+def test_a_probe_is_shown_with_its_differences(tmp_path: Path) -> None:
+    def rule(gain: float, pair: dict[str, Any] | None, effective: float) -> dict[str, Any]:
+        return {"cosine_uniform": {"mean": 0.5}, "cosine_true": {"mean": -0.25},
+                "effective_tasks": {"mean": effective},
+                "gains": {"length": {"clean": {"mean": gain, "minus_baseline": pair}}}}  # fmt: skip
+
+    pair = {"mean": 0.002, "ci95": [-0.001, 0.005]}
+    one = {"iteration": 250, "aim": "clean", "baseline": "a", "reference": 1024, "tasks": 16,
+           "rules": {"a": rule(0.001, None, 16), "b": rule(0.003, pair, 9.96)}}  # fmt: skip
+    (tmp_path / "probe.json").write_text(json.dumps({"checkpoints": [one]}))
+    header, _, a, b = script("tables").probed(tmp_path).splitlines()
+    assert (
+        "| cosine to a | cosine to the mean of 1,024 clean tasks | effective tasks of 16 |"
+        in header
+    )
+    assert a == "| 250 | a | 0.500 | -0.250 | 16.0 | 1.0 |"
+    assert b == "| 250 | b | 0.500 | -0.250 | 10.0 | 3.0: +2.0 [-1.0, +5.0] |"
+
+
 def test_gains_are_ranked_against_scores(tmp_path: Path, capsys: Any) -> None:
     rules = ["uniform", "a", "b", "c"]
     scores = dict(zip(rules, (0.5, 0.7, 0.6, 0.4), strict=True))
