@@ -2,9 +2,11 @@
 
 A table stands between two lines, ``<!-- table: results/NAME -->`` and ``<!-- end -->``; no number in it is typed
 by hand. ``table`` is what `gametalearn compare` prints, with the time of a meta-iteration (results.json);
-``course`` how the trainings went and how far each rule departed from the mean (course.json, by read_course.py);
+``benchmark`` the same for a training that is shorter than a published one, with the distance that is left and the
+published numbers (results.json, course.json and published.json); ``course`` how the trainings went and how far each rule departed from the mean (course.json, by read_course.py);
 ``probe`` what each rule gained one step ahead (probe.json, by `gametalearn probe`), and ``gains`` the same beside its
-score after training (gains.json, by rank_gains.py).
+score after training (gains.json, by rank_gains.py); ``search`` the values of options that were tried (search.json, by
+search_options.py).
 
 example:
   python experiments/tables.py
@@ -29,7 +31,9 @@ from gametalearn.tables import rows, title
 from gametalearn.units import Units
 
 HERE = Path(__file__).parent
-TABLE = re.compile(r"(<!-- (table|course|probe|gains): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(
+    r"(<!-- (table|benchmark|course|probe|gains|search): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -58,6 +62,35 @@ def _milliseconds(results: dict[str, Any], rule: str) -> str:
     """The median over seeds of a meta-iteration's time, without validation and test."""
     each = sorted(one["seconds"] / results["iterations"] for one in results["rules"][rule]["seeds"])
     return f"{1000 * each[len(each) // 2]:.0f}"
+
+
+def benchmark(folder: Path) -> str:
+    """Each rule's score with the length of its training and what it made of the gradients, above published scores.
+
+    published.json has a ``score`` as it was printed, ``iterations`` and how the setting ``differs``, by name.
+    """
+    results, found = read_results(folder), read_json(folder / "course.json")["rules"]
+    header, lines = rows(results)
+    units = Units.of(results)
+    at = list(next(iter(found.values()))["validation"])
+    before, last = at[max(0, 2 * len(at) // 3 - 1)], at[-1]  # after two thirds, and all of it
+    table = [[*header[:3], *header[-1:], "iterations", f"validation {units.heading} at {before} and {last}",
+              "cosine to the mean", f"effective tasks of {results['meta_batch']}", "negative weights %",
+              "what differs"]]  # fmt: skip
+    for line in lines:
+        one = found[line[0]]
+        on_the_way = [units.show(one["validation"][at]["mean"]) for at in (before, last)]
+        table.append([
+            *line[:3], *line[-1:], f"{results['iterations']:,}", ", ".join(on_the_way),
+            f"{one['cosine']['mean']:.3f}", f"{one['effective_tasks']['mean']:.2f}",
+            f"{100 * one['negative_share']['mean']:.1f}", "",
+        ])  # fmt: skip
+    for name, one in read_json(folder / "published.json").items():
+        length = f"{one['iterations']:,}" if one["iterations"] else "not stated"
+        table.append([name, one["score"], "", "", length, "", "", "", "", one["differs"]])
+    made = results["environment"]
+    return "\n".join([f"{title(results)}.", "", *lined(table), "",
+                      f"gametalearn {made['gametalearn']}.", ""])  # fmt: skip
 
 
 def course(folder: Path) -> str:
@@ -142,6 +175,23 @@ def gains(folder: Path) -> str:
     return "\n".join([*lined([header, *lines]), ""])
 
 
+def search(folder: Path) -> str:
+    """What was tried, each objective's validated accuracy, and the mean relative change from the plain mean."""
+    found = read_json(folder / "search.json")
+    header = ["tried", *(f"{name}, validation accuracy %" for name in found["cells"][0]["validation"]),
+              "mean relative change %"]  # fmt: skip
+    lines = [
+        [
+            cell["tried"],
+            *(f"{100 * value:.2f}" for value in cell["validation"].values()),
+            f"{100 * cell['change']:+.2f}",
+        ]
+        for cell in found["cells"]
+    ]
+    said = f"Seed {found['seed']}, {found['iterations']:,} iterations, one training each."
+    return "\n".join([*lined([header, *lines]), "", said, ""])
+
+
 def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -151,9 +201,11 @@ def read_json(file: Path) -> Any:
 
 KINDS: dict[str, Callable[[Path], str]] = {
     "table": lambda folder: markdown(read_results(folder)),
+    "benchmark": benchmark,
     "course": course,
     "probe": probed,
     "gains": gains,
+    "search": search,
 }
 
 

@@ -15,6 +15,7 @@ import torch
 import gametalearn
 from gametalearn import TrainConfig, compare, load_run, train
 from gametalearn.stored import read_results
+from tests.support.pictures import divided_pictures
 
 ROOT = Path(gametalearn.__file__).parents[1] / "experiments"
 
@@ -231,7 +232,7 @@ def test_tables_have_the_numbers_of_their_results(tmp_path: Path, capsys: Any) -
     tables = script("tables")
     pages = sorted(ROOT.glob("*.md"))
     named = [found for page in pages for found in tables.TABLE.findall(page.read_text())]
-    assert {found[2] for found in named if found[1] == "table"} == {
+    assert {found[2] for found in named if found[1] in ("table", "benchmark")} == {
         f"results/{f.name}" for f in (ROOT / "results").iterdir()
     }
     for page in pages:
@@ -286,6 +287,17 @@ def test_the_course_of_a_comparison_is_the_average_of_its_logs(tmp_path: Path, c
         "| uniform", "| agreement", "| normalized-mean",
     ]  # fmt: skip
     assert shown[-1].startswith("Rank correlation of the last column with the test accuracy: ")
+    published = {"a paper": {"score": "48.70 ± 1.84", "iterations": 60000, "differs": "84 pixels"}}
+    (tmp_path / "published.json").write_text(json.dumps(published))
+    header, _, uniform, *_, last = [
+        line for line in tables.benchmark(tmp_path).splitlines() if line.startswith("|")
+    ]
+    assert (
+        "| validation accuracy % at 2 and 4 | cosine to the mean | effective tasks of 4 |" in header
+    )
+    both = (f"{100 * found['rules']['uniform']['validation'][at]['mean']:.2f}" for at in ("2", "4"))
+    assert f" | 4 | {', '.join(both)} | 1.000 | 4.00 | 0.0 |" in uniform
+    assert last == "| a paper | 48.70 ± 1.84 |  |  | 60,000 |  |  |  |  | 84 pixels |"
     assert read_course.main([str(tmp_path / "none")]) == 2
     assert "results.json: cannot be read" in capsys.readouterr().err
 
@@ -343,3 +355,44 @@ def test_gains_are_ranked_against_scores(tmp_path: Path, capsys: Any) -> None:
     del results["rules"]["c"]
     assert module.main([str(tmp_path / "probe.json"), str(tmp_path)]) == 2
     assert "at least three others" in capsys.readouterr().err
+
+
+def test_options_are_searched_on_validation(tmp_path: Path, capsys: Any) -> None:
+    pictures = f"folder:{divided_pictures(tmp_path / 'dots')}"
+    (tmp_path / "c.toml").write_text(
+        TINY.replace('"glyphs"', f'"glyphs+{pictures}"') + "image-size = 28\n"
+    )
+    main, out = script("search_options").main, tmp_path / "out"
+    command = ["--config", str(tmp_path / "c.toml"), "--out", str(out), "--seed", "7"]
+    tried = ["--try", "dtp.gamma=0.5,dtp.indicator=likelihood", "--try", "dwa"]
+    assert main([*command, *tried]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    found = json.loads((out / "search.json").read_text())
+    assert [cell["tried"] for cell in found["cells"]] == ["uniform", tried[1], "dwa"]
+    assert len(printed) == 3
+    assert found["cells"][0]["change"] == 0
+    base = list(found["cells"][0]["validation"].values())
+    assert len(base) == 2
+    for cell in found["cells"]:
+        own = list(cell["validation"].values())
+        change = np.mean([a / b - 1 for a, b in zip(own, base, strict=True)])
+        assert cell["change"] == pytest.approx(change)
+        folder = out / cell["tried"].replace(",", "+")
+        run = load_run(folder, "latest")
+        assert run.config.seed == 7
+        assert cell["tried"].startswith(run.config.rule)
+        record = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+        assert cell["validation"] == record["validation"]["objectives"]
+    assert run.config.rule_options == {}
+    options = load_run(out / tried[1].replace(",", "+")).config.rule_options
+    assert options == {"dtp": {"gamma": 0.5, "indicator": "likelihood"}}
+    shown = script("tables").search(out).splitlines()
+    assert shown[2].endswith(f"| {100 * base[0]:.2f} | {100 * base[1]:.2f} | +0.00 |")
+    assert shown[-1] == "Seed 7, 3 iterations, one training each."
+
+    before = (out / "dwa" / "checkpoint.pt").stat().st_mtime_ns
+    assert main([*command, *tried]) == 0  # all of it is there
+    assert (out / "dwa" / "checkpoint.pt").stat().st_mtime_ns == before
+    for bad, message in (("dwaa", "did you mean 'dwa'"), ("dwa.steps=3", "no option 'steps'")):
+        assert main([*command, "--try", bad]) == 2
+        assert message in capsys.readouterr().err
