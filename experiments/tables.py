@@ -25,6 +25,7 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from gametalearn import InputError
+from gametalearn.objective_tables import objective_tables
 from gametalearn.probing.found import STEPS
 from gametalearn.stored import read_results
 from gametalearn.tables import rows, title
@@ -37,7 +38,7 @@ TABLE = re.compile(
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """What was compared, a row for each rule with its cost, and what it was measured with."""
+    """What was compared, a row for each rule with its cost, each of several objectives, and how it was measured."""
     header, lines = rows(results)
     cost = [_milliseconds(results, rule) for rule in results["rules"]]
     table = [
@@ -45,8 +46,11 @@ def markdown(results: dict[str, Any]) -> str:
         *([*line, ms] for line, ms in zip(lines, cost, strict=True)),
     ]
     made = results["environment"]
+    several: list[str] = []
+    for caption, head, body in objective_tables(results):
+        several += ["", f"{caption[0].upper()}{caption[1:]}:", "", *lined([head, *body])]
     return "\n".join([
-        f"{title(results)}.", "", *lined(table), "",
+        f"{title(results)}.", "", *lined(table), *several, "",
         f"gametalearn {made['gametalearn']}, torch {made['versions']['torch']}, {made['device']}, "
         f"threads per run: {made['threads'] or 'all'}.", "",
     ])  # fmt: skip

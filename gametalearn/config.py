@@ -35,18 +35,29 @@ _SINUSOID = {
     "meta_lr": 1e-3, "meta_schedule": "constant", "meta_optimizer": "adam", "meta_batch": 25,
 }  # fmt: skip
 
+_TOGETHER = {
+    "model": "conv4", "hidden": 32, "pool": "max", "image_size": 28, "channels": 3,
+    "ways": 5, "shots": 1, "queries": 10,
+    "inner_lr": 0.1, "inner_steps": 3, "test_steps": 3, "learned_rates": True,
+    "meta_lr": 3e-3, "meta_schedule": "cosine", "meta_optimizer": "adam", "meta_batch": 8,
+}  # fmt: skip
+
+BESIDE = "mini-imagenet or folder beside others"
+"""The name in `DEFAULTS` of several data sets of which one has photographs, or may have."""
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     "glyphs": {**_SMALL, "iterations": 1000},
     "omniglot": {**_SMALL, "iterations": 5000, "rotations": True},
     "mini-imagenet": {**_LARGE, "iterations": 5000},
     "folder": {**_LARGE, "iterations": 5000},
+    BESIDE: {**_TOGETHER, "iterations": 5000},
     "sinusoid": {**_SINUSOID, "iterations": 20000},
 }
-"""The value of a setting that is not given, by data set (for several, by the first)."""
+"""The value of a setting that is not given, by data set (for several others than `BESIDE`, by the first)."""
 
 
 TOGETHER = (28, 1)
-"""Side and channels of the images of several data sets, unless the settings say otherwise."""
+"""Side and channels of the images of several data sets, where the settings have no other."""
 
 
 EPISODES, MODEL, OUTER, MACHINE = "episodes", "model and inner loop", "outer loop", "machine"
@@ -90,11 +101,11 @@ class TrainConfig:
     image_size: int = setting(
         0, "resize images to squares of this side in pixels; 0 keeps the data set's own size, "
         "which is 28 for glyphs and omniglot, and 84 for mini-imagenet and folders; those of several "
-        "data sets, which go through one model, are all resized to 28", EPISODES, least=0, needs={"dataset": IMAGES})
+        "data sets, which go through one model, are then all resized to 28", EPISODES, least=0, needs={"dataset": IMAGES})
     channels: int = setting(
         0, "convert images to 1 channel (grayscale) or 3 (RGB); 0 keeps the data set's own number, "
         "which is 1 for glyphs and omniglot, and 3 for mini-imagenet and folders; those of several "
-        "data sets are all converted to 1",
+        "data sets are then all converted to 1",
         EPISODES, needs={"dataset": IMAGES})
     objectives: str = setting(
         "dataset", "what counts as an objective: each data set, or each alphabet or script "
@@ -269,7 +280,7 @@ class TrainConfig:
         for kind in registry.KINDS:
             if kind in given and given[kind] is not None:
                 registry.require_known(kind, str(given[kind]))
-        defaults = DEFAULTS.get(names_in(dataset)[0].split(":")[0], DEFAULTS["folder"])
+        defaults = _defaults(dataset, given)
         values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
         if given.get("meta_batch") is None and isinstance(share := given.get("share"), str):
             numbers = numbers_in(share, names_in(absolute(dataset)))
@@ -355,6 +366,20 @@ class TrainConfig:
         """Settings from a file; those that did not exist when it was written keep the behaviour of then."""
         before = {name: field.metadata["before"] for name, field in settings_of(cls).items()}
         return {**before, **values}
+
+
+def _defaults(dataset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of `DEFAULTS`, without what a given learner rules out."""
+    names = names_in(dataset)
+    kinds = ["folder" if folder_of(name) is not None else name.split(":")[0] for name in names]
+    photographs = {"mini-imagenet", "folder"}.intersection(kinds)
+    if len(names) == 1 or not photographs or not set(kinds) <= set(IMAGES):
+        return DEFAULTS.get(kinds[0], DEFAULTS["folder"])
+    defaults = {**DEFAULTS[BESIDE], "rotations": "omniglot" in kinds}
+    fields = settings_of(TrainConfig)
+    values = {name: field.default for name, field in fields.items()}
+    values.update({name: value for name, value in given.items() if value is not None})
+    return {k: v for k, v in defaults.items() if not unmet(fields[k], values, IMPOSSIBLE)}
 
 
 RESUMABLE = tuple(

@@ -153,8 +153,8 @@ def test_scripts_as_objectives_of_one_data_set(capsys, tmp_path):
 def test_a_run_says_which_input_the_data_sets_are_brought_to(capsys, tmp_path):
     name = f"folder:{divided_pictures(tmp_path / 'dots')}"
     tiny = TINY.replace(" --quiet", " --iterations 1")
-    for flags, wanted in (("", "28 x 28 pixels in grayscale"), (
-        "--image-size 32 --channels 3", "32 x 32 pixels in RGB")):  # fmt: skip
+    for flags, wanted in (("", "28 x 28 pixels in RGB"), (
+        "--image-size 32 --channels 1", "32 x 32 pixels in grayscale")):  # fmt: skip
         command = f"train --dataset glyphs+{name} {tiny} {flags} --overwrite --out"
         code, _, err = run(capsys, command, tmp_path / "a")
         assert code == 0

@@ -5,7 +5,7 @@ import torch
 
 from gametalearn import TrainConfig
 from gametalearn.adaptation import ANIL, MAML, Reptile
-from gametalearn.config import DEFAULTS
+from gametalearn.config import BESIDE, DEFAULTS
 from gametalearn.errors import InputError
 from gametalearn.gradients import meta_gradients
 from gametalearn.schedules import PHASES, learner_at, step_weights
@@ -143,7 +143,7 @@ def test_options_that_do_not_fit_are_refused(given: dict[str, Any], message: str
         tiny(**given)
 
 
-@pytest.mark.parametrize("dataset", sorted(DEFAULTS))
+@pytest.mark.parametrize("dataset", sorted({*DEFAULTS} - {BESIDE}))
 def test_annealings_are_off_by_default(dataset: str) -> None:
     config = TrainConfig.of(dataset)
     for name in ("learned_rates", "multi_step_loss", "first_order_until", "meta_lr_final"):

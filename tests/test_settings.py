@@ -12,7 +12,7 @@ import pytest
 
 from gametalearn import InputError, TrainConfig, load_run, registry, train
 from gametalearn.cli import main
-from gametalearn.config import OUTER, RESUMABLE, default_text
+from gametalearn.config import BESIDE, DEFAULTS, OUTER, RESUMABLE, TOGETHER, default_text
 from gametalearn.flags import add_settings
 from gametalearn.settings import check, setting, settings_of, table, text_of
 
@@ -76,12 +76,40 @@ def test_the_table_of_settings_is_current() -> None:
 
 
 def test_settings_of_the_data_sets_are_settings() -> None:
-    from gametalearn.config import DEFAULTS
-
     for dataset, values in DEFAULTS.items():
-        config = TrainConfig.of(dataset)
+        config = TrainConfig.of("omniglot+mini-imagenet" if dataset == BESIDE else dataset)
         assert {k: getattr(config, k) for k in values} == values
         assert dataclasses.replace(config) == config
+
+
+def test_data_sets_of_which_one_has_photographs_have_defaults_of_their_own(tmp_path: Path) -> None:
+    own = DEFAULTS[BESIDE]
+    both = TrainConfig.of("omniglot+mini-imagenet")
+    assert both.brought_to == (own["image_size"], own["channels"]) != TOGETHER
+    assert both.rotations
+    for dataset in (
+        "mini-imagenet+omniglot",
+        f"glyphs+{tmp_path}",
+        f"mini-imagenet+folder:{tmp_path}",
+    ):
+        config = TrainConfig.of(dataset)
+        assert {k: getattr(config, k) for k in own} == own
+        assert config.rotations == ("omniglot" in dataset)
+    for dataset in ("glyphs+omniglot", "json:loads+json:dumps", "mini-imagenet+json:loads"):
+        config = TrainConfig.of(dataset)  # as the first of them
+        assert config.brought_to == TOGETHER
+        assert not config.learned_rates
+    older = {**both.as_dict(), "image_size": 0, "channels": 0}
+    assert TrainConfig.from_dict(older, "config.toml").brought_to == TOGETHER
+
+    for learner in ("reptile", "anil", "protonet"):  # which have no rates to learn
+        assert not TrainConfig.of("omniglot+mini-imagenet", learner=learner).learned_rates
+        with pytest.raises(InputError, match="`learned_rates` applies to maml, fomaml"):
+            TrainConfig.of("omniglot+mini-imagenet", learner=learner, learned_rates=True)
+    assert TrainConfig.of("omniglot+mini-imagenet", learner="fomaml").learned_rates
+    given = {"image_size": 28, "channels": 1, "rotations": False, "learned_rates": False}
+    config = TrainConfig.of("omniglot+mini-imagenet", **given)
+    assert {k: getattr(config, k) for k in given} == given
 
 
 # ---------------------------------------------------------------------------------------------

@@ -232,9 +232,11 @@ def test_tables_have_the_numbers_of_their_results(tmp_path: Path, capsys: Any) -
     tables = script("tables")
     pages = sorted(ROOT.glob("*.md"))
     named = [found for page in pages for found in tables.TABLE.findall(page.read_text())]
-    assert {found[2] for found in named if found[1] in ("table", "benchmark")} == {
-        f"results/{f.name}" for f in (ROOT / "results").iterdir()
-    }
+    shown = {(found[1], found[2]) for found in named}
+    for folder in (ROOT / "results").iterdir():
+        kinds = {kind for kind, name in shown if name == f"results/{folder.name}"}
+        for file, wanted in (("results.json", {"table", "benchmark"}), ("search.json", {"search"})):
+            assert bool(kinds & wanted) == (folder / file).exists(), (folder.name, file)
     for page in pages:
         assert tables.renewed(page) == page.read_text(), "run python experiments/tables.py"
 
@@ -244,6 +246,7 @@ def test_tables_have_the_numbers_of_their_results(tmp_path: Path, capsys: Any) -
     ]
     entry = found["rules"]["uniform"]
     assert f"| {100 * entry['accuracy']:.2f} ± {100 * entry['ci95']:.2f} |" in first
+    assert "objective" not in tables.markdown(found)
     seconds = sorted(one["seconds"] for one in entry["seeds"])
     assert first.endswith(f"| {1000 * seconds[2] / 80:.0f} |")
 
@@ -396,3 +399,22 @@ def test_options_are_searched_on_validation(tmp_path: Path, capsys: Any) -> None
     for bad, message in (("dwaa", "did you mean 'dwa'"), ("dwa.steps=3", "no option 'steps'")):
         assert main([*command, "--try", bad]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_table_of_two_objectives_has_each_of_them(tmp_path: Path) -> None:
+    pictures = f"folder:{divided_pictures(tmp_path / 'dots')}"
+    config = TrainConfig.of(
+        f"glyphs+{pictures}", hidden=4, ways=3, queries=2, validation_episodes=2, threads=1,
+        iterations=1, meta_batch=2, image_size=28,
+    )  # fmt: skip
+    out = tmp_path / "out"
+    compare(config, ["uniform", "dwa"], 1, 4, out, progress=False, single=True)
+    found = read_results(out)
+    lines = script("tables").markdown(found).splitlines()
+    for caption in ("Test accuracy %, each objective:", "Over the objectives:"):
+        assert caption in lines
+    mean = found["rules"]["dwa"]["objectives"]["glyphs"]["accuracy"]
+    here = lines.index("Test accuracy %, each objective:")
+    assert lines[here + 2].startswith("| rule | glyphs | ")
+    assert lines[here + 5].startswith(f"| dwa | {100 * mean:.2f} |")
+    assert lines[here + 6].startswith("| (alone) | ")
