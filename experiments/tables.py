@@ -192,7 +192,8 @@ def search(folder: Path) -> str:
         ]
         for cell in found["cells"]
     ]
-    said = f"Seed {found['seed']}, {found['iterations']:,} iterations, one training each."
+    length = "" if found["iterations"] is None else f"{found['iterations']:,} iterations, "
+    said = f"Seed {found['seed']}, {length}one training each."
     return "\n".join([*lined([header, *lines]), "", said, ""])
 
 

@@ -68,7 +68,7 @@ def test_each_sees_the_tasks_of_its_objective_and_no_others(
         own = place(root / "out", name[-1], 1)
         config = load_run(own).config
         assert (config.dataset, config.meta_batch, config.rule) == (name, count, "uniform")
-        assert (config.image_size, config.channels, config.seed) == (28, 1, 1)
+        assert (config.image_size, config.channels, config.seed) == (28, 3, 1)
         assert [len(line["losses"]) for line in lines(own)] == [count, count]
         assert found[0]["single"][name]["tasks"] == found[0]["single"][name]["budget"] == 2 * count
     together = load_run(root / "out" / "uniform" / "seed1")
@@ -198,8 +198,8 @@ def bad(names: list[str], root: Path) -> list[tuple[str, str]]:
         (f"--dataset {both} --single runs/a", "OBJECTIVE=FOLDER"),
         (f"--dataset {both} --single --meta-batch 1", "raise --meta-batch"),
         (f"--dataset {both} --single {names[0]}={other}", "its --dataset is folder:"),
-        (f"--dataset {both} --single {names[1]}={other} --channels 3",
-         "takes inputs of 1 x 28 x 28, but the comparison's are 3 x 28 x 28"),
+        (f"--dataset {both} --single {names[1]}={other} --channels 1",
+         "takes inputs of 3 x 28 x 28, but the comparison's are 1 x 28 x 28"),
         (f"--dataset {both} --single {names[1]}={root}/none", "none/seed0"),
     ]  # fmt: skip
 
