@@ -69,7 +69,9 @@ def trained(config: TrainConfig, folder: Path, label: str) -> dict[str, float]:
     train(config, folder, label=label)
     prefix = "validation/objectives/"
     columns = read_metrics(folder).items()
-    last = {name: values[np.isfinite(values)][-1] for name, values in columns if prefix in name}
+    last = {
+        name: values[np.isfinite(values)][-1] for name, values in columns if name.startswith(prefix)
+    }
     return {name.removeprefix(prefix): float(value) for name, value in last.items()}
 
 
@@ -95,13 +97,15 @@ def searched(args: argparse.Namespace) -> dict[str, Any]:
             found = list(pool.map(trained, *zip(*work, strict=True)))
     values = np.array([list(one.values()) for one in found])
     changes = relative_change(values, np.broadcast_to(values[0], values.shape))
+    if changes is None:
+        raise InputError(f"{BASELINE} scores 0 on an objective, and no change is relative to that")
     return {
         "schema": "gametalearn.search/1",
         "seed": first.seed,
         "iterations": first.iterations,
         "cells": [
             {"tried": text, "validation": one, "change": change}
-            for text, one, change in zip(configs, found, changes or [], strict=True)
+            for text, one, change in zip(configs, found, changes, strict=True)
         ],
         "environment": environment(first),
     }

@@ -3,10 +3,10 @@
 A table stands between two lines, ``<!-- table: results/NAME -->`` and ``<!-- end -->``; no number in it is typed
 by hand. ``table`` is what `gametalearn compare` prints, with the time of a meta-iteration (results.json);
 ``benchmark`` the same for a training that is shorter than a published one, with the distance that is left and the
-published numbers (results.json, course.json and published.json); ``course`` how the trainings went and how far each rule departed from the mean (course.json, by read_course.py);
-``probe`` what each rule gained one step ahead (probe.json, by `gametalearn probe`), and ``gains`` the same beside its
-score after training (gains.json, by rank_gains.py); ``search`` the values of options that were tried (search.json, by
-search_options.py).
+published numbers (results.json, course.json and published.json); ``course`` how the trainings went and how far each
+rule departed from the mean (course.json, by read_course.py); ``probe`` what each rule gained one step ahead (probe.json,
+by `gametalearn probe`), and ``gains`` the same beside its score after training (gains.json, by rank_gains.py);
+``search`` the values of options that were tried (search.json, by search_options.py).
 
 example:
   python experiments/tables.py
@@ -83,7 +83,7 @@ def benchmark(folder: Path) -> str:
               "what differs"]]  # fmt: skip
     for line in lines:
         one = found[line[0]]
-        on_the_way = [units.show(one["validation"][at]["mean"]) for at in (before, last)]
+        on_the_way = [units.show(one["validation"][when]["mean"]) for when in (before, last)]
         table.append([
             *line[:3], *line[-1:], f"{results['iterations']:,}", ", ".join(on_the_way),
             f"{one['cosine']['mean']:.3f}", f"{one['effective_tasks']['mean']:.2f}",
