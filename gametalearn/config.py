@@ -391,8 +391,8 @@ RESUMABLE = tuple(
 def default_text(field: dataclasses.Field[Any]) -> str:
     """The value of a setting that is not given, by data set.
 
-    >>> default_text(settings_of(TrainConfig)["inner_steps"])
-    '1; 5 for mini-imagenet, folder'
+    >>> default_text(settings_of(TrainConfig)["test_steps"])
+    '3; 10 for mini-imagenet, folder, sinusoid'
     """
     if field.metadata["shown"]:
         return str(field.metadata["shown"])
