@@ -57,10 +57,15 @@ def planned(args: argparse.Namespace) -> dict[str, TrainConfig]:
         given["iterations"] = args.iterations
     configs = {}
     for text in dict.fromkeys([BASELINE, *args.tried]):
-        parts = text.split(",")
-        rule = parts[0].partition("=")[0].rpartition(".")[0] or text
-        options = {} if rule == text else parse_rule_options(parts)
-        configs[text] = TrainConfig.of(**{**given, "rule": rule, "rule_options": options})
+        options = parse_rule_options(text.split(",")) if "=" in text else {text: {}}
+        if len(options) > 1:
+            raise InputError(
+                f"--try {text}: has options of {' and '.join(options)}; try one rule at a time"
+            )
+        ((rule, values),) = options.items()
+        configs[text] = TrainConfig.of(
+            **{**given, "rule": rule, "rule_options": {rule: values} if values else {}}
+        )
     return configs
 
 

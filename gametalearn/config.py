@@ -35,7 +35,7 @@ _SINUSOID = {
     "meta_lr": 1e-3, "meta_schedule": "constant", "meta_optimizer": "adam", "meta_batch": 25,
 }  # fmt: skip
 
-_TOGETHER = {
+_BESIDE = {
     "model": "conv4", "hidden": 32, "pool": "max", "image_size": 28, "channels": 3,
     "ways": 5, "shots": 1, "queries": 10,
     "inner_lr": 0.1, "inner_steps": 3, "test_steps": 3, "learned_rates": True,
@@ -50,7 +50,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "omniglot": {**_SMALL, "iterations": 5000, "rotations": True},
     "mini-imagenet": {**_LARGE, "iterations": 5000},
     "folder": {**_LARGE, "iterations": 5000},
-    BESIDE: {**_TOGETHER, "iterations": 5000},
+    BESIDE: {**_BESIDE, "iterations": 5000},
     "sinusoid": {**_SINUSOID, "iterations": 20000},
 }
 """The value of a setting that is not given, by data set (for several others than `BESIDE`, by the first)."""

@@ -396,7 +396,12 @@ def test_options_are_searched_on_validation(tmp_path: Path, capsys: Any) -> None
     before = (out / "dwa" / "checkpoint.pt").stat().st_mtime_ns
     assert main([*command, *tried]) == 0  # all of it is there
     assert (out / "dwa" / "checkpoint.pt").stat().st_mtime_ns == before
-    for bad, message in (("dwaa", "did you mean 'dwa'"), ("dwa.steps=3", "no option 'steps'")):
+    for bad, message in (
+        ("dwaa", "did you mean 'dwa'"),
+        ("dwa.steps=3", "no option 'steps'"),
+        ("dtp.gamma=0,dwa.period=2", "has options of dtp and dwa; try one rule at a time"),
+        ("no.such:Rule", "no.such"),
+    ):
         assert main([*command, "--try", bad]) == 2
         assert message in capsys.readouterr().err
 
