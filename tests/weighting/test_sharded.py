@@ -67,10 +67,13 @@ def record(rows: Tensor, updates: Tensor | None = None) -> TaskGradients:
 def of_team(
     size: int, make: Callable[[], Rule], whole: TaskGradients
 ) -> tuple[list[Found], list[int]]:
-    """What every process finds for its share of the tasks, and what each sent for the rule."""
+    """What every process finds for its share of the tasks, and what each sent for the rule.
+
+    An error is raised if it is the same on all; one that fails alone leaves the others waiting.
+    """
     barrier, box, count = threading.Barrier(size), [None] * size, len(whole)
 
-    def work(rank: int) -> tuple[Found, list[int]]:
+    def work(rank: int) -> tuple[Found, list[int]] | InputError:
         team = Member(rank, size, barrier, box)
         own = team.share(count)
         part = TaskGradients(*(getattr(whole, name)[own] for name in FIELDS))
@@ -78,12 +81,16 @@ def of_team(
             tasks = team.tasks(part, count, stop=False)
             team.sent.clear()
             return weighted_update(make(), part, tasks, team), team.sent
-        except BaseException:
-            barrier.abort()
-            raise
+        except InputError as error:
+            return error
 
     with ThreadPoolExecutor(size) as pool:
-        every = list(pool.map(work, range(size)))
+        found = list(pool.map(work, range(size)))
+    every = [one for one in found if not isinstance(one, InputError)]
+    if errors := [one for one in found if isinstance(one, InputError)]:
+        assert not every
+        assert len(set(map(str, errors))) == 1
+        raise errors[0]
     for (weights, update), sent in every[1:]:  # the same to the bit
         assert sent == every[0][1]
         assert torch.equal(update, every[0][0][1])
