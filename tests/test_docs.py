@@ -265,6 +265,33 @@ def test_the_picture_of_no_effect_shows_what_its_text_says() -> None:
     assert 0.5 < episodes < 0.65
 
 
+def pages_of_the_site() -> dict[Path, str]:
+    """The site's pages, and where they stand in it."""
+    elsewhere = script(DOCS / "scripts" / "check_site.py").ELSEWHERE
+    own = {page: page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+    return own | {file: place for file, place in elsewhere.items() if file.suffix == ".md"}
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    listed = re.findall(r": (\S+\.md)$", navigation, re.MULTILINE)
+    assert sorted(listed) == sorted(pages_of_the_site().values())
+
+
+@pytest.mark.parametrize("page", pages_of_the_site(), ids=ident)
+def test_links_lead_to_what_the_site_has(page: Path) -> None:
+    elsewhere = script(DOCS / "scripts" / "check_site.py").ELSEWHERE
+    text = re.sub(
+        r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    for link in re.findall(r"\]\(([^)#\s]+)", text):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        target = (page.parent / link).resolve()
+        assert target.is_file(), f"{link} does not exist"
+        assert target.is_relative_to(DOCS) or target in elsewhere, f"{link} is not in the site"
+
+
 def test_a_site_with_faults_is_found_out(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check = script(DOCS / "scripts" / "check_site.py")
     monkeypatch.setattr(check, "NAMES", {"m": "m.py"})

@@ -13,6 +13,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+
+_FOLDERS = ("experiments/*.md", "experiments/figures/*.png", "examples/*.*", "examples/plugin/*.*")
+ELSEWHERE: dict[Path, str] = {
+    ROOT / "CHANGELOG.md": "changelog.md",
+    ROOT / "gametalearn" / "engine" / "README.md": "engine.md",
+    **{file: file.relative_to(ROOT).as_posix() for part in _FOLDERS for file in ROOT.glob(part)},
+}
+"""Files of the repository outside of docs/, and where they stand in the site."""
+
 LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src"}
 """What a browser loads by itself, and the attribute that says from where."""
 

@@ -14,23 +14,12 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from docs.scripts.check_site import public
+from docs.scripts.check_site import DOCS, ELSEWHERE, ROOT, public
 from docs.scripts.plain_text import PlainText
 from gametalearn.cli import parser_of  # imports nothing that the library requires
 from gametalearn.flags import subcommands
 
 __all__ = ["on_config", "on_files", "on_page_content", "on_page_markdown"]
-
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
-
-_FOLDERS = ("experiments/*.md", "experiments/figures/*.png", "examples/*.*", "examples/plugin/*.*")
-ELSEWHERE: dict[Path, str] = {
-    ROOT / "CHANGELOG.md": "changelog.md",
-    ROOT / "gametalearn" / "engine" / "README.md": "engine.md",
-    **{file: file.relative_to(ROOT).as_posix() for part in _FOLDERS for file in ROOT.glob(part)},
-}
-"""Files of the repository outside of docs/, and where they stand in the site."""
 
 PUBLIC = set(public(ROOT / "gametalearn" / "public.py"))
 
