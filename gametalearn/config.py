@@ -36,7 +36,7 @@ _SINUSOID = {
 }  # fmt: skip
 
 _BESIDE = {
-    "model": "conv4", "hidden": 32, "pool": "max", "image_size": 28, "channels": 3,
+    "model": "conv4", "hidden": 64, "pool": "max", "image_size": 28, "channels": 3,
     "ways": 5, "shots": 1, "queries": 10,
     "inner_lr": 0.1, "inner_steps": 3, "test_steps": 3, "learned_rates": True,
     "meta_lr": 3e-3, "meta_schedule": "cosine", "meta_optimizer": "adam", "meta_batch": 8,
