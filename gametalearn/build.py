@@ -179,7 +179,7 @@ def build_rule(config: TrainConfig, objectives: int, columns: slice | Tensor | N
         "objectives": objectives,
         "regression": config.regression,
         "within": config.within,
-        "balance": config.share_numbers,
+        "balance": config.balance,
         "columns": columns,
         "seed": config.seed,
     }

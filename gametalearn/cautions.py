@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gametalearn.logs import Records
+from gametalearn.logs import Record, Records
 from gametalearn.statistics import FEWEST
 from gametalearn.tables import HALF_A_POINT, TWENTIETH, verdict_of
 from gametalearn.units import Units
@@ -38,10 +38,10 @@ def cautions(
         *_looks(results, looks),
         *_not_converged(results),
         *(_of_runs(records) if records else []),
+        *(_idle(records) if records else []),
         *_wide(results),
         *_equal(results),
         *_controls(results),
-        *_budgets(results),
         *_reach(results),
         *_origin(results),
     ]
@@ -102,6 +102,31 @@ def _of_runs(records: Records) -> list[str]:
     return found
 
 
+def _idle(records: Records) -> list[str]:
+    """Rules that never weighted tasks otherwise than the plain mean."""
+    plain = records.get("uniform", [])
+    idle = [
+        rule
+        for rule, runs in records.items()
+        if rule != "uniform" and plain and all(map(_same_weights, runs, plain))
+    ]
+    if not idle:
+        return []
+    dwa = " dwa begins after two of its periods (dwa.period)." if "dwa" in idle else ""
+    return [
+        f"In all that was logged, {', '.join(idle)} weighted the tasks as uniform does: this comparison "
+        f"says nothing about {'it' if len(idle) == 1 else 'them'}.{dwa}"
+    ]
+
+
+def _same_weights(run: list[Record], plain: list[Record]) -> bool:
+    return len(run) == len(plain) and all(
+        one.effective.shape == other.effective.shape
+        and np.allclose(one.effective, other.effective, rtol=1e-6, atol=0)
+        for one, other in zip(run, plain, strict=True)
+    )
+
+
 def _wide(results: dict[str, Any]) -> list[str]:
     """How large a difference there may still be where none was shown."""
     units = Units.of(results)
@@ -135,16 +160,6 @@ def _controls(results: dict[str, Any]) -> list[str]:
     return [
         f"{', '.join(family)} changes the length of the updates as well as their direction. Without "
         "norm-control among the rules the comparison cannot say which of the two mattered."
-    ]
-
-
-def _budgets(results: dict[str, Any]) -> list[str]:
-    """Single-objective models that were trained on more or fewer tasks than the rules'."""
-    return [
-        f"The models trained on {name} alone saw {one['tasks']} of its tasks, the rules' models "
-        f"{one['budget']}: Delta_m compares unequal budgets."
-        for name, one in results.get("single", {}).items()
-        if one["tasks"] != one["budget"]
     ]
 
 

@@ -15,7 +15,7 @@ from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
 from gametalearn.episodes import Source
 from gametalearn.errors import InputError
-from gametalearn.jobs import Terms, begun, runs_of, train_and_test
+from gametalearn.jobs import Planned, Terms, begun, runs_of, train_and_test
 from gametalearn.live import Standing
 from gametalearn.losses import Loss, default_loss
 from gametalearn.progress import brought_to
@@ -136,15 +136,24 @@ def compare(
         alone={run.rule for run in alone}, there=[(r.rule, r.config.seed) for r in there],
         jobs=jobs, show=progress and team.first,
     )  # fmt: skip
+    failed: dict[str, str] = {}
     if jobs > 1:
-        in_processes([run for run in runs if run not in there], terms, jobs, standing)
+        failed = in_processes([run for run in runs if run not in there], terms, jobs, standing)
         terms = dataclasses.replace(terms, overwrite=False)  # what follows reads the finished runs
     results: dict[str, list[Result]] = {run.rule: [] for run in runs}
-    for run in runs:
+    for run in [] if failed else runs:
         outlook = standing.begin(run.rule, run.config.seed)
-        result = train_and_test(run, terms, team, outlook)
+        try:
+            result = train_and_test(run, terms, team, outlook)
+        except InputError as error:
+            if folder is None or team.size > 1:
+                raise
+            failed[run.label] = str(error)  # the others go on: what they find is kept
+            continue
         standing.end(run.rule, run.config.seed, result.evaluation)
         results[run.rule].append(result)
+    if failed:
+        raise InputError(_told(failed, runs))
     shared = dataclasses.replace(
         first.config, rule=config.rule, seed=config.seed, rule_options=config.rule_options
     )
@@ -156,3 +165,11 @@ def compare(
     if folder is not None and team.first:
         write_results(folder, comparison, overwrite)
     return comparison
+
+
+def _told(failed: Mapping[str, str], runs: Sequence[Planned]) -> str:
+    """Why there are no results: the runs that failed, by their labels."""
+    first, *others = [run.label for run in runs if run.label in failed]
+    also = f"; failed as well: {'; '.join(others)}" if others else ""
+    kept = "; the other runs are finished and kept: the same command without the rule reports them"
+    return f"{first}: {failed[first]}{also}{kept if len(failed) < len(runs) else ''}"

@@ -11,7 +11,7 @@ from gametalearn import registry
 from gametalearn.errors import InputError
 from gametalearn.places import absolute, folder_of, names_in
 from gametalearn.settings import check, refuse_unused, setting, settings_of, unmet
-from gametalearn.shares import numbers_in
+from gametalearn.shares import divided, numbers_in
 from gametalearn.words import did_you_mean
 
 __all__ = ["DEFAULTS", "RESUMABLE", "TrainConfig", "default_text"]
@@ -65,6 +65,12 @@ EPISODES, MODEL, OUTER, MACHINE = "episodes", "model and inner loop", "outer loo
 
 IMAGES = ("glyphs", "omniglot", "mini-imagenet", "folder")
 """Built-in data sets that `EpisodeSampler` draws from."""
+
+
+def is_images(name: str) -> bool:
+    """Whether one data set is built in, or a folder, of images."""
+    return name in IMAGES or folder_of(name) is not None
+
 
 OF_OBJECTIVES = ("gradnorm", "uncertainty", "uncertainty-positive", "dwa", "dtp")
 """Built-in rules that weight objectives; the others weight tasks."""
@@ -128,7 +134,8 @@ class TrainConfig:
         "uniform", "the weighting rule: {names}, torchjd:NAME for UPGrad, MGDA, CAGrad and others "
         "of TorchJD, or module:attribute", OUTER)
     rule_options: dict[str, dict[str, Any]] = setting(
-        {}, "set options of weighting rules; in TOML, use a table [rule-options.RULE]", OUTER,
+        {}, "set options of weighting rules, such as dwa.period=10, of which the documentation of "
+        "each rule has a list; in TOML, use a table [rule-options.RULE]", OUTER,
         shown="none")
     within: str = setting(
         "uniform", "how a rule over objectives combines the tasks of one objective", OUTER,
@@ -242,6 +249,10 @@ class TrainConfig:
                 refuse_unused(field, other, f"`{other}` {getattr(self, other)}")
         self._check_images()
         numbers = self.share_numbers
+        if numbers is not None:  # one form, whatever the order
+            shares = zip(self.datasets, numbers, strict=True)
+            share = ",".join(f"{name}={number}" for name, number in shares)
+            object.__setattr__(self, "share", share)
         if numbers is not None and sum(numbers) != self.meta_batch:
             raise InputError(
                 f"`share` {self.share} adds up to {sum(numbers)} tasks, but `meta_batch` is "
@@ -283,7 +294,8 @@ class TrainConfig:
         defaults = _defaults(dataset, given)
         values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
         if given.get("meta_batch") is None and isinstance(share := given.get("share"), str):
-            numbers = numbers_in(share, names_in(absolute(dataset)))
+            names = names_in(absolute(dataset))
+            numbers = numbers_in(share, names) if len(names) > 1 else None
             values["meta_batch"] = values["meta_batch"] if numbers is None else sum(numbers)
         values.setdefault("validate_every", max(1, min(500, values["iterations"] // 10)))
         config = cls(dataset=dataset, **values)
@@ -320,6 +332,23 @@ class TrainConfig:
         return numbers_in(self.share, self.datasets) if len(self.datasets) > 1 else None
 
     @property
+    def divided_into(self) -> list[int] | None:
+        """The number of tasks of every meta-batch from each of several data sets.
+
+        None for one data set, and where the numbers vary (``share`` proportional).
+        """
+        names = self.datasets
+        if len(names) < 2 or self.share == "proportional":
+            return None
+        return divided(self.meta_batch, self.share_numbers or [1] * len(names))
+
+    @property
+    def balance(self) -> list[int] | None:
+        """The shares of the objectives at equal weights, for rules over objectives; None: equal ones."""
+        counts = self.divided_into
+        return counts if counts and all(counts) else None
+
+    @property
     def regression(self) -> bool:
         """Whether a built-in data set has real targets: sinusoid."""
         return "sinusoid" in self.datasets
@@ -327,10 +356,7 @@ class TrainConfig:
     @property
     def of_images(self) -> bool:
         """Whether all data sets are built in or folders of images, and none is regression."""
-        return not self.regression and all(
-            name in registry.BUILT_IN["dataset"] or folder_of(name) is not None
-            for name in self.datasets
-        )
+        return all(map(is_images, self.datasets))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for TOML and checkpoints; ``rule_options`` only if there are any."""

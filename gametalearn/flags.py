@@ -110,6 +110,10 @@ def _value(file: Path, key: str, value: Any, action: argparse.Action) -> Any:
     if isinstance(value, list) and action.type in (None, str):
         value = ("+" if key == "dataset" else ",").join(map(str, value))
         value += "," * (key == "seeds")  # [3] is the seed 3, and 3 how many there are
+    if isinstance(value, dict) and action.dest in ("share", "single"):
+        value = ",".join(f"{name}={part}" for name, part in value.items())
+    if isinstance(value, bool) and action.nargs == "?":  # a flag that may stand without a value
+        return action.const if value else action.default
     if action.dest in settings_of(TrainConfig):
         return value
     kind: Any = bool if action.nargs == 0 else action.type or str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,12 +49,14 @@ MARKS = "osD^vP*X<>hp"
 def objective_weights(results: dict[str, Any], records: Records, width: float = 8) -> Figure | None:
     """Each objective's weight in the updates over time, a panel for each rule that distinguishes them.
 
-    The sum of the effective weights of an objective's tasks, its mean over seeds and their range. None
-    if there is one objective, or if all always have the same weight.
+    The sum of the effective weights of an objective's tasks, 0 where it has none, its mean over seeds and
+    their range. None if there is one objective, or if all always have the same weight.
     """
-    found = {}
+    found, absent = {}, False
+    names = {n for runs in records.values() for run in runs for r in run for n in r.objectives}
     for rule, runs in records.items():
-        curves = _curves(runs, _weight_sums)
+        absent |= any(set(r.objectives) not in (names, set()) for run in runs for r in run)
+        curves = _curves(runs, lambda record: _weight_sums(record, names))
         ends = [end for c in curves.values() for end in (np.nanmin(c), np.nanmax(c))]
         if len(curves) > 1 and max(ends) - min(ends) > 1e-9:
             found[rule] = curves
@@ -66,10 +68,10 @@ def objective_weights(results: dict[str, Any], records: Records, width: float = 
     panels = drawn.subplots(lines, columns, sharex=True, squeeze=False).flatten()
     for axes in panels[len(found) :]:
         axes.remove()
-    names = _named(found.values())
+    named = _named(found.values())
     handles: dict[str, Any] = {}
     for number, (axes, (rule, curves)) in enumerate(zip(panels, found.items(), strict=False)):
-        handles |= _lines(axes, _iterations(records[rule]), curves, names)
+        handles |= _lines(axes, _iterations(records[rule]), curves, named)
         axes.set_title(shortened(rule, 40), fontsize=9)
         axes.set_ylabel("effective weight")
         axes.axhline(0, color="black", linewidth=0.8)
@@ -77,7 +79,8 @@ def objective_weights(results: dict[str, Any], records: Records, width: float = 
             axes.set_xlabel("meta-iteration")
             axes.tick_params(labelbottom=True)
         tidy(axes, "y")
-    entitle(drawn, _about(results), f"effective weights by objective; {_bands(records)}")
+    zero = ", 0 without a task" if absent else ""
+    entitle(drawn, _about(results), f"effective weights by objective{zero}; {_bands(records)}")
     legend_below(drawn, list(handles.values()))
     return drawn
 
@@ -124,6 +127,8 @@ def trade_off(results: dict[str, Any], width: float = 7) -> Figure | None:
     some = ", ".join(shortened(rule) for rule, on in zip(own, front, strict=True) if on)
     rings = f"ringed: on the Pareto front ({some})"
     dots = "dots: seeds; large: means over seeds"
+    if not results["metric"]["higher_is_better"]:
+        dots += "; lower is better"
     entitle(drawn, _about(results), dots, rings)
     legend_below(drawn, handles)
     return drawn
@@ -204,8 +209,8 @@ def _minus(mine: Sequence[float | None], others: Sequence[float | None]) -> list
     return [None if a is None or b is None else a - b for a, b in pairs]
 
 
-def _weight_sums(record: Record) -> dict[str, float]:
-    sums: dict[str, float] = {}
+def _weight_sums(record: Record, names: Iterable[str] = ()) -> dict[str, float]:
+    sums = dict.fromkeys(names if record.objectives else (), 0.0)
     for name, value in zip(record.objectives, record.effective, strict=False):
         sums[name] = sums.get(name, 0.0) + float(value)
     return sums

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gametalearn.config import OF_OBJECTIVES
+from gametalearn.statistics import FEWEST
 from gametalearn.units import Units, interval_of
 from gametalearn.words import image_size
 
@@ -26,29 +28,43 @@ def objective_tables(results: dict[str, Any], width: float = math.inf) -> list[T
     as fit into ``width``; for dozens of alphabets (``--objectives group``) there is only the last table.
     None for one objective.
     """
-    units, rules = Units.of(results), results["rules"]
+    rules, metric = results["rules"], results["metric"]
+    name, percent = metric["name"], metric["format"] == "percent"
     means = {rule: entry.get("objectives", {}) for rule, entry in rules.items()}
     if not next(iter(means.values())):
         return []
     found: list[Table] = []
+    seeds = len(next(iter(rules.values()))["seeds"])
+    bracket = " [95%]" if seeds >= FEWEST else ""
     if results["config"].get("objectives") != "group":
         single = results.get("single", {})
         lines = {**means, **({ALONE: single} if single else {})}
-        caption = f"test {units.heading}, each objective"
-        found += _tables(caption, lines, lambda e: units.with_half(e[units.name], e["ci95"]), width)
-        unit = "points" if units.percent else units.name
+        units = {  # of each objective, as their scores may be of different size
+            of: Units.fitting(name, percent, max(abs(own[of][name]) for own in lines.values()))
+            for of in next(iter(means.values()))
+        }
+
+        def mean(of: str, entry: dict[str, Any]) -> str:
+            return units[of].with_half(entry[name], entry["ci95"])
+
+        def difference(of: str, entry: dict[str, Any]) -> str:
+            return units[of].difference(entry)
+
+        caption = f"test {Units.of(results).heading}, each objective"
+        found += _tables(caption, lines, mean, width)
+        unit = "points" if percent else name
         pairs = {p["rule"]: p["objectives"] for p in results["paired"] if "objectives" in p}
         if pairs:
-            caption = f"each objective minus {results['paired'][0]['baseline']}, {unit} [95%]"
-            found += _tables(caption, pairs, units.difference, width)
+            caption = f"each objective minus {results['paired'][0]['baseline']}, {unit}{bracket}"
+            found += _tables(caption, pairs, difference, width)
         if single:
             alone = {r: {n: e["minus_single"] for n, e in own.items()} for r, own in means.items()}
-            caption = f"each objective minus that of models that learned it alone, {unit} [95%]"
-            found += _tables(caption, alone, units.difference, width)
-    return [*found, *_overall(rules)]
+            caption = f"each objective minus that of models that learned it alone, {unit}{bracket}"
+            found += _tables(caption, alone, difference, width)
+    return [*found, *_overall(rules, bracket)]
 
 
-def _overall(rules: dict[str, Any]) -> list[Table]:
+def _overall(rules: dict[str, Any], bracket: str) -> list[Table]:
     """Mean rank and Delta_m, if present."""
     header, columns = ["rule"], [list(rules)]
     if all("mean_rank" in entry for entry in rules.values()):
@@ -56,7 +72,7 @@ def _overall(rules: dict[str, Any]) -> list[Table]:
         columns.append([f"{entry['mean_rank']:.2f}" for entry in rules.values()])
     changes = [entry.get("delta_m") for entry in rules.values()]
     if all(changes):
-        header.append("Delta_m % [95%]")
+        header.append(f"Delta_m %{bracket}")
         columns.append([_percent(change) for change in changes])
     if len(columns) == 1:
         return []
@@ -82,19 +98,52 @@ def objective_notes(results: dict[str, Any]) -> list[str]:
     if "single" in results:
         found.append(
             "Delta_m is the mean over objectives of the relative change against models that learned "
-            f"one objective alone, {ALONE}; below 0, learning them together costs performance."
+            f"one objective alone, {ALONE}, of means over seeds; below 0, learning them together costs "
+            "performance."
         )
         if None in [entry["delta_m"] for entry in rules]:
             found[-1] = (
                 "Delta_m is undefined: a model that learned one objective alone has a mean of 0."
             )
+    return [*found, *_of_single(results), *_of_balance(results)]
+
+
+def _of_single(results: dict[str, Any]) -> list[str]:
+    """Single-objective models that were given, and are not what the comparison would have trained."""
+    found = []
+    for name, one in results.get("single", {}).items():
+        if one["tasks"] != one["budget"]:
+            found.append(
+                f"The models trained on {name} alone saw {one['tasks']} of its tasks, the rules' models "
+                f"{one['budget']}: Delta_m compares unequal budgets."
+            )
+        if others := one.get("differs"):
+            found.append(
+                f"The models trained on {name} alone differ from the rules' models in more than the "
+                f"objective: {', '.join(others)}."
+            )
     return found
+
+
+def _of_balance(results: dict[str, Any]) -> list[str]:
+    """Where rules over objectives differ from the plain mean of tasks before they do anything."""
+    config = results["config"]
+    varying = config.get("objectives") == "group" or config.get("share") == "proportional"
+    rules = [rule for rule in results["rules"] if rule in OF_OBJECTIVES]
+    if not varying or not rules or "uniform" not in results["rules"]:
+        return []
+    one = len(rules) == 1
+    return [
+        f"With equal weights, {' and '.join([', '.join(rules[:-1])] * (not one) + rules[-1:])} "
+        f"count{'s' * one} every objective in a meta-batch the same, and uniform every task. The numbers of "
+        "tasks vary here, so that part of any difference from uniform is this."
+    ]
 
 
 def _tables(
     caption: str,
     lines: Mapping[str, Mapping[str, Any]],
-    show: Callable[[Any], str],
+    show: Callable[[str, Any], str],
     width: float,
 ) -> list[Table]:
     """A line for each rule and a column for each objective, as many columns in a table as fit."""
@@ -103,7 +152,7 @@ def _tables(
     blocks: list[list[Sequence[str]]] = []
     used = 0
     for name in names:
-        column = [name, *(show(own[name]) if name in own else "" for own in lines.values())]
+        column = [name, *(show(name, own[name]) if name in own else "" for own in lines.values())]
         more = 2 + max(map(len, column))
         if not blocks or used + more > width:
             blocks.append([first])

@@ -11,7 +11,7 @@ import numpy as np
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation
 from gametalearn.statistics import half_width, over_seeds
-from gametalearn.tradeoffs import mean_ranks, relative_change
+from gametalearn.tradeoffs import mean_ranks, relative_change, relative_change_of_means
 
 __all__ = ["PerObjective"]
 
@@ -43,13 +43,18 @@ class PerObjective:
         if len(self.tested) > 1:
             entry["mean_rank"] = self._ranks[list(self.tested).index(rule)]
         if self.single:
-            by_seed = relative_change(
-                np.transpose([self._by_seed(rule, name) for name in self.single]),
-                np.transpose([[one.mean for one in tests] for tests in self.single.values()]),
-                self.higher_is_better,
-            )
-            entry["delta_m"] = None if by_seed is None else estimated("mean", by_seed)
+            entry["delta_m"] = self._delta_m(rule)
         return entry
+
+    def _delta_m(self, rule: str) -> dict[str, Any] | None:
+        """Of the means over seeds, with its interval; ``by_seed``, each seed's own."""
+        values = np.transpose([self._by_seed(rule, name) for name in self.single])
+        single = np.transpose([[one.mean for one in tests] for tests in self.single.values()])
+        of_means = relative_change_of_means(values, single, self.higher_is_better)
+        by_seed = relative_change(values, single, self.higher_is_better)
+        if of_means is None or by_seed is None:
+            return None
+        return {**estimated("mean", of_means), "by_seed": by_seed}
 
     def differences(self, rule: str, baseline: str) -> dict[str, Any]:
         """For each objective, the rule's mean minus the baseline's, over seeds."""

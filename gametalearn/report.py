@@ -17,12 +17,13 @@ from gametalearn.config import TrainConfig
 from gametalearn.errors import InputError
 from gametalearn.figures import accuracy, differences, learning_curves, vary, weights
 from gametalearn.files import replacing
-from gametalearn.jobs import Planned, commands_of, flags_of, place_of
+from gametalearn.jobs import Planned, Terms, commands_of, flags_of, place_of
 from gametalearn.logs import Record, Records, records_of
 from gametalearn.objective_figures import FACTS, objective_weights, rule_facts, trade_off
 from gametalearn.objective_tables import objective_tables
 from gametalearn.registry import is_handed_in
 from gametalearn.results import Comparison
+from gametalearn.singles import single_runs
 from gametalearn.stored import earlier_looks, read_results
 from gametalearn.tables import notes, rows, sentence, title
 from gametalearn.units import Units
@@ -289,9 +290,11 @@ def _commands(results: dict[str, Any], folder: Path) -> list[dict[str, str]]:
     words += ["--episodes", str(results["episodes"])]
     if primary := results.get("primary"):
         words += ["--primary", ",".join(primary)]
-    if singles := results.get("single"):
-        given = [f"{name}={one['runs']}" for name, one in singles.items() if one["runs"]]
-        words += ["--single", *([",".join(given)] if given else [])]
+    singles = results.get("single", {})
+    given = {name: one["runs"] for name, one in singles.items() if one["runs"]}
+    if singles:
+        text = ",".join(f"{name}={runs}" for name, runs in given.items())
+        words += ["--single", *([text] if given else [])]
     what = "The same from its settings, with every one that is not a default:"
     handed = [k for k, v in results["config"].items() if is_handed_in(str(v))]
     if handed:
@@ -304,6 +307,10 @@ def _commands(results: dict[str, Any], folder: Path) -> list[dict[str, str]]:
         for seed in seeds
         for rule in rules
     ]
+    if singles and len(config.datasets) > 1:
+        terms = Terms(dict.fromkeys(rules), episodes=results["episodes"])
+        runs += single_runs(config, given or True, seeds, folder, terms)
+        runs.sort(key=lambda run: seeds.index(run.config.seed))
     what = "Run by run, for the queue of a cluster; the command above then collects them:"
     found.append({"what": what, "text": "\n".join(commands_of(runs))})
     return found

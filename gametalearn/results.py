@@ -75,12 +75,14 @@ class Single:
         tasks: how many training tasks each of them saw.
         budget: how many of this objective the models of the rules saw.
         given: the folder of the runs, if they were not trained by the comparison.
+        differs: settings of such runs that are others than the comparison's, in words.
     """
 
     results: list[Result]
     tasks: int
     budget: int
     given: str | None = None
+    differs: tuple[str, ...] = ()
 
     __repr__ = one_line
 
@@ -238,6 +240,7 @@ class Comparison:
             "tasks": single.tasks,
             "budget": single.budget,
             "runs": single.given,
+            **({"differs": list(single.differs)} if single.differs else {}),
         }
 
     @property

@@ -346,7 +346,7 @@ def outer_of(run: Run, parts: Parts) -> Outer:
             rule = build_rule(config, len(run.objectives), columns)
         else:
             offered = {"objectives": len(run.objectives), "within": config.within,
-                       "balance": config.share_numbers, "columns": columns, "seed": config.seed, "config": config}  # fmt: skip
+                       "balance": config.balance, "columns": columns, "seed": config.seed, "config": config}  # fmt: skip
             rule = registry.call("rule", config.rule, parts.rule_factory, offered)
     named = list(run.meta.items())
     made = build_optimizer(config, named) if parts.optimizer is None else parts.optimizer(named)

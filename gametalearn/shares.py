@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gametalearn.errors import InputError
 from gametalearn.places import absolute
+from gametalearn.words import did_you_mean
 
 __all__ = ["BY_RULE", "divided", "numbers_in"]
 
@@ -30,10 +31,17 @@ def numbers_in(share: str, names: Sequence[str]) -> list[int] | None:
         return None
     found: dict[str, int] = {}
     for part in share.split(","):
-        name, equals, number = part.strip().rpartition("=")
+        name, equals, number = (text.strip() for text in part.rpartition("="))
         name = name if name in names or not name else absolute(name)
-        if not equals or name not in names or name in found or not number.isdecimal():
-            raise _misfit(share, names, f"'{part.strip()}' does not fit")
+        if not equals:
+            raise _misfit(share, names, f"'{part.strip()}' has no number")
+        if name not in names:
+            hint = did_you_mean(name, names).rstrip()
+            raise _misfit(share, names, f"'{name}' is none of them{hint and f'; {hint}'}")
+        if name in found:
+            raise _misfit(share, names, f"{name} appears twice")
+        if not number.isdecimal():
+            raise _misfit(share, names, f"'{number}' is not a whole number")
         found[name] = int(number)
     if len(found) < len(names) or not all(found.values()):
         missing = next(name for name in names if not found.get(name))

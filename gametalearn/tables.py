@@ -191,7 +191,7 @@ def notes(results: dict[str, Any]) -> list[str]:
             f"{rule} ({', '.join(f'{name} {value}' for name, value in own.items())})"
             for rule, own in options.items()
         )
-        found.append(f"Options other than the defaults: {', '.join(told)}.")
+        found.append(f"Options that were set: {', '.join(told)}.")
     if several > 1:
         found.append(
             f"All means and differences are over the {several} objectives that were tested, each of which "

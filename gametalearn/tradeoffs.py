@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gametalearn.errors import InputError
+from gametalearn.statistics import EQUAL
 
-__all__ = ["mean_ranks", "non_dominated", "relative_change"]
+__all__ = ["mean_ranks", "non_dominated", "relative_change", "relative_change_of_means"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -40,11 +41,7 @@ def relative_change(
     >>> relative_change([[0.5, 0.375]], [[0.5, 0.5]])
     [-0.125]
     """
-    mine, alone = _matrix(values, "values"), _matrix(single, "single")
-    if mine.shape != alone.shape:
-        raise InputError(
-            f"relative_change: values {mine.shape} and single {alone.shape} must have equal shapes"
-        )
+    mine, alone = _pair(values, single, "relative_change")
     if not alone.all():
         return None
     change = (mine - alone) / np.abs(alone)
@@ -52,8 +49,42 @@ def relative_change(
     return found
 
 
+def relative_change_of_means(
+    values: ArrayLike, single: ArrayLike, higher_is_better: bool = True
+) -> list[float] | None:
+    """Delta_m of the means over seeds, as S values with this mean and the spread that it has over seeds.
+
+    Tables of the multi-task literature have Delta_m of means. The mean of `relative_change` over seeds is
+    not quite that: a ratio whose denominator varies by a fraction v is larger by about v^2 in the mean. The
+    S values are those of the delta method,
+
+        1/K sum_k (-1)^l [ (M_k - B_k) + (m_sk - M_k) - (M_k / B_k) (b_sk - B_k) ] / |B_k|
+
+    with m_sk and b_sk the means of seed s, and M_k and B_k theirs over seeds; their t interval is that of
+    Delta_m.
+
+    Args, returns:
+        as `relative_change`; with one seed, the same.
+
+    >>> values, single = [[0.6], [0.2]], [[0.3], [0.5]]
+    >>> [round(v, 3) for v in relative_change(values, single)]
+    [1.0, -0.6]
+    >>> [round(v, 3) for v in relative_change_of_means(values, single)]  # 0.4 / 0.4 is no change
+    [0.75, -0.75]
+    """
+    mine, alone = _pair(values, single, "relative_change_of_means")
+    over, base = mine.mean(0), alone.mean(0)
+    if not base.all():
+        return None
+    change = (mine - over / base * alone + over - base) / np.abs(base)
+    found: list[float] = (change if higher_is_better else -change).mean(1).tolist()
+    return found
+
+
 def mean_ranks(means: ArrayLike, higher_is_better: bool = True) -> list[float]:
     """The rank of each rule, 1 for the best, averaged over objectives; ties share a rank.
+
+    Means that differ by no more than rounding are ties.
 
     Args:
         means: ``(R, K)`` for R rules and K objectives.
@@ -64,14 +95,17 @@ def mean_ranks(means: ArrayLike, higher_is_better: bool = True) -> list[float]:
     """
     array = _matrix(means, "means")
     ordered = -array if higher_is_better else array
-    before = (ordered[None] < ordered[:, None]).sum(1)
-    equal = (ordered[None] == ordered[:, None]).sum(1)
+    tied = _tied(ordered)
+    before = ((ordered[None] < ordered[:, None]) & ~tied).sum(1)
+    equal = tied.sum(1)
     found: list[float] = (before + (equal + 1) / 2).mean(1).tolist()
     return found
 
 
 def non_dominated(points: ArrayLike, higher_is_better: bool = True) -> list[bool]:
     """Which points are on the Pareto front: no other is as good on all objectives and better on one.
+
+    Values that differ by no more than rounding are equal.
 
     Args:
         points: ``(R, K)`` for R rules and K objectives.
@@ -82,9 +116,24 @@ def non_dominated(points: ArrayLike, higher_is_better: bool = True) -> list[bool
     """
     array = _matrix(points, "points")
     ordered = array if higher_is_better else -array
-    as_good = np.all(ordered[None] >= ordered[:, None], axis=2)
-    better = np.any(ordered[None] > ordered[:, None], axis=2)
+    tied = _tied(ordered)
+    as_good = np.all((ordered[None] > ordered[:, None]) | tied, axis=2)
+    better = np.any((ordered[None] > ordered[:, None]) & ~tied, axis=2)
     return [not dominated for dominated in np.any(as_good & better, axis=1)]
+
+
+def _tied(array: Array) -> Any:
+    """``(R, R, K)``: which two rows are equal in a column, up to rounding."""
+    return np.isclose(array[None], array[:, None], rtol=EQUAL, atol=0)
+
+
+def _pair(values: ArrayLike, single: ArrayLike, name: str) -> tuple[Array, Array]:
+    mine, alone = _matrix(values, "values"), _matrix(single, "single")
+    if mine.shape != alone.shape:
+        raise InputError(
+            f"{name}: values {mine.shape} and single {alone.shape} must have equal shapes"
+        )
+    return mine, alone
 
 
 def _matrix(values: ArrayLike, what: str) -> Array:

@@ -38,12 +38,17 @@ def check_sendable(jobs: int, terms: Terms) -> None:
             ) from error
 
 
-def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int, standing: Standing) -> None:
+def in_processes(
+    runs: Sequence[Planned], terms: Terms, jobs: int, standing: Standing
+) -> dict[str, str]:
     """`train_and_test` for each run, by ``jobs`` processes, each of which takes one after another.
 
     On Ctrl-C and SIGTERM all stop after a checkpoint; then this raises KeyboardInterrupt.
+
+    Returns:
+        Why runs failed, by their labels; the others have ended.
     """
-    waiting = list(runs)
+    waiting, failed = list(runs), dict[str, str]()
     workers = list[_Worker]()
     try:
         with interruptible() as interrupted:
@@ -59,8 +64,10 @@ def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int, standing: Sta
                 multiprocessing.connection.wait(busy, timeout=0.2)
                 if interrupted():
                     raise KeyboardInterrupt
-                for worker in workers:
-                    worker.collect(standing)
+                for worker in list(workers):
+                    failed |= worker.collect(standing)
+                    if worker.gone:
+                        workers.remove(worker)
     finally:
         for worker in workers:
             if worker.run:
@@ -68,15 +75,17 @@ def in_processes(runs: Sequence[Planned], terms: Terms, jobs: int, standing: Sta
             worker.line.close()  # a worker waiting for its next run ends by itself
         for worker in workers:
             worker.process.join()
+    return failed
 
 
 @dataclass
 class _Worker:
-    """A process, the connection to it, and the run that it trains."""
+    """A process, the connection to it, the run that it trains, and whether it has ended."""
 
     process: Any
     line: Any
     run: Planned | None = None
+    gone: bool = False
 
     @classmethod
     def start(cls, terms: Terms) -> _Worker:
@@ -94,10 +103,10 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):  # `collect` says why it has gone
             self.line.send((run, standing.begin(run.rule, run.config.seed)))
 
-    def collect(self, standing: Standing) -> None:
-        """See whether the run has ended; an InputError says why it failed, if it did."""
+    def collect(self, standing: Standing) -> dict[str, str]:
+        """See whether the run has ended; why it failed, by its label, if it did."""
         if self.run is None or not self.line.poll():
-            return
+            return {}
         run, self.run = self.run, None
         try:
             wrong = self.line.recv()
@@ -105,12 +114,15 @@ class _Worker:
             self.process.join()
             if self.process.exitcode == 130:  # it alone was interrupted
                 raise KeyboardInterrupt from None
+            self.line.close()
+            self.gone = True
             wrong = "its process ended without an error message, perhaps for lack of memory"
         if wrong is not None:
-            raise InputError(f"{run.label}: {wrong}; finished runs are kept")
+            return {run.label: wrong}
         found = None if run.tested is None else read_evaluation(run.tested, {})
         if found is not None:
             standing.end(run.rule, run.config.seed, found)
+        return {}
 
 
 @contextlib.contextmanager

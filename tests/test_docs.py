@@ -17,8 +17,10 @@ import torch
 
 import gametalearn
 from gametalearn import Comparison, Evaluation, TrainConfig, cli, commands, registry
+from gametalearn.config import OF_OBJECTIVES
 from gametalearn.flags import read_config
 from gametalearn.results import Result, write_results
+from gametalearn.weighting.make import rule_options
 from tests.support.commands import run
 from tests.support.pages import (
     DOCS,
@@ -232,6 +234,13 @@ def test_the_arguments_on_offer_are_told() -> None:
     for kind in ("model", "dataset", "learner", "rule", "meta_optimizer"):
         told = text.partition(f"\n| {words.get(kind, kind)} | ")[2].partition(" |")[0]
         assert told.replace("`", "") == registry.OFFERED[kind]
+
+
+def test_the_options_of_rules_over_objectives_are_told() -> None:
+    text = (DOCS / "tutorials" / "objectives.md").read_text(encoding="utf-8")
+    for rule in OF_OBJECTIVES:
+        options = ", ".join(f"`{name}` {value}" for name, value in rule_options(rule).items())
+        assert f"\n| `{rule}` | {options} |\n" in text
 
 
 def test_pictures_are_drawn(elsewhere: Path) -> None:

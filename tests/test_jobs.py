@@ -178,31 +178,98 @@ def test_what_fails_in_a_process_is_said_in_one_line(
     assert "lower --inner-lr or --meta-lr" in line
 
 
-ENDED_LATE = """
-import multiprocessing, signal, sys, time
+TWO = """
+import multiprocessing, os, pathlib, signal, sys, threading, time
 from gametalearn import InputError, Sinusoid, TrainConfig, compare
+
+out, interrupted = pathlib.Path(sys.argv[1]), len(sys.argv) > 2
 
 def tests(seed):
     if multiprocessing.parent_process() is not None:
-        if seed == 0:
+        if seed == 0 and not interrupted:
             raise InputError("this one fails")
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that comes too late to end the run
-        time.sleep(5)
+        if seed == 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that comes too late to end the run
+            (out / "begun").touch()
+            time.sleep(5)
     return Sinusoid(seed=3)
+
+def stop():
+    while not (out / "begun").exists():
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
 
 if __name__ == "__main__":
     config = TrainConfig.of("sinusoid", iterations=1, meta_batch=2, hidden=4, validation_episodes=2)
+    out.mkdir()
+    if interrupted:
+        threading.Thread(target=stop, daemon=True).start()
     try:
-        compare(config, ["uniform"], [1, 0], 2, sys.argv[1], jobs=2, test=tests, progress=False)
+        compare(config, ["uniform"], [1, 0], 2, out, jobs=2, test=tests, progress=False)
     except InputError as error:
         print(error)
+    except KeyboardInterrupt:
+        print("interrupted")
 """
 
 
-def test_a_worker_that_cannot_be_ended_in_its_run_ends_after_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_worker_that_cannot_be_ended_in_its_run_ends_after_it(
+    tmp_path: Path, interrupted: bool
+) -> None:
+    """On Ctrl-C; and another run that fails does not end it at all."""
     program = tmp_path / "program.py"
-    program.write_text(ENDED_LATE)
+    program.write_text(TWO)
     done = subprocess.run(
-        [sys.executable, program, tmp_path / "out"], capture_output=True, text=True, timeout=300
+        [sys.executable, program, tmp_path / "out", *["interrupted"] * interrupted],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    assert done.stdout == "uniform, seed 0: this one fails; finished runs are kept\n", done.stderr
+    wanted = "interrupted\n" if interrupted else f"uniform, seed 0: this one fails; {KEPT}\n"
+    assert done.stdout == wanted, done.stderr
+    assert (tmp_path / "out" / "uniform" / "seed1" / "evaluation.json").exists()
+
+
+KEPT = "the other runs are finished and kept: the same command without the rule reports them"
+
+
+FAILING = """
+from gametalearn import InputError, Uniform
+
+class Rule:
+    count = 0
+
+    def __call__(self, gradients):
+        self.count += 1
+        if self.count == 2:
+            raise InputError("this rule fails")
+        return Uniform()(gradients)
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_rule_that_fails_leaves_the_others_to_be_reported(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    jobs: int,
+) -> None:
+    (tmp_path / f"failing{jobs}.py").write_text(FAILING)
+    monkeypatch.chdir(tmp_path)
+    flags = "--dataset sinusoid --iterations 2 --meta-batch 2 --hidden 4 --validation-episodes 2 "
+    flags += (
+        f"--episodes 2 --quiet --seeds 2 --threads 1 --jobs {jobs} --out {tmp_path / 'a'} --rules"
+    )
+    rules = f"uniform,failing{jobs}:Rule,agreement"
+    assert main(["compare", *flags.split(), rules]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    failing = f"failing{jobs}:Rule, seed"
+    assert line == (
+        f"gametalearn: {failing} 0: this rule fails; failed as well: {failing} 1; {KEPT}"
+    )
+    runs = [Path("a") / rule / f"seed{s}" for rule in ("uniform", "agreement") for s in (0, 1)]
+    before = [(run / "metrics.jsonl").read_text() for run in runs]
+    assert main(["compare", *flags.split(), "uniform,agreement"]) == 0
+    # nothing was trained again
+    assert [(run / "metrics.jsonl").read_text() for run in runs] == before

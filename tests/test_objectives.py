@@ -3,13 +3,14 @@
 import itertools
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from gametalearn import GradNorm
+from gametalearn import GradNorm, InputError, TrainConfig
 from gametalearn.data import load_dataset
 from gametalearn.run import Parts, outer_of
 from gametalearn.runfolder import load_run
@@ -177,10 +178,78 @@ def test_numbers_of_tasks_are_a_balance(capsys, tmp_path):
         )
 
 
+def test_at_equal_weights_a_rule_is_uniform_where_numbers_do_not_divide(capsys, tmp_path):
+    """5 tasks of two data sets are 3 and 2."""
+    name = f"folder:{divided_pictures(tmp_path / 'dots')}"
+    for rule in ("uniform", "dwa", "gradnorm", "uncertainty-positive"):
+        command = f"train --dataset glyphs+{name} {TINY} --iterations 1 --meta-batch 5"
+        code, *_ = run(capsys, f"{command} --rule {rule} --out", tmp_path / rule)
+        assert code == 0
+        (record,) = metrics(tmp_path / rule)
+        assert record["group"] == [0, 0, 0, 1, 1]
+        effective = np.array(record["effective"])
+        assert effective / effective.sum() == pytest.approx([0.2] * 5)
+
+
+def test_where_numbers_vary_it_is_said(capsys, tmp_path):
+    command = f"compare --dataset glyphs --objectives group {TINY} --iterations 1 --seeds 1 --out"
+    for rules, said in (
+        ("uniform,dwa,gradnorm", "With equal weights, dwa and gradnorm count every objective"),
+        ("uniform,dwa", "With equal weights, dwa counts every objective in a meta-batch the same"),
+        ("uniform,agreement", None),
+    ):
+        code, out, _ = run(capsys, f"{command} {tmp_path / rules} --rules", rules)
+        assert code == 0
+        text = " ".join(out.split())
+        assert (said in text) if said else "With equal weights" not in text
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        ("glyph=2,omniglot=2", "'glyph' is none of them; did you mean 'glyphs'?"),
+        ("glyphs=2,glyphs=2", "glyphs appears twice"),
+        ("glyphs=2.5,omniglot=2", "'2.5' is not a whole number"),
+        ("glyphs=2,omniglot", "'omniglot' has no number"),
+        ("glyphs=2", "omniglot has no task"),
+    ],
+)
+def test_what_does_not_fit_in_a_share(share, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        TrainConfig.of("glyphs+omniglot", share=share)
+
+
+def test_a_share_has_one_form():
+    both = [
+        TrainConfig.of("glyphs+omniglot", share=s)
+        for s in ("glyphs=3, omniglot = 1", "omniglot=1,glyphs=3")
+    ]
+    assert both[0] == both[1]
+    assert both[0].share == "glyphs=3,omniglot=1"
+    with pytest.raises(InputError, match="several data sets"):
+        TrainConfig.of("glyphs", share="Latin=2,Greek=2")
+
+
+def test_tables_of_a_file_are_flags(capsys, tmp_path):
+    """share, a table; single, true, false or a table."""
+    name = f"folder:{divided_pictures(tmp_path / 'dots')}"
+    file = tmp_path / "c.toml"
+    words = f"compare --config {file} {TINY} --iterations 1 --seeds 1 --rules uniform --plan --out"
+    start = f'dataset = ["glyphs", "{name}"]\nshare = {{glyphs = 3, "{name}" = 1}}\n'
+    table = f'single = {{glyphs = "{tmp_path}/none"}}'
+    for single, count in (("single = true", 3), ("single = false", 1), ("", 1), (table, 2)):
+        file.write_text(start + single)
+        code, out, err = run(capsys, words, tmp_path / "out")
+        assert code == 0, err
+        lines = out.splitlines()
+        assert len(lines) == count
+        assert f"--share glyphs=3,{name}=1" in lines[0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("gradnorm.alpha=-1", "alpha must not be negative, got -1"),
+        ("gradnorm.alpha=-1", "rule 'gradnorm': alpha must not be negative, got -1"),
         ("gradnorm.alpha=high", "alpha must be a number, got 'high'"),
         ("dwa.temperature=0", "temperature must be positive, got 0"),
         ("dwa.period=0", "period must be at least 1, got 0"),

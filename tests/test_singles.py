@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def test_each_sees_the_tasks_of_its_objective_and_no_others(
         config = load_run(own).config
         assert (config.dataset, config.meta_batch, config.rule) == (name, count, "uniform")
         assert (config.image_size, config.channels, config.seed) == (28, 3, 1)
+        assert config.validation_episodes == 2  # of 4, as many as the rules' models have of each
         assert [len(line["losses"]) for line in lines(own)] == [count, count]
         assert found[0]["single"][name]["tasks"] == found[0]["single"][name]["budget"] == 2 * count
     together = load_run(root / "out" / "uniform" / "seed1")
@@ -106,7 +108,10 @@ def test_relative_changes_and_differences_are_those_of_the_seeds(
         mine = [entry["objectives"][n]["by_seed"] for n in names]
         by_seed = relative_change(np.transpose(mine), np.transpose(single))
         assert entry["delta_m"]["by_seed"] == pytest.approx(by_seed)
-        assert entry["delta_m"]["mean"] == pytest.approx(np.mean(by_seed))  # type: ignore[arg-type]
+        of_means = [
+            entry["objectives"][n]["accuracy"] / content["single"][n]["accuracy"] - 1 for n in names
+        ]
+        assert entry["delta_m"]["mean"] == pytest.approx(np.mean(of_means))
         for name, own, alone in zip(names, mine, single, strict=True):
             minus = entry["objectives"][name]["minus_single"]
             assert minus["by_seed"] == pytest.approx(np.subtract(own, alone).tolist())
@@ -141,6 +146,8 @@ def test_table_and_report_say_it(compared: tuple[list[str], Path], found: Any) -
             where.split()
         )
     assert "--single --out" in page
+    for name in ("a", "b"):  # run by run, for a cluster
+        assert page.count(f"--out {place(root / 'out', name, 0).parent}/seed") == 3
 
 
 def test_runs_that_are_there_are_taken(
@@ -201,10 +208,67 @@ def bad(names: list[str], root: Path) -> list[tuple[str, str]]:
         (f"--dataset {both} --single {names[1]}={other} --channels 1",
          "takes inputs of 3 x 28 x 28, but the comparison's are 1 x 28 x 28"),
         (f"--dataset {both} --single {names[1]}={root}/none", "none/seed0"),
+        (f"--dataset {both} --single {names[1]}={other} --protocol inductive",
+         "its --protocol is auto, not inductive"),
+        (f"--dataset {both} --single {names[1]}={stopped(other, root)}",
+         "it stopped at 1 of 2 iterations; finish it with gametalearn train --resume"),
+        (f"--dataset {both} --single {names[1]}={other},{names[1]}={other}", "names two folders for"),
+        (f"--dataset {alike(root)} --single", "single:folder-"),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(8))
+def stopped(folder: Path, root: Path) -> Path:
+    """A copy of a run, as it was before its last iteration."""
+    copy = root / "stopped"
+    if not copy.exists():
+        shutil.copytree(folder, copy)
+        file = copy / "seed0" / "metrics.jsonl"
+        file.write_text(file.read_text().splitlines(keepends=True)[0])
+    return copy
+
+
+def alike(root: Path) -> str:
+    """Two folders of images whose names differ in signs alone."""
+    for name in ("x,y", "x-y"):
+        if not (root / name).exists():
+            divided_pictures(root / name)
+    return f"folder:{root / 'x,y'}+folder:{root / 'x-y'}"
+
+
+def test_a_run_of_other_classes_is_refused(
+    tmp_path: Path, capsys: Any, omniglot_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its training classes may be among those that the comparison tests."""
+    monkeypatch.setenv("GAMETALEARN_DATA", str(omniglot_root))
+    tiny = f"{TINY.replace('--rules uniform,gradnorm', '').replace('--episodes 6', '')} --ways 2"
+    flags = f"--dataset omniglot --split maml --no-rotations --image-size 28 --channels 1 {tiny}"
+    code, _, err = run(capsys, f"train {flags} --meta-batch 2 --out", tmp_path / "maml" / "seed0")
+    assert code == 0, err
+    command = f"compare --dataset glyphs+omniglot {tiny} --no-rotations --meta-batch 4 --seeds 1"
+    command += f" --rules uniform --episodes 6 --single omniglot={tmp_path / 'maml'} --out"
+    code, _, err = run(capsys, command, tmp_path / "out")
+    assert code == 2
+    assert "its --split is maml, not left unset" in err
+
+
+def test_other_settings_of_given_runs_are_told(
+    compared: tuple[list[str], Path], found: Any, capsys: Any
+) -> None:
+    names, root = compared
+    given = f"{names[1]}={place(root / 'out', 'b', 0).parent}"
+    flags = command(names).replace("--seeds 3", "--seeds 1 --inner-lr 0.07")
+    code, out, err = run(capsys, f"{flags} --single {given} --out", root / "differing")
+    assert code == 0, err
+    said = f"The models trained on {names[1]} alone differ from the rules' models in more than the objective: "
+    said += "inner_lr 0.1 instead of 0.07."
+    assert said in " ".join(out.split())
+    assert read_results(root / "differing")["single"][names[1]]["differs"] == [
+        "inner_lr 0.1 instead of 0.07"
+    ]
+    assert "[95%]" not in out  # of one seed
+
+
+@pytest.mark.parametrize("number", range(12))
 def test_what_does_not_fit_is_told_in_a_line(
     compared: tuple[list[str], Path], found: Any, capsys: Any, number: int
 ) -> None:
@@ -230,3 +294,4 @@ def test_what_single_asks_for() -> None:
     assert asked(None) is False
     assert asked("train") is True
     assert asked("folder:/a=b=runs/c") == {"folder:/a=b": "runs/c"}
+    assert asked("omniglot=runs/a=b") == {"omniglot": "runs/a=b"}

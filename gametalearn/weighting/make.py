@@ -80,7 +80,13 @@ def rule_from(
     """A rule out of its class or function, and options that are checked first; see `make_rule`."""
     if not name.startswith(registry.TORCHJD):  # which checks its own
         check_options(name, part, options, {*fixed, *SETTINGS})
-    rule: Rule = registry.call("rule", name, part, offered, {**fixed, **options})
+    try:
+        rule: Rule = registry.call("rule", name, part, offered, {**fixed, **options})
+    except InputError as error:  # in the user's terms, not the class's
+        said = str(error).removeprefix(f"{getattr(part, '__name__', name)}: ")
+        if said.startswith("rule '"):
+            raise
+        raise InputError(f"rule '{name}': {said}") from error
     return rule
 
 

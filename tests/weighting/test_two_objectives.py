@@ -6,6 +6,7 @@ look at. In the second the difficulty changes midway: what was learned is hard a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -19,7 +20,9 @@ F64 = torch.float64
 STEPS = 400
 
 OVER_OBJECTIVES = ("gradnorm", "uncertainty", "uncertainty-positive", "dwa", "dtp")
-OVER_TASKS = ("uniform", "agreement", "agreement-cosine", "norm-control", "normalized-mean")
+OVER_TASKS = (
+    "uniform", "agreement", "agreement-cosine", "norm-control", "normalized-mean", "torchjd:UPGrad"
+)  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "gradnorm": {"alpha": 0.0},
     "dwa": {"period": 50},
@@ -86,7 +89,7 @@ def test_agreement_gives_the_long_one_nearly_everything() -> None:
     assert share[1] == pytest.approx(100**2 / (100**2 + 1), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["agreement-cosine", "uniform"])
+@pytest.mark.parametrize("name", ["agreement-cosine", "uniform", "torchjd:UPGrad"])
 def test_directions_alone_weigh_both_alike(name: str) -> None:
     assert shares(after(name, [unequal()])[0].effective) == pytest.approx([0.5, 0.5])
 
@@ -99,6 +102,22 @@ def test_normalized_mean_evens_out_what_each_adds() -> None:
     assert shares(control.effective) == pytest.approx([0.5, 0.5])
     update = agreement.effective @ unequal().rows
     assert float((control.effective @ unequal().rows).norm()) == pytest.approx(float(update.norm()))
+
+
+def test_upgrad_lets_the_long_one_not_harm_the_short_one() -> None:
+    """Quinton and Rey 2024: no update opposes an objective; with the plain mean, the long one wins.
+
+    10 times: at 100 TorchJD's addition to the Gramian, 1e-4 of its size, is as large as the short one.
+    """
+    turned = torch.tensor([[-0.5, 0.1, 0.9, 0], [-0.5, -0.1, 0.9, 0]], dtype=F64)
+    batch = dataclasses.replace(unequal(), rows=torch.cat([unequal().rows[:2], 10 * turned]))
+    mean, upgrad = (
+        after(name, [batch])[0].effective @ batch.rows for name in ("uniform", "torchjd:UPGrad")
+    )
+    short = batch.rows[0]
+    assert float(mean @ short) < -0.3 * float(mean.norm() * short.norm())
+    for row in batch.rows:
+        assert float(upgrad @ row) > -0.02 * float(upgrad.norm() * row.norm())
 
 
 # ---------------------------------------------------------------------------------------------
