@@ -36,9 +36,9 @@ _SINUSOID = {
 }  # fmt: skip
 
 _BESIDE = {
-    "model": "conv4", "hidden": 64, "pool": "max", "image_size": 28, "channels": 3,
-    "ways": 5, "shots": 1, "queries": 10,
-    "inner_lr": 0.1, "inner_steps": 3, "test_steps": 3, "learned_rates": True,
+    "model": "conv4", "hidden": 32, "pool": "max", "image_size": 28, "channels": 3,
+    "ways": 5, "shots": 1, "queries": 5,
+    "inner_lr": 0.1, "inner_steps": 1, "test_steps": 1, "learned_rates": True,
     "meta_lr": 3e-3, "meta_schedule": "cosine", "meta_optimizer": "adam", "meta_batch": 8,
 }  # fmt: skip
 
@@ -417,8 +417,8 @@ RESUMABLE = tuple(
 def default_text(field: dataclasses.Field[Any]) -> str:
     """The value of a setting that is not given, by data set.
 
-    >>> default_text(settings_of(TrainConfig)["test_steps"])
-    '3; 10 for mini-imagenet, folder, sinusoid'
+    >>> default_text(settings_of(TrainConfig)["hidden"])
+    '32; 64 for glyphs, omniglot; 40 for sinusoid'
     """
     if field.metadata["shown"]:
         return str(field.metadata["shown"])
