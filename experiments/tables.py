@@ -193,7 +193,12 @@ def search(folder: Path) -> str:
         for cell in found["cells"]
     ]
     length = "" if found["iterations"] is None else f"{found['iterations']:,} iterations, "
-    said = f"Seed {found['seed']}, {length}one training each."
+    seeds = found.get("seeds")  # several: their mean
+    said = (
+        f"Seed {found['seed']}, {length}one training each."
+        if seeds is None
+        else f"Seeds {' and '.join(map(str, seeds))}, {length}the mean of one training each."
+    )
     return "\n".join([*lined([header, *lines]), "", said, ""])
 
 
