@@ -20,7 +20,7 @@ from gametalearn.files import replacing
 from gametalearn.jobs import Planned, Terms, commands_of, flags_of, place_of
 from gametalearn.logs import Record, Records, records_of
 from gametalearn.objective_figures import FACTS, objective_weights, rule_facts, trade_off
-from gametalearn.objective_tables import objective_tables
+from gametalearn.objective_tables import ALONE, objective_tables
 from gametalearn.registry import is_handed_in
 from gametalearn.results import Comparison
 from gametalearn.singles import single_runs
@@ -125,10 +125,11 @@ def html_of(
     units, pairs, seeds = Units.of(results), results["paired"], _seeds(results)
     columns = ["rule", *(f"seed {one['seed']}" for one in seeds)]
 
+    alone = {f"{ALONE} {name}": one for name, one in results.get("single", {}).items()}
+
     def by_seed(show: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
-        return _sheet(
-            columns, [[rule, *map(show, e["seeds"])] for rule, e in results["rules"].items()]
-        )
+        entries = {**results["rules"], **alone}
+        return _sheet(columns, [[rule, *map(show, e["seeds"])] for rule, e in entries.items()])
 
     baseline = pairs[0]["baseline"] if pairs else ""
     compared = [rule for rule in results["rules"] if rule != baseline]

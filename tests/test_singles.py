@@ -146,6 +146,8 @@ def test_table_and_report_say_it(compared: tuple[list[str], Path], found: Any) -
             where.split()
         )
     assert "--single --out" in page
+    for name in compared[0]:  # their scores and their times, seed by seed
+        assert page.count(f"(alone) {name}</") == 2
     for name in ("a", "b"):  # run by run, for a cluster
         assert page.count(f"--out {place(root / 'out', name, 0).parent}/seed") == 3
 
