@@ -101,7 +101,7 @@ def fitted(learner: L, support_y: Tensor) -> L:
     """The learner for tasks with these labels: one that makes heads gets the number of classes.
 
     Raises:
-        InputError: it makes heads, and the targets are no labels.
+        InputError: it makes heads, and the targets are no labels from 0 on, each of which is there.
     """
     if not makes_heads(learner) or not support_y.numel():
         return learner
@@ -110,8 +110,21 @@ def fitted(learner: L, support_y: Tensor) -> L:
             f"{type(learner).__name__} builds a class's prototype from its support examples, but these "
             f"targets are not labels ({support_y.dtype}); take `learner` maml"
         )
-    found: L = learner.for_ways(int(support_y.max()) + 1)  # type: ignore[attr-defined]
+    ways, least = int(support_y.max()) + 1, int(support_y.min())
+    tasks = support_y.reshape(-1, support_y.shape[-1])
+    if least < 0 or ways > tasks.shape[1] or not _labelled(tasks, ways):
+        some = ", ".join(map(str, sorted(set(support_y.flatten().tolist()))[:8]))
+        raise InputError(
+            f"{type(learner).__name__} builds a prototype for each label from 0 on, of which every task "
+            f"needs a support example; got the labels {some}; number the classes 0, 1, 2 and so on"
+        )
+    found: L = learner.for_ways(ways)  # type: ignore[attr-defined]
     return found
+
+
+def _labelled(tasks: Tensor, ways: int) -> bool:
+    """Whether each of the labels 0 to ways - 1 is in each row ``(T, S)``."""
+    return bool((tasks[:, None] == torch.arange(ways, device=tasks.device)[:, None]).any(2).all())
 
 
 def makes_heads(learner: object) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gametalearn.logs import Record, Records
 from gametalearn.statistics import FEWEST
+from gametalearn.stored import earlier_looks, other_looks
 from gametalearn.tables import HALF_A_POINT, TWENTIETH, verdict_of
 from gametalearn.units import Units
 
-__all__ = ["cautions"]
+__all__ = ["cautions", "seen_before"]
 
 USUAL = 5
 """Seeds that `compare` trains by default; fewer are called few."""
@@ -23,7 +25,10 @@ are added unless those already show it (a simulation of normal differences)."""
 
 
 def cautions(
-    results: dict[str, Any], records: Records | None = None, looks: Sequence[int] = ()
+    results: dict[str, Any],
+    records: Records | None = None,
+    looks: Sequence[int] = (),
+    others: Sequence[str] = (),
 ) -> list[str]:
     """Sentences, the most important first.
 
@@ -31,11 +36,13 @@ def cautions(
         results: the content of ``results.json``.
         records: what the runs logged, if available.
         looks: the number of seeds at each earlier look, before these were complete
-            (`gametalearn.results.earlier_looks`).
+            (`gametalearn.stored.earlier_looks`).
+        others: what `gametalearn.stored.other_looks` tells.
     """
     return [
         *_few_seeds(results),
         *_looks(results, looks),
+        *others,
         *_not_converged(results),
         *(_of_runs(records) if records else []),
         *(_idle(records) if records else []),
@@ -45,6 +52,11 @@ def cautions(
         *_reach(results),
         *_origin(results),
     ]
+
+
+def seen_before(folder: Path, results: dict[str, Any]) -> list[str]:
+    """What was chosen after earlier results in this folder had been seen; sentences."""
+    return [*_looks(results, earlier_looks(folder, results)), *other_looks(folder, results)]
 
 
 def _few_seeds(results: dict[str, Any]) -> list[str]:

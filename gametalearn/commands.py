@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,11 +192,13 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Train several rules, and compare them."""
+    from gametalearn.cautions import seen_before
     from gametalearn.comparison import compare
     from gametalearn.jobs import Terms, begun, commands_of, runs_of
     from gametalearn.progress import duration
     from gametalearn.report import plot_comparison, write_report
     from gametalearn.singles import asked, single_runs
+    from gametalearn.tables import WIDTH
 
     began = time.monotonic()
     with joined() as team:
@@ -211,6 +214,10 @@ def compare(args: argparse.Namespace) -> None:
             raise InputError(
                 f"--seeds takes a number, or a list such as 0,1,2 or 7, (the seed 7); got '{args.seeds}'"
             ) from None
+        if seeds[0] < 1 and "," not in args.seeds:
+            raise InputError(
+                f"--seeds must be at least 1, got {seeds[0]}; the seed {seeds[0]} is {seeds[0]},"
+            )
         numbers = seeds if "," in args.seeds else range(seeds[0])
         if args.plan:
             if team.first:
@@ -219,6 +226,10 @@ def compare(args: argparse.Namespace) -> None:
                 begun(runs, terms)  # what does not fit is found here, not in a cluster's queue
                 runs += single_runs(config, asked(args.single), numbers, args.out, terms)
                 _print_plan(commands_of(runs, args.overwrite))
+                if args.overwrite:
+                    tell(
+                        "gametalearn: collect the runs by the same command without --plan and --overwrite"
+                    )
             return
         comparison = compare(
             config, rules, numbers, args.episodes, args.out, primary=primary,
@@ -227,6 +238,8 @@ def compare(args: argparse.Namespace) -> None:
         )  # fmt: skip
         if team.first:
             print(comparison.table(), flush=True)
+            for caution in seen_before(args.out, comparison.as_dict()):
+                print(textwrap.fill(caution, WIDTH), flush=True)
             print(
                 f"\nThis took {duration(time.monotonic() - began)}, with validation and tests; training "
                 f"alone, summed over the runs, took {duration(comparison.seconds)}."

@@ -19,11 +19,14 @@ from gametalearn.jobs import Planned, Terms, begun, runs_of, train_and_test
 from gametalearn.live import Standing
 from gametalearn.losses import Loss, default_loss
 from gametalearn.progress import brought_to
+from gametalearn.provenance import other_settings, same_run
 from gametalearn.results import Comparison, Result, write_results
 from gametalearn.run import Watch
+from gametalearn.runfolder import settings_in
 from gametalearn.scores import ScoreLike, default_score
 from gametalearn.singles import Asked, check_given, collected, single_runs
 from gametalearn.terminal import tell
+from gametalearn.training import warn_of_same
 from gametalearn.workers import check_sendable, in_processes
 
 __all__ = ["Comparison", "compare"]
@@ -101,6 +104,8 @@ def compare(
         )
     if episodes < 2:
         raise InputError(f"`episodes` must be at least 2, got {episodes}")
+    if jobs < 1:
+        raise InputError(f"`jobs` must be at least 1, got {jobs}")
     if source is not None and test is None:
         raise InputError("compare: a source was handed in; pass test= too, the test episodes")
     if jobs > 1 and (folder is None or team.size > 1):
@@ -126,10 +131,15 @@ def compare(
     first = team.everywhere(lambda: begun(runs, terms))
     team.on_first(lambda: check_given(config, single, numbers, first.input_shape, terms))
     tested = team.everywhere(lambda: terms.tests(first.config))
+    team.on_first(lambda: warn_of_same(first.source, tested, "test"))
     if progress and team.first and (text := brought_to(config)):
         tell(f"compare: {text} (settings image_size and channels)")
     if jobs > 1:
         check_sendable(jobs, terms)
+    if not overwrite:
+        team.on_first(lambda: _free(runs, first.config))
+    elif folder is not None and team.first:  # until all is trained again, there are none
+        (folder / "results.json").unlink(missing_ok=True)
     there = [run for run in runs if not overwrite and run.tested and run.tested.exists()]
     standing = Standing(
         [*named, *dict.fromkeys(run.rule for run in alone)], numbers, baseline,
@@ -163,8 +173,27 @@ def compare(
         {rule: results[rule] for rule in named}, first.score, tuple(primary), command, singles,
     )  # fmt: skip
     if folder is not None and team.first:
-        write_results(folder, comparison, overwrite)
+        write_results(folder, comparison)
     return comparison
+
+
+def _free(runs: Sequence[Planned], first: TrainConfig) -> None:
+    """Refuse a folder with a run of other settings, before anything is trained.
+
+    Args:
+        runs: all of them.
+        first: the settings of the first, with the names of what was handed in to all.
+
+    Raises:
+        InputError: as training would, later.
+    """
+    own = vars(runs[0].config)
+    named = {k: v for k, v in vars(first).items() if v != own[k] and not k.startswith("rule")}
+    for run in runs:
+        if run.place is not None and (run.place / "checkpoint.pt").exists():
+            there, config = settings_in(run.place), dataclasses.replace(run.config, **named)
+            if not same_run(there, config, exact=True):
+                raise InputError(other_settings(run.place, there, config, exact=True))
 
 
 def _told(failed: Mapping[str, str], runs: Sequence[Planned]) -> str:

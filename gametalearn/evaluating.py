@@ -57,6 +57,7 @@ class Trial:
         config: the settings of the episodes and the machine.
         on: the classes that they are drawn from.
         told: what is `different` from the run's own test.
+        apart: what else is, in words.
         learner: the inner loop.
         own: the run's protocol.
         protocols: the test's.
@@ -68,6 +69,7 @@ class Trial:
     config: TrainConfig
     on: str
     told: dict[str, str | int]
+    apart: tuple[str, ...]
     learner: Learner
     own: Protocol
     protocols: tuple[Protocol, ...]
@@ -149,6 +151,7 @@ def _planned(args: argparse.Namespace, folder: Path, team: Team, other: bool) ->
         trust=args.trust, team=team, **{k: v for k in PARTS if (v := getattr(args, k))},
     )  # fmt: skip
     changes = {k: v for k in ("threads", "seed") if (v := getattr(args, k)) is not None}
+    usual = trained.config
     trained.config = config = dataclasses.replace(trained.config, **changes)
     learner = trained.test_learner
     if args.inner_steps is not None:
@@ -177,7 +180,12 @@ def _planned(args: argparse.Namespace, folder: Path, team: Team, other: bool) ->
     on = args.on or usual_classes(dataset)
     title = f"{folder} ({args.checkpoint}, iteration {trained.iteration})"
     told = different(config, tested, on, other=other)
-    return Trial(trained, tested, on, told, learner, own, tuple(protocols), title, folder)
+    apart = {
+        counted(learner.steps, "inner step"): learner.steps != trained.test_learner.steps,
+        f"seed {config.seed}": config.seed != usual.seed,
+    }
+    names = tuple(name for name, differs in apart.items() if differs)
+    return Trial(trained, tested, on, told, names, learner, own, tuple(protocols), title, folder)
 
 
 def require_pair(first: Trial, other: Trial, lake: bool = False) -> None:
@@ -218,7 +226,8 @@ def _tested(args: argparse.Namespace, trial: Trial, team: Team) -> Evaluations:
             progress=tick, team=team,
         )  # fmt: skip
     if team.first:
-        names, what = objective_names(config, source), described(trial.told)
+        names = objective_names(config, source)
+        what = ", ".join(filter(None, [described(trial.told), *trial.apart]))
         joint = " on " if "on" in trial.told else ", " if what else ""
         for result in found.values():
             print(f"{trial.title}{joint}{what}: {result}")

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +49,9 @@ from gametalearn.statistics import LARGEST, half_width
 from gametalearn.words import counted
 
 B = TypeVar("B", TaskBatch, Tensor)
+
+CHUNK = 16
+"""Episodes that are drawn at once, however many are adapted together."""
 
 __all__ = ["Evaluation", "Protocol", "adapt", "ci95", "evaluate", "placed", "protocol_of"]
 
@@ -119,8 +124,12 @@ class Evaluation:
                 f"{self.metric} nan: {bad} of {counted(len(self.values), 'episode')} diverged "
                 f"({self.protocol})"
             )
+        half = half_width(
+            self.values, self.group
+        )  # None where there is nothing to estimate it from
+        interval = "" if half is None else f" +/- {half * scale:.2g}{unit}"
         return (
-            f"{self.metric} {self.mean * scale:.4g}{unit} +/- {self.ci95 * scale:.2g}{unit} "
+            f"{self.metric} {self.mean * scale:.4g}{unit}{interval} "
             f"({counted(len(self.values), 'episode')}, {self.protocol})"
         )
 
@@ -142,6 +151,9 @@ def evaluate(
 ) -> Evaluation:
     """Adapt ``model`` to each of a stream of episodes and measure it on their queries.
 
+    Dropout is off, whatever mode the model is in: where it has such layers that are on, a copy is
+    evaluated.
+
     Args:
         model: any module; it is not changed, and several threads may evaluate it at once. Episodes
             are moved to its device, and their float inputs and targets cast to its precision.
@@ -157,7 +169,8 @@ def evaluate(
             `gametalearn.normalisation.Protocol`); by default what the model does. That is known by
             types for this library's models and for batch normalisation, and measured on the first
             episode otherwise.
-        tasks_at_once: episodes adapted together.
+        tasks_at_once: episodes adapted together, at least 1; above 16, in multiples of 16. Memory and
+            time depend on it, the episodes do not.
         progress: called with the number of episodes done since its last call.
         team: processes that all call this and split the episodes among them; the values are those that
             one process finds (see `gametalearn.distributed.joined`).
@@ -169,30 +182,43 @@ def evaluate(
         InputError: no parameter to adapt, a protocol that the model does not know, running
             statistics that were never estimated, or no score that fits the loss.
     """
-    if episodes < 1:
-        raise InputError(f"evaluate: episodes must be at least 1, got {episodes}")
+    for name, count in (("episodes", episodes), ("tasks_at_once", tasks_at_once)):
+        if not isinstance(count, SupportsIndex) or operator.index(count) < 1:
+            raise InputError(f"evaluate: {name} must be an integer of at least 1, got {count}")
     stream = source if seed is None else source.with_seed(seed)
     learner = learner.for_test(learner.steps)
     meta = meta_of(model, learner, meta)
+    model = without_dropout(model)
     with swapping:
         check_statistics(model)
     table = torch.zeros(2, episodes, dtype=torch.float64)  # score and group
-    for number, start in enumerate(range(0, episodes, tasks_at_once)):
-        stop = min(start + tasks_at_once, episodes)
+    several = CHUNK * max(1, tasks_at_once // CHUNK)
+    for number, start in enumerate(range(0, episodes, several)):
+        stop = min(start + several, episodes)
         mine = number % team.size == team.rank
         # every process has the first episode, so that all settle the same
         part = slice(None) if mine else slice(0, 1 if number == 0 else 0)
-        batch = placed(model, draw(stream, stop - start, part))
+        sizes = [min(CHUNK, stop - first) for first in range(start, stop, CHUNK)]
+        drawn = [
+            draw(stream, size, part if not i or mine else slice(0)) for i, size in enumerate(sizes)
+        ]
+        batch = placed(model, TaskBatch.cat(drawn) if mine else drawn[0])
         with _explained(model):
             if number == 0:
                 chosen = score_for(score, loss, model, learner, meta, batch)
                 found = settled(model, protocol, meta, batch, learner, loss)
-            if mine:
+            before = torch.random.get_rng_state()
+            for first in range(0, len(batch) if mine else 0, tasks_at_once):
+                some = slice(first, first + tasks_at_once)
                 _, values = adapt_and_score(
-                    model, batch, learner, meta=meta, loss=loss, score=chosen, protocol=protocol
-                )
+                    model, batch[some], learner, meta=meta, loss=loss, score=chosen,
+                    protocol=protocol,
+                )  # fmt: skip
+                table[0, start:stop][some] = values
+            if number == 0 and not torch.equal(before, torch.random.get_rng_state()):
+                _warn_of_chance(model)
         if mine:
-            table[0, start:stop], table[1, start:stop] = values, batch.group
+            table[1, start:stop] = batch.group
         if progress is not None:
             progress(stop - start)
     scores, group = team.total(table)
@@ -203,6 +229,35 @@ def evaluate(
         protocol=found,
         seed=-1 if seed is None else seed,
         format=chosen.format,
+    )
+
+
+DROPS = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention, nn.RNNBase, nn.RReLU)
+"""Layers that draw random numbers in training mode, if they are set to, and in eval mode never do."""
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """The model; or, where it has dropout that is on, a copy in which that is off."""
+    with swapping:
+        if not any(map(_drops, model.modules())):
+            return model
+        copy = copied(model)
+    for module in filter(_drops, list(copy.modules())):
+        module.train(False)
+    return copy
+
+
+def _drops(module: nn.Module) -> bool:
+    share = getattr(module, "p", getattr(module, "dropout", 1.0))
+    return isinstance(module, DROPS) and module.training and share != 0
+
+
+def _warn_of_chance(model: nn.Module) -> None:
+    warnings.warn(
+        f"{type(model).__name__} draws random numbers while it is tested, by something other than a "
+        "dropout layer of PyTorch's, so that the same episodes may give another score; switch it off for "
+        "tests",
+        stacklevel=3,
     )
 
 
@@ -255,9 +310,8 @@ def adapt(
     normalisation uses the support set's statistics under the adapted weights (mean, and biased variance
     as in training mode), which are stored in its buffers as running statistics; ``train()`` does not
     bring the batch's back. For the library's models that is what `evaluate` tests with ``protocol="inductive"``.
-    Batch normalisation in eval mode keeps the running statistics that it has; other layers are what
-    they were. A copy of a model in training mode has its dropout on, also while the statistics are
-    taken: call ``eval()`` on it before it is used.
+    Batch normalisation in eval mode keeps the running statistics that it has. Dropout is off, while it
+    adapts and in the copy, until ``train()`` is called on that. Other layers are what they were.
 
     The copy is of the model's own class, with layers of PyTorch's (a `gametalearn.models.TaskNorm` has
     become a `torch.nn.BatchNorm2d`), and needs no gametalearn where it is used. This is tried by
@@ -304,7 +358,7 @@ def adapt(
     with torch.inference_mode(False), _explained(model):
         # the inner loop has a copy of its own: what a forward writes down stays there
         with swapping:
-            scratch, result = copied(model), copied(model)
+            scratch, result = (without_dropout(copied(model)) for _ in range(2))
         start = {name: p.detach().clone() for name, p in meta.items()}
         x, y = (placed(model, t).clone() for t in (support_x, support_y))
         fixed = fixed_tensors(scratch)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import shlex
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +20,7 @@ from gametalearn.adaptation import Learner
 from gametalearn.build import build_source, stream_seed
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
+from gametalearn.environment import version
 from gametalearn.episodes import Source
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, evaluate, protocol_of
@@ -28,7 +32,7 @@ from gametalearn.results import Result, require_finite, write_evaluation
 from gametalearn.run import Parts, Run, Watch, outer_of, start
 from gametalearn.scores import ScoreLike, default_score
 from gametalearn.settings import parse_rule_options, refuse_unused, settings_of, unmet
-from gametalearn.stored import read_evaluation
+from gametalearn.stored import read_evaluation, version_in
 from gametalearn.training import train_parts
 
 __all__ = [
@@ -42,6 +46,9 @@ __all__ = [
     "runs_of",
     "train_and_test",
 ]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,14 +95,16 @@ class Terms:
 
     def parts(self, rule: str, seed: int) -> Parts:
         """What is handed in to one run."""
-        model = None
+        model = source = None
         if self.model is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                model = self.model(seed)
-        source, validation = (
-            None if factory is None else factory(seed) for factory in (self.source, self.validation)
-        )
+                model = _new(self.model(seed), "model", "build a new one each time it is called")
+        if self.source is not None:
+            source = _new(
+                self.source(seed), "source", "give a new one, such as source.with_seed(seed)"
+            )
+        validation = None if self.validation is None else self.validation(seed)
         given = self.rules.get(rule, "uniform")  # a single objective is learned by the plain mean
         return Parts(
             model, source, validation, self.learner, None, self.loss, self.score, self.optimizer,
@@ -105,6 +114,23 @@ class Terms:
     def tests(self, config: TrainConfig) -> Source:
         """The test episodes of a run."""
         return build_source(config, "test") if self.test is None else self.test(config.seed)
+
+
+_GIVEN: dict[int, weakref.ref[Any]] = {}
+"""Models and sources that were handed in to a run of this process, by their identity."""
+
+
+def _new(part: T, what: str, remedy: str) -> T:
+    """Refuse a part that an earlier run has had: it was trained in place, or has run on."""
+    earlier = _GIVEN.get(id(part))
+    if earlier is not None and earlier() is part:
+        raise InputError(
+            f"compare: `{what}` returned the same {type(part).__name__} for two runs, of which the second "
+            f"would go on where the first ended; let it {remedy}"
+        )
+    with contextlib.suppress(TypeError):  # what cannot be noted cannot be checked
+        _GIVEN[id(part)] = weakref.ref(part)
+    return part
 
 
 def place_of(folder: Path, rule: str, seed: int) -> Path:
@@ -125,6 +151,19 @@ def runs_of(
         raise InputError(
             f"`seeds` must name at least one seed, and each seed once; got {list(seeds)}"
         )
+    places: dict[str, str] = {}
+    for name in rules:
+        place = place_of(Path(), name, 0).parent.as_posix()
+        if not name.strip() or set(name) & {"/", "\\", "\0"} or place in (".", ".."):
+            raise InputError(
+                f"`rules`: '{name}' cannot be the name of a folder; call the rule otherwise"
+            )
+        if place in places:
+            raise InputError(
+                f"`rules`: '{places[place]}' and '{name}' would share the folder {place}; call one of them "
+                "otherwise"
+            )
+        places[place] = name
     if others := config.rule_options.keys() - set(given):
         raise InputError(
             f"`rule_options`: given for '{min(others)}', which is not among the rules "
@@ -227,16 +266,29 @@ def train_and_test(
     )  # fmt: skip
     file, iteration = run.tested, int(trained.best["iteration"])
     number = None if run.whole is None else run.whole.datasets.index(run.config.datasets[0])
-    of = {} if number is None else {"objective": number, "of": terms.episodes}
+    of: dict[str, Any] = {} if number is None else {"objective": number, "of": terms.episodes}
+    if terms.test is not None:  # episodes that no setting tells
+        of["drawn"] = team.on_first(lambda: _fingerprint(terms.tests(run.config), run.config))
     kept = team.on_first(lambda: None if file is None else _kept(file, trained, terms.episodes, of))
     if kept is not None:
-        return Result(kept, trained.seconds, iteration)
+        before = team.on_first(lambda: "" if file is None else version_in(file))
+        return Result(kept, trained.seconds, iteration, before)
     with counting(f"{run.label}: test", terms.episodes, terms.progress and team.first) as tick:
         source = terms.tests(run.whole or run.config)
         found = run_test(trained, terms.episodes, source, tick, number)
     if file is not None and team.first:
-        write_evaluation(file, found, iteration, run.config.test_steps, **of)
-    return Result(found, trained.seconds, iteration)
+        write_evaluation(file, found, iteration, run.config.test_steps, version=version(), **of)
+    return Result(found, trained.seconds, iteration, version())
+
+
+def _fingerprint(source: Source, config: TrainConfig) -> str:
+    """What tells a run's test episodes from others': a digest of the first one."""
+    task = source.with_seed(stream_seed(config.seed, "test")).sample(1)
+    digest = hashlib.sha256()
+    for part in (task.support_x, task.support_y, task.query_x, task.query_y):
+        plain = part.double() if part.is_floating_point() else part
+        digest.update(plain.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def run_test(
@@ -271,7 +323,7 @@ def run_test(
     return evaluation
 
 
-def _kept(file: Path, run: Run, episodes: int, of: dict[str, int]) -> Evaluation | None:
+def _kept(file: Path, run: Run, episodes: int, of: dict[str, Any]) -> Evaluation | None:
     """This run's test, if it was done before; None if there is none, or a different one."""
     config = run.config
     wanted = {
@@ -281,7 +333,8 @@ def _kept(file: Path, run: Run, episodes: int, of: dict[str, int]) -> Evaluation
         "seed": stream_seed(config.seed, "test"),
         "iteration": run.best["iteration"],
         "inner_steps": config.test_steps,
-        **(of or {"episodes": episodes}),
+        **({} if "objective" in of else {"episodes": episodes}),
+        **of,
     }
     found = read_evaluation(file, wanted)
     return None if found is None else dataclasses.replace(found, format=run.score.format)

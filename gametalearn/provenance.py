@@ -205,10 +205,7 @@ def other_settings(
     own = _settings(config.as_dict(), absolute, exact)
     # what only one of them has is without effect in the other, for a setting that differs, too
     differ = [name for name in own if name in other and other[name] != own[name]]
-    named = [
-        f"dataset {other.get(name)}, not {config.dataset}" if name == "dataset" else name
-        for name in differ[:4]
-    ]
+    named = [f"{name} {other[name]}, not {own[name]}" for name in differ[:4]]
     remedy = "choose another `out`, or `overwrite` it"
     if same_run(there, config, moved=True, exact=exact):
         remedy += f"; if the folder has moved, train --resume {run} --dataset {config.dataset}"

@@ -148,12 +148,19 @@ def name_of(part: object) -> str:
     """How a message or a file names a part: its function or class, with the module it comes from.
 
     >>> name_of(functools.partial(int, base=2))
-    'partial of builtins.int'
+    'partial of builtins.int (base=2)'
     """
     if isinstance(part, functools.partial):
-        return f"partial of {name_of(part.func)}"
+        given = [*map(_brief, part.args), *(f"{k}={_brief(v)}" for k, v in part.keywords.items())]
+        return f"partial of {name_of(part.func)}" + (f" ({', '.join(given)})" if given else "")
     named: Any = part if hasattr(part, "__qualname__") else type(part)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def _brief(value: object) -> str:
+    """A plain value as it is written, and of anything else its type: others have addresses in their repr."""
+    plain = isinstance(value, str | int | float | bool | None)
+    return repr(value)[:60] if plain else type(value).__name__
 
 
 def handed_in(part: object) -> str:
@@ -169,7 +176,7 @@ def handed_in(part: object) -> str:
 
 def short(name: str) -> str:
     """A name without its module."""
-    return re.sub(r"[\w<>]+\.", "", name)
+    return re.sub(r"(?<![\w.])(?:[A-Za-z_<][\w<>]*\.)+", "", name)
 
 
 def is_handed_in(name: str) -> bool:

@@ -24,7 +24,7 @@ from gametalearn.objective_tables import ALONE, objective_tables
 from gametalearn.registry import is_handed_in
 from gametalearn.results import Comparison
 from gametalearn.singles import single_runs
-from gametalearn.stored import earlier_looks, read_results
+from gametalearn.stored import earlier_looks, other_looks, read_results
 from gametalearn.tables import notes, rows, sentence, title
 from gametalearn.units import Units
 
@@ -94,7 +94,8 @@ def write_report(folder: Path) -> Path:
         records = records_of(folder, results)
     except InputError as error:
         missing = f"Without the runs' metrics there are no curves: {error}."
-    text = html_of(results, records, earlier_looks(folder, results), folder, missing)
+    looks, others = earlier_looks(folder, results), other_looks(folder, results)
+    text = html_of(results, records, looks, folder, missing, others)
     with replacing(folder / "report.html") as stream:
         stream.write(text.encode())
     return folder / "report.html"
@@ -106,13 +107,14 @@ def html_of(
     looks: Sequence[int],
     folder: Path,
     missing: str = "",
+    others: Sequence[str] = (),
 ) -> str:
     """The content of ``report.html``.
 
     Args:
         results: the content of ``results.json``.
         records: the runs' metrics, if they are there; ``missing`` says why not.
-        looks: as in `gametalearn.cautions.cautions`.
+        looks, others: as in `gametalearn.cautions.cautions`.
         folder: how the comparison's folder is called in commands.
         missing: what is said in place of the pictures that metrics are needed for.
     """
@@ -146,7 +148,7 @@ def html_of(
             for caption, header, lines in objective_tables(results)
         ],
         notes=notes(results),
-        cautions=cautions(results, records, looks),
+        cautions=cautions(results, records, looks, others),
         pictures=_pictures(results, records),
         no_records=missing,
         seeds=by_seed(lambda one: units.show(one[units.name])),

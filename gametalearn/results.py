@@ -7,6 +7,7 @@ that `gametalearn.stored.read_results` is all they need of a comparison that has
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -57,11 +58,15 @@ DAMAGE = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 
 @dataclass(frozen=True)
 class Result:
-    """One rule on one seed: its test, the seconds that its training took, its best iteration."""
+    """One rule on one seed: its test, the seconds that its training took, its best iteration.
+
+    ``version`` is that of the library that tested it, with the commit where there is one.
+    """
 
     evaluation: Evaluation
     seconds: float
     iteration: int
+    version: str = ""
 
     __repr__ = one_line
 
@@ -185,6 +190,7 @@ class Comparison:
             "metric": {k: getattr(score, k) for k in ("name", "higher_is_better", "format")},
             "environment": environment(config, self.command),
             **self._brought_to(),
+            **({"versions": self._versions} if len(self._versions) > 1 else {}),
             "rules": {rule: self._entry(rule) for rule in self.results},
             **({"primary": list(self.primary)} if self.primary else {}),
             **(
@@ -203,6 +209,11 @@ class Comparison:
     def _entry(self, rule: str) -> dict[str, Any]:
         entry = self._means(self.results[rule], half_width(*self._episodes(rule)))
         return entry | (self._per_objective.entry(rule) if len(self.objectives) > 1 else {})
+
+    @property
+    def _versions(self) -> list[str]:
+        """The versions that tested the runs; "unknown" where an older one did not tell."""
+        return sorted({r.version or "unknown" for runs in self.results.values() for r in runs})
 
     def _brought_to(self) -> dict[str, Any]:
         """What the images of several data sets were converted to."""
@@ -318,17 +329,24 @@ def adjusted(pairs: list[dict[str, Any]], primary: Sequence[str]) -> list[dict[s
     return [{**pair, "p_holm": p} for pair, p in zip(pairs, p_holm, strict=True)]
 
 
-def write_results(folder: Path, comparison: Comparison, anew: bool = False) -> None:
-    """Write ``results.json``, and note in ``looks.jsonl`` that these seeds have been looked at.
-
-    Where everything was trained ``anew``, earlier looks were at other runs, and are forgotten.
-    """
-    write_json(folder / "results.json", comparison.as_dict(), indent=2)
-    looks = [] if anew else looks_in(folder)
-    look = {"rules": list(comparison.results), "seeds": list(comparison.seeds)}
+def write_results(folder: Path, comparison: Comparison) -> None:
+    """Write ``results.json``, and note in ``looks.jsonl`` that these seeds have been looked at."""
+    found = comparison.as_dict()
+    write_json(folder / "results.json", found, indent=2)
+    looks = looks_in(folder)
+    look = {
+        "rules": list(comparison.results), "seeds": list(comparison.seeds),
+        "primary": list(comparison.primary), "of": digest_of(found["config"]),
+    }  # fmt: skip
     if look not in looks:
         with replacing(folder / LOOKS) as stream:
             stream.writelines(json.dumps(one).encode() + b"\n" for one in [*looks, look])
+
+
+def digest_of(config: dict[str, Any]) -> str:
+    """What tells settings from others: looks at results of other settings do not count."""
+    plain = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
 LOOKS = "looks.jsonl"
@@ -339,7 +357,13 @@ draws more false conclusions than the p-values say."""
 def looks_in(folder: Path) -> list[dict[str, Any]]:
     try:
         found = [json.loads(line) for line in (folder / LOOKS).read_text().splitlines()]
-        return [{key: list(look[key]) for key in ("rules", "seeds")} for look in found]
+        return [
+            {
+                **{key: list(look[key]) for key in ("rules", "seeds")},
+                "primary": list(look.get("primary", ())), "of": str(look.get("of", "")),
+            }
+            for look in found
+        ]  # fmt: skip
     except (OSError, *DAMAGE):
         return []
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gametalearn import registry
-from gametalearn.adaptation import Learner, Params, model_parameters
+from gametalearn.adaptation import Learner, Params, makes_heads, model_parameters
 from gametalearn.build import (
     build_learner,
     build_loss,
@@ -81,20 +81,52 @@ class Parts:
                 )
 
     def named(self, config: TrainConfig) -> TrainConfig:
-        """The settings, in which what was handed in stands by its name."""
+        """The settings, in which what was handed in stands by its name, and its episodes by their size.
+
+        Raises:
+            InputError: validation episodes have other ways than those of training.
+        """
         handed = {
             "model": self.model, "dataset": self.source, "learner": self.learner,
             "rule": self.rule or self.rule_factory, "meta_optimizer": self.optimizer,
             "loss": None if self.loss is default_loss else self.loss,
         }  # fmt: skip
-        changes = {k: registry.handed_in(part) for k, part in handed.items() if part is not None}
+        changes: dict[str, Any] = {
+            k: registry.handed_in(part) for k, part in handed.items() if part is not None
+        }
+        changes |= self._sizes(config)
         score = as_score(self.score)
         if score is not None:
             known = SCORES.get(score.name) == score
             changes["score"] = score.name if known else f"{registry.HANDED_IN}{score.name}"
         if changes.get("rule"):
-            changes["rule_options"] = {}  # type: ignore[assignment]
-        return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+            changes["rule_options"] = {}
+        return dataclasses.replace(config, **changes)
+
+    def _heads(self, config: TrainConfig) -> bool:
+        """Whether the learner makes a head for each task."""
+        if self.learner is not None or registry.is_handed_in(config.learner):
+            return self.learner is not None and makes_heads(self.learner)
+        return makes_heads(registry.resolve("learner", config.learner)[0])
+
+    def _sizes(self, config: TrainConfig) -> dict[str, int]:
+        """Ways, shots and queries of the episodes that were handed in, as far as they tell."""
+        train, validation = (sizes_of(source) for source in (self.source, self.validation))
+        if train and validation and train["ways"] != validation["ways"] and not self._heads(config):
+            raise InputError(
+                f"train: the validation episodes are {validation['ways']}-way, and those of training "
+                f"{train['ways']}-way; a model has an output for each class, so give both the same ways"
+            )
+        if train and config.train_shots:  # then the others are those of the tests
+            train["shots"] = config.shots
+        return train
+
+
+def sizes_of(source: object) -> dict[str, int]:
+    """Ways, shots and queries of a source that has them, as an `EpisodeSampler`; of others nothing."""
+    found = {name: getattr(source, name, None) for name in ("ways", "shots", "queries")}
+    told = {name: value for name, value in found.items() if isinstance(value, int)}
+    return told if len(told) == len(found) else {}
 
 
 @dataclass

@@ -197,6 +197,10 @@ def verdict(difference: float, p_holm: float | None, higher_is_better: bool = Tr
     >>> verdict(-0.02, 0.01), verdict(-0.02, 0.01, higher_is_better=False), verdict(-0.02, 0.2)
     ('behind', 'ahead', 'no difference shown')
     """
+    if math.isnan(difference) or (p_holm is not None and not 0 <= p_holm <= 1):
+        raise InputError(
+            f"verdict: expected a difference and a p-value, got {difference}, {p_holm}"
+        )
     if p_holm is None or p_holm >= LEVEL or difference == 0:
         return "no difference shown"
     return "ahead" if ahead(difference, higher_is_better) else "behind"
@@ -219,7 +223,8 @@ def seeds_needed(
         tests: how many rules the family has.
 
     Returns:
-        The least and the most, which is None beyond 10,000; None for fewer than 3 seeds.
+        The least and the most, which is None beyond 10,000; None for fewer than 3 seeds, and for
+        differences that are equal up to rounding, which say nothing about their spread.
     """
     from scipy import special
 
@@ -233,6 +238,8 @@ def seeds_needed(
     scale = max(float(np.abs(array).max()), smallest)
     free = len(array) - 1
     squares = float(((array / scale - (array / scale).mean()) ** 2).sum())
+    if squares <= EQUAL**2 * free:
+        return None
     least, most = (
         _fewest_seeds(smallest / scale, math.sqrt(squares / special.chdtri(free, tail)), tests)
         for tail in (0.1, 0.9)
@@ -300,8 +307,8 @@ def _finite(values: ArrayLike, what: str) -> Array:
         raise InputError(f"{what} must be a vector of at least one value, got shape {array.shape}")
     if bad := int((~(np.abs(array) <= LARGEST)).sum()):
         raise InputError(
-            f"{what}: {bad} of {len(array)} are NaN, infinite or beyond {LARGEST:g}; leave out what "
-            "diverged, or lower `inner_lr`"
+            f"{what}: {bad} of {len(array)} are NaN, infinite or beyond {LARGEST:g}; report what "
+            "diverged as a failure, or lower `inner_lr`"
         )
     return array
 

@@ -10,11 +10,19 @@ import numpy as np
 
 from gametalearn.errors import InputError, summary
 from gametalearn.evaluation import Evaluation
-from gametalearn.results import BEFORE, DAMAGE, SCHEMA, adjusted, looks_in, pair_of
+from gametalearn.results import (
+    BEFORE,
+    DAMAGE,
+    SCHEMA,
+    adjusted,
+    digest_of,
+    looks_in,
+    pair_of,
+)
 from gametalearn.scores import SCORES
 from gametalearn.statistics import over_seeds
 
-__all__ = ["earlier_looks", "read_evaluation", "read_results"]
+__all__ = ["earlier_looks", "other_looks", "read_evaluation", "read_results", "version_in"]
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -177,11 +185,52 @@ def earlier_looks(folder: Path, results: dict[str, Any]) -> list[int]:
     counts = set()
     for rule, entry in results["rules"].items():
         now = {one["seed"] for one in entry["seeds"]}
-        for look in looks_in(folder):
+        for look in _looks(folder, results):
             before = set(look["seeds"]) if rule in look["rules"] else set()
             if len(before) > 1 and before < now:
                 counts.add(len(before))
     return sorted(counts)
+
+
+def other_looks(folder: Path, results: dict[str, Any]) -> list[str]:
+    """What was chosen after earlier results had been seen: seeds, rules, what is primary. Sentences."""
+    rules, primary = list(results["rules"]), results.get("primary") or []
+    seeds = {one["seed"] for one in next(iter(results["rules"].values()))["seeds"]}
+    looks = [look for look in _looks(folder, results) if set(look["rules"]) & set(rules)]
+    left_out = dict.fromkeys(n for look in looks for n in look["rules"] if n not in rules)
+    dropped = sorted({seed for look in looks for seed in look["seeds"]} - seeds)
+    unnamed = any(set(look["rules"]) >= set(primary) and not look["primary"] for look in looks)
+    found = []
+    if left_out:
+        found.append(
+            f"Results of {', '.join(left_out)} were written here before, and are left out now: p_holm "
+            "does not count what was looked at and dropped."
+        )
+    if dropped:
+        found.append(
+            f"Results of other seeds ({', '.join(map(str, dropped))}) were written here before: which "
+            "seeds count must not depend on what they showed."
+        )
+    if primary and unnamed:
+        found.append(
+            f"{', '.join(primary)} {'was' if len(primary) == 1 else 'were'} named as primary after results "
+            "had been written; that does not count."
+        )
+    return found
+
+
+def _looks(folder: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Earlier looks at results of these settings; those of older versions do not tell theirs."""
+    own = digest_of(results["config"])
+    return [look for look in looks_in(folder) if look["of"] in ("", own)]
+
+
+def version_in(file: Path) -> str:
+    """The version that tested a run, as its ``evaluation.json`` tells; "" if it does not."""
+    try:
+        return str(json.loads(file.read_text()).get("version", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def read_evaluation(file: Path, wanted: dict[str, Any]) -> Evaluation | None:

@@ -172,7 +172,7 @@ def notes(results: dict[str, Any]) -> list[str]:
     if seeds < FEWEST:
         found = [
             f"{seeds} seed{'s are' if seeds > 1 else ' is'} too few for an interval or a test over "
-            "seeds, and so for a verdict; --seeds 5 trains only those that are missing."
+            f"seeds, and so for a verdict; {_further(results)} trains only those that are missing."
         ]
         if seeds > 1 and pairs:
             found[0] += " In brackets: the difference on each seed."
@@ -192,6 +192,11 @@ def notes(results: dict[str, Any]) -> list[str]:
             for rule, own in options.items()
         )
         found.append(f"Options that were set: {', '.join(told)}.")
+    if versions := results.get("versions"):
+        found.append(
+            f"These runs were made by different versions ({'; '.join(map(str, versions))}), which may "
+            "compute differently; --overwrite trains all of them by one."
+        )
     if several > 1:
         found.append(
             f"All means and differences are over the {several} objectives that were tested, each of which "
@@ -208,6 +213,14 @@ def notes(results: dict[str, Any]) -> list[str]:
             "between these trained models, and says nothing about other seeds."
         )
     return found
+
+
+def _further(results: dict[str, Any]) -> str:
+    """The flag that adds seeds to those that are there."""
+    there = [one["seed"] for one in next(iter(results["rules"].values()))["seeds"]]
+    if set(there) <= set(range(5)):
+        return "--seeds 5"
+    return "--seeds " + ",".join(map(str, [*there, *(s for s in range(5) if s not in there)][:5]))
 
 
 def _more_seeds(results: dict[str, Any]) -> list[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gametalearn.adaptation import Learner
@@ -16,7 +18,7 @@ from gametalearn.build import build_source, objective_names, stream_seed
 from gametalearn.config import TrainConfig
 from gametalearn.diagnostics import diagnose
 from gametalearn.distributed import ALONE, Tasks, Team, describe_team, weighted_update
-from gametalearn.episodes import Source, TaskBatch, draw
+from gametalearn.episodes import EpisodeSampler, Source, TaskBatch, draw
 from gametalearn.errors import InputError, SharedError
 from gametalearn.evaluation import Evaluation, evaluate, placed
 from gametalearn.gradients import TaskGradients, meta_gradients
@@ -138,6 +140,7 @@ def train_parts(
         run = team.everywhere(lambda: start(config, parts, folder, team))
         run.outer = outer = team.everywhere(lambda: outer_of(run, parts))
         validation = team.everywhere(lambda: _validation(config, parts))
+        team.on_first(lambda: warn_of_same(run.source, validation, "validation"))
         team.on_first(lambda: _testable(config, parts, folder))
         # the first process reads the files, the others are told
         saved = team.on_first(
@@ -236,6 +239,19 @@ def _validation(config: TrainConfig, parts: Parts) -> Source:
             "see, or the best weights would be chosen on the training classes"
         )
     return build_source(config, "val")
+
+
+def warn_of_same(training: Source, other: Source, what: str) -> None:
+    """Say so if two samplers draw from the same examples, as from one data set under two names."""
+    if not (isinstance(training, EpisodeSampler) and isinstance(other, EpisodeSampler)):
+        return
+    one, two = (source.with_seed(0).sample(1).support_x for source in (training, other))
+    if one.shape == two.shape and torch.equal(one, two):
+        warnings.warn(
+            f"training and {what} draw the same examples of the same classes, so that the {what} says "
+            "nothing about new classes; a data set must give other classes for each split",
+            stacklevel=2,
+        )
 
 
 def _testable(config: TrainConfig, parts: Parts, folder: Path | None) -> None:

@@ -239,7 +239,7 @@ def described(found: Mapping[str, str | int]) -> str:
 def file_name(found: Mapping[str, str | int]) -> str:
     """The name of the file in a run's folder that holds a test, distinct for what is `different`.
 
-    ``evaluation.json`` is reserved for the run's own test, because `compare` reads it as that.
+    ``evaluation.json`` is reserved for tests on the run's own episodes: `compare` looks there for its own.
 
     >>> file_name({}), file_name({"dataset": "folder:/data/my birds", "on": "all"})
     ('evaluation.json', 'evaluation-my-birds.json')

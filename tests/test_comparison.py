@@ -1,15 +1,19 @@
 import dataclasses
 import json
+from functools import partial
 
 import pytest
 import torch
 
 from gametalearn.comparison import compare
 from gametalearn.config import TrainConfig
+from gametalearn.data.sinusoid import Sinusoid
 from gametalearn.errors import InputError
 from gametalearn.gradients import meta_gradients
+from gametalearn.models import MLP
 from gametalearn.report import plot_comparison
 from gametalearn.stored import earlier_looks, read_results
+from gametalearn.weighting import Uniform
 from tests.support.runs import tiny, untimed, weights
 
 
@@ -140,3 +144,104 @@ def test_a_config_is_checked():
         TrainConfig.of("sinusoid", metabatch=2)
     with pytest.raises(InputError, match="needs model='mlp'"):
         dataclasses.replace(TrainConfig.of("glyphs"), dataset="sinusoid")
+
+
+# What would be compared with itself, or with something else, without a word.
+
+
+def sines(seed):
+    return Sinusoid(seed=seed)
+
+
+def scaled(factor):
+    class Scaled(Sinusoid):
+        def sample(self, num_tasks, part=slice(None)):
+            batch = super().sample(num_tasks, part)
+            return dataclasses.replace(batch, query_y=factor * batch.query_y)
+
+        def with_seed(self, seed):
+            return Scaled(seed=seed)
+
+    return lambda seed: Scaled(seed=seed)
+
+
+def quick(**more):
+    return TrainConfig.of(
+        "sinusoid", iterations=1, meta_batch=2, hidden=4, validation_episodes=2, **more
+    )
+
+
+def test_a_model_or_source_that_two_runs_share_is_refused(tmp_path):
+    """The second run would go on where the first one ended."""
+    net, stream = MLP(hidden=(4,)), Sinusoid()
+    with pytest.raises(InputError, match="`model` returned the same MLP for two runs"):
+        compare(quick(), ["uniform", "agreement"], 1, 2, model=lambda seed: net, progress=False)
+    with pytest.raises(InputError, match="`source` returned the same Sinusoid for two runs"):
+        compare(
+            quick(), ["uniform", "agreement"], 1, 2, source=lambda seed: stream, validation=sines,
+            test=sines, progress=False,
+        )  # fmt: skip
+    found = compare(
+        quick(), {"uniform": "uniform", "same": Uniform}, 2, 2, progress=False,
+        model=lambda seed: MLP(hidden=(4,)), source=sines, validation=lambda seed: stream, test=sines,
+    )  # fmt: skip
+    assert found.by_seed("same") == [0.0, 0.0]
+
+
+def test_other_test_episodes_are_tested_again(tmp_path):
+    first = compare(quick(), ["uniform"], 1, 4, tmp_path, test=scaled(1), progress=False)
+    again = compare(
+        quick(), {"uniform": "uniform", "same": Uniform}, 1, 4, tmp_path, test=scaled(3),
+        progress=False,
+    )  # fmt: skip
+    means = [run[0].evaluation.mean for run in again.results.values()]
+    assert means[0] == means[1] != first.results["uniform"][0].evaluation.mean
+
+
+def test_arguments_of_a_partial_are_part_of_the_rule(tmp_path):
+    class Scale:
+        def __init__(self, k):
+            self.k = k
+
+        def __call__(self, gradients):
+            return Uniform()(gradients)
+
+    compare(quick(), {"mine": partial(Scale, k=1)}, 1, 2, tmp_path, progress=False)
+    with pytest.raises(
+        InputError, match=r"rule=partial of Scale \(k=1\), not partial of Scale \(k=50\)"
+    ):
+        compare(quick(), {"mine": partial(Scale, k=50)}, 1, 2, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"a:b": "uniform", "a-b": "agreement"}, "'a:b' and 'a-b' would share the folder a-b"),
+        ({"../x": "uniform"}, "cannot be the name of a folder"),
+        ({"": "uniform"}, "cannot be the name of a folder"),
+    ],
+)
+def test_names_of_rules_are_names_of_folders(tmp_path, rules, message):
+    with pytest.raises(InputError, match=message):
+        compare(quick(), rules, 1, 2, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_settings_are_found_before_anything_is_trained(tmp_path):
+    compare(quick(), ["uniform"], 1, 2, tmp_path, progress=False)
+    config = dataclasses.replace(quick(), iterations=2)
+    with pytest.raises(InputError, match=r"other settings \(iterations 1, not 2\)"):
+        compare(config, ["agreement", "uniform"], 1, 2, tmp_path, progress=False)
+    assert not (tmp_path / "agreement").exists()
+
+
+def test_overwriting_takes_the_results_away_first(tmp_path, monkeypatch):
+    compare(quick(), ["uniform"], 1, 2, tmp_path, progress=False)
+
+    def stopped(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gametalearn.training.meta_gradients", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compare(quick(), ["uniform"], 1, 2, tmp_path, overwrite=True, progress=False)
+    assert not (tmp_path / "results.json").exists()

@@ -167,7 +167,9 @@ def test_several_runs_elsewhere_are_paired(runs: Path, tmp_path: Path, capsys: C
     said = [" ".join(line.split()) for line in out.splitlines()]
     what = f"folder:{flowers}, all, 5-way 4-shot, 5 queries per class"
     assert f"{what}: 6 episodes, the same for every run" in said
-    assert sum(f" on {what}: accuracy" in line for line in said) == 2
+    lines = [line for line in said if f" on {what}" in line and ": accuracy" in line]
+    assert len(lines) == 2
+    assert ", seed " in lines[1]  # the first run's, for both
     name = "evaluation-flowers-5-way-4-shot-5-queries.json"
     tests = [json.loads((folder / name).read_text()) for folder in folders]
     assert tests[0]["seed"] == tests[1]["seed"]

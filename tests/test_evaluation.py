@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from gametalearn.adaptation import ANIL, MAML, Learner, MetaSGD, Reptile
 from gametalearn.config import TrainConfig
@@ -44,11 +45,8 @@ def test_equals_fine_tuning_a_copy_of_the_model(source):
     model = Conv4(3, image_size=16, hidden=8)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     result = evaluate(model, source, MAML(0.1, 2), episodes=7, seed=5, tasks_at_once=3)
-    batch = source.with_seed(5)
-    wanted = [adapted_accuracy(model, batch.sample(1), 0, 0.1, 2) for _ in range(7)]
-    stream = source.with_seed(5)
-    batches = [stream.sample(3), stream.sample(3), stream.sample(1)]
-    wanted = [adapted_accuracy(model, b, t, 0.1, 2) for b in batches for t in range(len(b))]
+    batch = source.with_seed(5).sample(7)
+    wanted = [adapted_accuracy(model, batch, t, 0.1, 2) for t in range(7)]
     np.testing.assert_allclose(result.values, wanted, atol=1e-6)
     assert result.ci95 == pytest.approx(1.96 * np.std(wanted, ddof=1) / 7**0.5)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
@@ -60,6 +58,64 @@ def test_same_seed_same_values_and_the_source_is_not_advanced(source):
     a, b = (evaluate(model, source, MAML(0.1), 5, seed=3) for _ in range(2))
     assert a.values.tolist() == b.values.tolist()
     assert torch.equal(before, source.state_dict()["generator"])
+
+
+@pytest.mark.parametrize("tasks_at_once", [1, 5, 20, 32, 100])
+def test_how_many_at_once_does_not_change_the_episodes(source, tasks_at_once):
+    model = Conv4(3, image_size=16, hidden=4)
+    wanted = evaluate(model, source, MAML(0.1), 37, seed=3)
+    found = evaluate(model, source, MAML(0.1), 37, seed=3, tasks_at_once=tasks_at_once)
+    np.testing.assert_allclose(found.values, wanted.values, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "value"), [("episodes", 2.5), ("tasks_at_once", 0)])
+def test_counts_are_counts(source, name, value):
+    with pytest.raises(InputError, match=f"{name} must be an integer of at least 1, got {value}"):
+        evaluate(Conv4(3, image_size=16, hidden=4), source, MAML(0.1), **{name: value})
+
+
+def test_one_episode_has_no_interval(source):
+    text = str(evaluate(Conv4(3, image_size=16, hidden=4), source, MAML(0.1), 1))
+    assert "+/-" not in text
+    assert "(1 episode, transductive)" in text
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(256, 3)
+
+    def forward(self, x):
+        return self.head(nn.functional.dropout(x.flatten(1), 0.9))
+
+
+def test_dropout_is_off_in_tests(source, recwarn):
+    torch.manual_seed(0)
+    layers = [
+        nn.Flatten(),
+        nn.Linear(256, 16),
+        nn.BatchNorm1d(16),
+        nn.Dropout(0.9),
+        nn.Linear(16, 3),
+    ]
+    model = nn.Sequential(*layers)
+    plain = nn.Sequential(*(nn.Identity() if isinstance(m, nn.Dropout) else m for m in layers))
+    found = [evaluate(model, source, MAML(0.1), 20) for _ in range(2)]
+    wanted = evaluate(plain, source, MAML(0.1), 20)
+    assert found[0].values.tolist() == found[1].values.tolist() == wanted.values.tolist()
+    assert model.training
+    assert model[3].training
+    assert model[2].num_batches_tracked == 0
+    assert not recwarn.list
+    batch = source.sample(1)
+    x, y, query = batch.support_x[0], batch.support_y[0], batch.query_x[0]
+    copies = [adapt(m, x, y, MAML(0.1)) for m in (model, plain)]
+    torch.testing.assert_close(copies[0](query), copies[1](query))
+
+
+def test_other_chance_is_told(source):
+    with pytest.warns(UserWarning, match="Functional draws random numbers while it is tested"):
+        evaluate(Functional(), source, MAML(0.1), 4)
 
 
 def test_protocols_of_one_model(source):
@@ -153,9 +209,8 @@ def test_query_at_a_time_is_what_it_says(source, kind):
     result = evaluate(
         model, source, MAML(0.1, 2), 12, 4, protocol="query-at-a-time", tasks_at_once=6
     )
-    stream = source.with_seed(4)
-    batches = [stream.sample(6), stream.sample(6)]
-    wanted = [one_at_a_time(model, b, t, 0.1, 2) for b in batches for t in range(6)]
+    batch = source.with_seed(4).sample(12)
+    wanted = [one_at_a_time(model, batch, t, 0.1, 2) for t in range(12)]
     np.testing.assert_allclose(result.values, wanted, atol=1e-6)
     assert result.protocol == "query-at-a-time"
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())

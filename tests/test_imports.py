@@ -13,12 +13,12 @@ ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
     "copies errors frozen pixels randomness records trees units words",
-    "classes files models objective_tables registry statistics terminal tradeoffs update",
-    "canvas checkpoint images losses normalisation places",
-    "examples scores settings shares tables",
+    "classes files models registry statistics terminal update",
+    "canvas checkpoint images losses normalisation places tradeoffs",
+    "examples scores settings shares",
     "adaptation config episodes",
-    "data disagreement engine environment flags loader mixture prototypes schedules sheet",
-    "gradients peek provenance",
+    "data disagreement engine environment flags loader mixture objective_tables prototypes schedules sheet",
+    "gradients peek provenance tables",
     "benchmark dependence resuming weighting",
     "bridges build diagnostics distributed predictor",
     "evaluation transfer",

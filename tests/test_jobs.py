@@ -129,7 +129,7 @@ def test_planned_runs_are_collected_and_equal_a_comparison(shell: Path, capsys: 
     assert untimed(Path("a")) == untimed(Path("b"))
     capsys.readouterr()
     assert main([*TINY.split(), "--inner-lr", "0.5", "--out", "a"]) == 2  # what does not fit
-    assert "other settings (inner_lr)" in capsys.readouterr().err
+    assert "other settings (inner_lr 0.01, not 0.5)" in capsys.readouterr().err
 
 
 def test_words_that_a_shell_would_take_apart(shell: Path, capsys: Any) -> None:

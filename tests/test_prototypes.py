@@ -192,3 +192,14 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="these targets are not labels"):
         meta_gradients(MLP(), Sinusoid().sample(2), ProtoNet())
     assert MAML(0.1).for_test(2) == MAML(0.1, 2, first_order=True)
+
+
+@pytest.mark.parametrize("labels", [[0, 2, 4], [-1, 0, 1], [0, 2, 2], [1, 1, 1]])
+@pytest.mark.parametrize("learner", [ProtoNet(), ProtoMAML(0.1, 1)])
+def test_labels_that_are_not_numbered_are_refused(learner: ProtoMAML, labels: list[int]) -> None:
+    """A class without a support example had a prototype of NaN, which argmax takes for the largest."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    with pytest.raises(
+        InputError, match=f"got the labels {min(labels)}.*number the classes 0, 1, 2"
+    ):
+        adapt(model, torch.randn(3, 4), torch.tensor(labels), learner)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gametalearn.cautions import seen_before
 from gametalearn.config import TrainConfig
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation
@@ -383,7 +384,7 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_results(tmp_path) == found.as_dict()
 
 
-def test_a_look_is_remembered_until_all_is_trained_anew(tmp_path: Path) -> None:
+def test_a_look_at_these_settings_is_remembered(tmp_path: Path) -> None:
     three, five = (
         comparison({rule: values[:seeds] for rule, values in FIVE.items()}) for seeds in (3, 5)
     )
@@ -396,9 +397,37 @@ def test_a_look_is_remembered_until_all_is_trained_anew(tmp_path: Path) -> None:
     assert len((tmp_path / "looks.jsonl").read_text().splitlines()) == 2
     (tmp_path / "looks.jsonl").write_text('{"seeds": 3}\n')
     assert earlier_looks(tmp_path, five.as_dict()) == []  # damaged: it is a note, and no more
-    write_results(tmp_path, three, anew=True)
-    write_results(tmp_path, five, anew=True)
-    assert earlier_looks(tmp_path, five.as_dict()) == []
+    write_results(tmp_path, dataclasses.replace(three, config=TrainConfig.of("glyphs", ways=3)))
+    write_results(tmp_path, five)
+    assert earlier_looks(tmp_path, five.as_dict()) == []  # that was at other settings
+
+
+def test_what_is_chosen_after_a_look_is_told(tmp_path: Path) -> None:
+    """Rules that are left out, other seeds, and a primary rule that was not named before."""
+    rules = {**FIVE, "dwa": FIVE["agreement"], "dtp": FIVE["agreement"]}
+    found = comparison(rules)
+    write_results(tmp_path, found)
+    assert seen_before(tmp_path, found.as_dict()) == []
+    fewer = comparison(FIVE)
+    (said,) = seen_before(tmp_path, fewer.as_dict())
+    assert said.startswith("Results of dwa, dtp were written here before, and are left out now")
+    (said,) = seen_before(tmp_path, comparison(rules, primary=("agreement",)).as_dict())
+    assert said.startswith("agreement was named as primary after results had been written")
+    some = dataclasses.replace(
+        comparison({rule: values[:3] for rule, values in rules.items()}), seeds=(0, 2, 7)
+    )
+    (said,) = seen_before(tmp_path, some.as_dict())
+    assert said.startswith("Results of other seeds (1, 3, 4) were written here before")
+
+
+def test_different_versions_in_one_table_are_told(tmp_path: Path) -> None:
+    found = comparison(FIVE)
+    assert "versions" not in found.as_dict()
+    old, *rest = found.results["uniform"]
+    mixed = {**found.results, "uniform": [dataclasses.replace(old, version="0.1.0"), *rest]}
+    other = dataclasses.replace(found, results=mixed)
+    assert other.as_dict()["versions"] == ["0.1.0", "unknown"]
+    assert "different versions (0.1.0; unknown)" in " ".join(other.table().split())
 
 
 def test_older_results_say_now_what_they_say_over_seeds(tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ def test_the_runs_of_a_comparison_have_its_settings_and_no_others(tmp_path: Path
     config = TrainConfig.of("sinusoid", iterations=4, meta_batch=2, hidden=4, validation_episodes=2)
     compare(config, ["uniform"], 1, 2, tmp_path, progress=False)
     longer = dataclasses.replace(config, iterations=8)
-    with pytest.raises(InputError, match=r"other settings \(iterations\)"):
+    with pytest.raises(InputError, match=r"other settings \(iterations 4, not 8\)"):
         compare(longer, ["uniform"], 1, 2, tmp_path, progress=False)
     train(longer, tmp_path / "uniform" / "seed0", progress=False)
     assert compare(longer, ["uniform"], 1, 2, tmp_path, progress=False).config == longer

@@ -178,7 +178,7 @@ PROGRAM = "import sys; from gametalearn.cli import main; sys.exit(main())"
 
 def test_another_run_is_refused_without_overwrite(tmp_path):
     train(tiny(iterations=2), tmp_path / "a", progress=False)
-    with pytest.raises(InputError, match=r"other settings \(meta_lr\)"):
+    with pytest.raises(InputError, match=r"other settings \(meta_lr 0.001, not 0.5\)"):
         train(tiny(iterations=2, meta_lr=0.5), tmp_path / "a", progress=False)
     train(tiny(iterations=2, meta_lr=0.5), tmp_path / "a", overwrite=True, progress=False)
     assert len(lines(tmp_path / "a")) == 2

@@ -39,7 +39,8 @@ class Probe:
         effective_tasks: ``(R, B)``, (sum |e|)^2 / sum e^2 of the effective weights e, up to T.
         size: ``(R, B)``, the lengths of the updates as they are.
         length: the length of the steps at one length.
-        rate: the rate for the updates as they are, at which uniform's have ``length`` on average.
+        rate: the rate for the updates as they are, at which uniform's have ``length`` on
+            average over the reference tasks, which are not corrupted.
         reference: the number of tasks that estimate the true direction: clean ones, if there are any.
         seed: the seed of all tasks.
     """

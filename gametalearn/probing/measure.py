@@ -64,8 +64,8 @@ def probe(
     copy of the parameters theta, in up to three ways:
 
     - ``length``: theta - length * d / ||d||, which compares directions alone;
-    - ``plain``: theta - rate * d, with one rate for all rules, at which the uniform updates have
-      ``length`` on average;
+    - ``plain``: theta - rate * d, with one rate for all rules, at which the uniform updates of the
+      reference tasks, which are not corrupted, have ``length`` on average;
     - ``optimizer``: the step of ``optimizer``, if one is given.
 
     The gain is the mean query loss after adaptation at theta minus that at the new point, on the
