@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -66,9 +67,21 @@ class Classes:
         """The examples at ``index`` (any shape), ``(*index, *shape)``."""
         raise NotImplementedError
 
-    def subset(self, keep: Iterable[int], split: str | None = None) -> Self:
-        """The classes with indices ``keep``, over the same examples; ``split`` names them in messages."""
-        chosen = torch.as_tensor(list(keep), dtype=torch.int64)
+    def subset(
+        self, keep: Iterable[int] | Tensor | np.ndarray[Any, Any], split: str | None = None
+    ) -> Self:
+        """Some of the classes, over the same examples.
+
+        Args:
+            keep: the classes' indices, or a mask of one bool per class; a tensor, an array or any
+                iterable.
+            split: names them in messages.
+
+        Raises:
+            InputError: an index that is no integer, is out of range or appears twice; a mask of
+                another length; or no classes.
+        """
+        chosen = _chosen(keep, self.num_classes, f"{type(self).__name__} '{self.name}'")
         return dataclasses.replace(
             self,
             split=self.split if split is None else split,
@@ -77,6 +90,35 @@ class Classes:
             classes=tuple(self.classes[i] for i in chosen.tolist()),
             class_group=self.class_group[chosen],
         )
+
+
+def _chosen(keep: Any, number: int, what: str) -> Tensor:
+    """The indices that ``keep``, as in `Classes.subset`, chooses of ``number`` classes."""
+    try:
+        given = keep.numpy(force=True) if isinstance(keep, Tensor) else keep
+        given = given if isinstance(given, np.ndarray) else np.array(list(given))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what}: subset takes a list of indices ({summary(error)})") from error
+    if given.dtype == np.bool_:
+        if given.shape != (number,):
+            raise InputError(
+                f"{what}: a mask for subset has one value per class, {number}, got shape {given.shape}"
+            )
+        return torch.from_numpy(np.flatnonzero(given))
+    if given.ndim != 1 or (given.dtype.kind not in "iu" and given.size):
+        raise InputError(
+            f"{what}: subset takes one integer per class, or a mask of bool, got {given.dtype} of "
+            f"shape {given.shape}"
+        )
+    indices = [int(i) for i in given]
+    if outside := [i for i in indices if not 0 <= i < number]:
+        raise InputError(
+            f"{what}: subset got index {outside[0]}, but its {number} classes have the indices 0 to "
+            f"{number - 1}"
+        )
+    if twice := [i for i, times in Counter(indices).items() if times > 1]:
+        raise InputError(f"{what}: subset got index {twice[0]} twice; name each class once")
+    return torch.tensor(indices, dtype=torch.int64)
 
 
 def by_label(

@@ -43,6 +43,39 @@ def test_subset_keeps_names_and_images_together() -> None:
         data.subset([])
 
 
+MASK = [False, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [MASK, np.array(MASK), torch.tensor(MASK), (1, 4), {1: "a", 4: "b"}, iter([1, 4]),
+     np.array([1, 4], np.uint8), torch.tensor([1, 4], dtype=torch.int16), [torch.tensor(1), np.int64(4)]],
+)  # fmt: skip
+def test_subset_by_a_mask_or_by_indices(keep: Any) -> None:
+    assert images(classes=5).subset(keep).classes == ("1", "4")
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ([1, 2, 1], "got index 1 twice; name each class once"),
+        ([0, 5], "got index 5, but its 5 classes have the indices 0 to 4"),
+        (torch.tensor([-1]), "got index -1, but"),
+        ([1.0, 2.0], "takes one integer per class, or a mask of bool, got float64"),
+        (torch.tensor([0.5]), "takes one integer per class, or a mask of bool, got float32"),
+        (["1"], "takes one integer per class"),
+        (torch.ones(1, 2, dtype=torch.int64), r"got int64 of shape \(1, 2\)"),
+        ([True, False], r"a mask for subset has one value per class, 5, got shape \(2,\)"),
+        ([[1], [2, 3]], "subset takes a list of indices"),
+        (3, "subset takes a list of indices"),
+    ],
+)
+def test_what_is_no_subset(keep: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"ClassImages '.*': .*{message}") as error:
+        images(classes=5).subset(keep)
+    assert "\n" not in str(error.value)
+
+
 def test_rotated_of_a_subset() -> None:
     data = images(classes=4).subset([3, 0])
     turned = data.rotated()
