@@ -301,7 +301,7 @@ class EpisodeSampler:
                 f"EpisodeSampler: {counted(self.shots, 'shot')} + "
                 f"{counted(self.queries, 'query', 'queries')} = {need} examples per class requested, but "
                 f"class '{name}' in {where} has {smallest}; "
-                "lower `shots` or `queries`"
+                "lower `shots` or `queries`, or leave this class out"
             )
 
     def draw(self, num_tasks: int) -> tuple[Tensor, Tensor, Tensor]:
