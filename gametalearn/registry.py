@@ -34,6 +34,7 @@ __all__ = [
     "HANDED_IN",
     "KINDS",
     "OFFERED",
+    "Itself",
     "Part",
     "built_in",
     "call",
@@ -73,6 +74,16 @@ class Part:
 
     target: str
     fixed: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Itself:
+    """A data set that was named as an object: called without arguments, it gives the object."""
+
+    value: Any
+
+    def __call__(self) -> Any:
+        return self.value
 
 
 def _part(target: str, **fixed: Any) -> Part:
@@ -229,7 +240,7 @@ def resolve(kind: str, name: str) -> tuple[Callable[..., Any], Mapping[str, Any]
     Args:
         kind: one of `KINDS`.
         name: built in, registered, or ``package.module:attribute``, whose module is looked for in
-            the working directory too.
+            the working directory too. A data set may be an object, too (`Itself`).
 
     Raises:
         InputError: an unknown name, one that two packages registered, or one that fails to import.
@@ -366,6 +377,8 @@ def _imported(kind: str, name: str, target: str) -> Callable[..., Any]:
         raise InputError(
             f"{_word(kind)} '{name}': {target} cannot be imported ({reason})"
         ) from error
+    if kind == "dataset" and not callable(found):
+        return Itself(found)
     if not callable(found) and kind != "score":  # which may be a `Score`
         raise InputError(
             f"{_word(kind)} '{name}': {target} is a {type(found).__name__}; name a class or a function"

@@ -45,10 +45,10 @@ def load_dataset(
         name: ``glyphs`` (embedded; built on first use), ``omniglot``, ``mini-imagenet``, or
             ``folder:PATH`` or a path for a tree of class folders, cached on first use; or a name
             that a package registered, or ``module:attribute``, such as
-            ``torchvision.datasets:CIFAR100`` (downloaded below ``root/torchvision``). Where that does
-            not take ``split``, and for torchvision's, whose splits divide examples and not classes,
-            64 / 16 / 20% of the classes are dealt by their names. (Sinusoids are no images: see
-            `gametalearn.data.Sinusoid`.)
+            ``torchvision.datasets:CIFAR100`` (downloaded below ``root/torchvision``): a data set, or
+            what returns one. Where that does not take ``split``, and for torchvision's, whose splits
+            divide examples and not classes, 64 / 16 / 20% of the classes are dealt by their names.
+            (Sinusoids are no images: see `gametalearn.data.Sinusoid`.)
         split: ``train``, ``val`` or ``test``; no class is in two of them. Of a folder also ``all``.
         root: the data root; `data_root` by default.
         class_split: how classes are dealt to the splits, where a data set has more than one way:
@@ -103,6 +103,11 @@ def load_part(name: str, split: str, *, rotations: bool = False, **given: Any) -
         offered = {"root": offered["root"] / "torchvision", "download": True}
     data = registry.call("dataset", name, part, offered, fixed)
     if hasattr(data, "sample"):
+        if isinstance(part, registry.Itself):
+            raise InputError(
+                f"data set '{name}' draws its own episodes ({type(data).__name__}), the same for training "
+                "and test; name a function of `split` that returns one, or a data set"
+            )
         return data
     data = labelled(data, name)
     if theirs or not registry.takes(part, "split"):

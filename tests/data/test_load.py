@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gametalearn.data import data_root, load_dataset
+from gametalearn.data import data_root, load_dataset, load_part
 from gametalearn.errors import InputError
 
 PROJECT = Path(__file__).parents[2]
@@ -89,6 +89,47 @@ def test_what_gives_the_same_for_every_split_gets_its_classes_dealt(
     assert len(classes) == len(set(classes)) == 12
     assert [part.num_classes for part in parts] == [4, 4, 4]
     assert sum(int(part.count.sum()) for part in parts) == 60
+
+
+OBJECTS = """
+import torch
+from gametalearn import ClassExamples, EpisodeSampler
+
+pair = torch.arange(24.0).view(24, 1), torch.arange(24) // 2
+data = ClassExamples.from_tensors(*pair)
+pairs = torch.utils.data.TensorDataset(*pair)
+sampler = EpisodeSampler(data, ways=2, shots=1, queries=1)
+number = 3.14
+"""
+
+
+@pytest.fixture
+def objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "named_objects.py").write_text(OBJECTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "named_objects"
+
+
+@pytest.mark.parametrize("name", ["data", "pair", "pairs"])
+def test_a_data_set_may_be_named_itself(objects: str, name: str) -> None:
+    parts = [load_part(f"{objects}:{name}", split) for split in ("train", "val", "test")]
+    assert sorted(c for part in parts for c in part.classes) == sorted(map(str, range(12)))
+    assert [part.num_classes for part in parts] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "sampler",
+            r"draws its own episodes \(EpisodeSampler\), the same for training and test; name a",
+        ),
+        ("number", "dataset named_objects:number is neither a ClassImages, ClassExamples"),
+    ],
+)
+def test_objects_that_are_no_data_sets(objects: str, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_part(f"{objects}:{name}", "train")
 
 
 def test_torchvisions_own_splits_do_not_leak_classes(
