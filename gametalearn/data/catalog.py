@@ -74,6 +74,8 @@ def clean(root: Path, name: str | None = None) -> list[str]:
         InputError: there is no copy of this name.
     """
     chosen = [copy for copy in _copies(root) if name in (None, copy.name)]
+    for failed in filter(_is_empty, _folders(root) if name is None else []):
+        shutil.rmtree(failed)
     if name is not None and not chosen:
         raise InputError(
             f"data clean: there is no packed copy '{name}'; `gametalearn data list` names them "
@@ -89,6 +91,15 @@ def clean(root: Path, name: str | None = None) -> list[str]:
 
 
 def _copies(root: Path) -> list[Path]:
+    return [folder for folder in _folders(root) if not _is_empty(folder)]
+
+
+def _is_empty(copy: Path) -> bool:
+    """Whether there is nothing in it but its lock: images that could not be packed leave that."""
+    return all(file.name == ".lock" for file in copy.iterdir())
+
+
+def _folders(root: Path) -> list[Path]:
     folder = root / "folders"
     return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
@@ -100,6 +111,8 @@ def _megabytes(copy: Path) -> str:
 def _source(copy: Path) -> str:
     try:
         return str(json.loads((copy / "index.json").read_text())["info"]["source"])
+    except FileNotFoundError:
+        return "a packing that was interrupted"
     except (OSError, ValueError, LookupError, TypeError):
         return "an unknown folder"
 

@@ -15,7 +15,7 @@ from gametalearn.pixels import plain
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["DECODER", "decode", "resized"]
+__all__ = ["DECODER", "brightest", "decode", "resized"]
 
 DECODER = 2
 """Raised when a file's pixels come out otherwise than before, so that packed folders are made anew."""
@@ -60,6 +60,11 @@ def decode(data: bytes, what: str) -> Image:
         raise InputError(f"{what}: not a readable image: none of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise anything on damaged input
         raise InputError(f"{what}: not a readable image: {summary(error)}") from error
+
+
+def brightest(image: Image) -> int:
+    """The largest value of any pixel and channel of an image of mode ``L`` or ``RGB``."""
+    return int(np.asarray(image).max(initial=0))
 
 
 def resized(image: Image, size: int, channels: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

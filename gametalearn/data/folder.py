@@ -8,17 +8,24 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from gametalearn.data.archives import OTHER_IMAGES, FolderFiles, is_image_name
-from gametalearn.data.decode import DECODER, decode, resized
+from gametalearn.data.archives import FolderFiles, is_image_name
+from gametalearn.data.decode import DECODER, brightest, decode, resized
+from gametalearn.data.duplicates import Place, refuse_links, warn_of_copies
+from gametalearn.data.left_out import (
+    warn_of_groups,
+    warn_of_left_out,
+    warn_of_similar,
+    warn_of_unlisted,
+)
 from gametalearn.data.packed import PackedWriter, read_or_build
-from gametalearn.data.splits import CALLED, FILE, SPLITS, read_splits
+from gametalearn.data.splits import CALLED, FILE, MEANT, SPLITS, read_splits
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
 from gametalearn.terminal import on_terminal
@@ -26,13 +33,17 @@ from gametalearn.words import counted
 
 __all__ = ["class_folders", "deal_classes", "existing", "load_folder", "status"]
 
+DARK = 16
+"""Of 255: what 12 bits in a file of 16 bits stay below."""
+
 
 def class_folders(files: FolderFiles) -> dict[str, dict[str, list[str]]]:
     """The image files of each class of each split, ``{split: {class: [name, ...]}}``.
 
     A class is a folder; its files may lie deeper. ``splits.csv`` says which is of which split, where it
     is there (`read_splits`). Otherwise folders called like splits (`CALLED`) do, and where there are
-    none, classes are dealt to splits by `deal_classes`. Warns of folders and images that are left out.
+    none, classes are dealt to splits by `deal_classes`. Warns of folders and images that are left out,
+    and of classes that may be groups of classes.
 
     Raises:
         InputError: no class folders, a split that is missing or there twice, or a class in two splits;
@@ -42,21 +53,25 @@ def class_folders(files: FolderFiles) -> dict[str, dict[str, list[str]]]:
     names = [name.split("/") for name in visible if is_image_name(name)]
     if FILE in visible:
         return _listed(files, visible, _by_folder(names))
-    # a folder `test` that holds images, not folders, is a class
+    warn_of_similar(files.where, visible)
     given = {p[0] for p in names if len(p) >= 3 and p[0].lower() in CALLED}
-    given -= {p[0] for p in names if len(p) == 2}
+    if len({CALLED[folder.lower()] for folder in given}) < 2:
+        # a single folder `test` that holds images, not folders only, is a class
+        given -= {p[0] for p in names if len(p) == 2}
     if given:
-        found = _splits(given, files.where)
+        found = _splits(given, {p[0] for p in names}, files.where)
         tree: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in SPLITS}
         for p in names:
             if len(p) >= 3 and p[0] in found:
                 tree[found[p[0]]][p[1]].append("/".join(p))
         check_disjoint(tree, files.where)
-        _warn_of_others(files.where, visible, found)
+        warn_of_groups(files.where, (m for classes in tree.values() for m in classes.values()), 2)
+        warn_of_left_out(files.where, visible, found)
         return tree
     classes = _by_folder(names)
+    warn_of_groups(files.where, classes.values(), 1)
     dealt = deal_classes(classes, files.where)
-    _warn_of_others(files.where, visible, {})
+    warn_of_left_out(files.where, visible, {})
     return {split: {c: classes[c] for c in sorted(dealt[split])} for split in SPLITS}
 
 
@@ -75,14 +90,12 @@ def _listed(
     """The classes of each split by ``splits.csv``; warns of images that it does not list."""
     tree = read_splits(files.read(FILE), f"{files.where}/{FILE}", folders, visible)
     listed = {name for classes in tree.values() for members in classes.values() for name in members}
-    if left := [name for name in visible if is_image_name(name) and name not in listed]:
-        what = f"{counted(len(left), 'image')} that {FILE} does not list, {left[0]} first"
-        warnings.warn(f"{files.where}: left out {what}", stacklevel=3)
+    warn_of_unlisted(files.where, visible, listed)
     return tree
 
 
-def _splits(given: Iterable[str], where: str) -> dict[str, str]:
-    """The split of each folder that is called like one."""
+def _splits(given: Iterable[str], folders: Iterable[str], where: str) -> dict[str, str]:
+    """The split of each folder that is called like one, ``given`` of all folders."""
     found: dict[str, str] = {}
     for folder in sorted(given):
         split = CALLED[folder.lower()]
@@ -94,39 +107,13 @@ def _splits(given: Iterable[str], where: str) -> dict[str, str]:
             )
         found[folder] = split
     if missing := [split for split in SPLITS if split not in found.values()]:
+        meant = [f for f in sorted(folders) if MEANT.get(f.lower()) == missing[0]]
+        hint = f"rename {meant[0]}/ to {missing[0]}/, or " if meant else ""
         raise InputError(
-            f"{where}: has class folders in {min(given)}/ but none in {missing[0]}/; give "
+            f"{where}: has class folders in {min(given)}/ but none in {missing[0]}/; {hint}give "
             f"all of {', '.join(SPLITS)}, or class folders only"
         )
     return found
-
-
-def _warn_of_others(where: str, visible: Iterable[str], splits: Mapping[str, str]) -> None:
-    """Say what is left out: folders without an image, folders beside the splits, unread formats."""
-    depth = 2 if splits else 1  # of a class's folder
-    files: dict[str, list[str]] = defaultdict(list)
-    for name in visible:
-        parts = name.split("/")
-        if len(parts) > depth and (not splits or parts[0] in splits):
-            files["/".join(parts[:depth])].append(name)
-        elif is_image_name(name):
-            files["" if len(parts) == 1 else parts[0]].append(name)
-    told, others = [], Counter[str]()
-    for folder, members in sorted(files.items()):
-        if not any(map(is_image_name, members)):
-            told.append(f"{folder}/ ({counted(len(members), 'file')}, none named like an image)")
-        elif folder.count("/") < depth - 1 or not folder:
-            told.append(f"{counted(len(members), 'image')} in {folder or 'no folder'}")
-        else:
-            others.update(kind for m in members if (kind := _suffix(m)) in OTHER_IMAGES)
-    told += [counted(count, f"{kind} file") for kind, count in sorted(others.items())]
-    if told:
-        more = f" and {len(told) - 5} more" if len(told) > 5 else ""
-        warnings.warn(f"{where}: left out {', '.join(told[:5])}{more}", stacklevel=2)
-
-
-def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
 
 
 def check_disjoint(tree: Mapping[str, Iterable[str]], where: str) -> None:
@@ -195,7 +182,7 @@ def load_folder(
         image_size, channels: of the packed images; channels 1 or 3.
 
     Raises:
-        InputError: no such folder, no classes in it, or an unreadable image.
+        InputError: no such folder, no classes in it, unreadable images, or one file in two splits.
     """
     folder = existing(folder)
     if image_size < 1 or channels not in (1, 3):
@@ -207,23 +194,7 @@ def load_folder(
     tree = class_folders(files)
 
     def build(out: PackedWriter) -> None:
-        count = sum(len(names) for classes in tree.values() for names in classes.values())
-        with tqdm(
-            total=count, unit="image", desc=folder.name, disable=not on_terminal()
-        ) as progress:
-            for part, classes in tree.items():
-                for name, members in classes.items():
-                    images = []
-                    for member in members:
-                        try:
-                            image = decode(files.read(member), str(folder / member))
-                        except InputError as error:
-                            raise InputError(
-                                f"{error}; repair the file, or take it out of the folder"
-                            ) from error
-                        images.append(resized(image, image_size, channels))
-                        progress.update()
-                    out.add(name, folder.name, np.stack(images), part)
+        _pack(out, files, tree, image_size, channels)
 
     key = hashlib.sha256(f"{folder}\0{image_size}\0{channels}".encode("utf-8", "surrogateescape"))
     images, records = read_or_build(
@@ -236,6 +207,65 @@ def load_folder(
         decoder=DECODER,
     )
     return images.subset([i for i, r in enumerate(records) if split in (r.split, "all")], split)
+
+
+def _pack(
+    out: PackedWriter,
+    files: FolderFiles,
+    tree: Mapping[str, Mapping[str, list[str]]],
+    image_size: int,
+    channels: int,
+) -> None:
+    """Write all classes; refuse or warn of images that cannot be right.
+
+    Raises:
+        InputError: one file in two splits, or files that cannot be read, of which all are counted.
+    """
+    folder, unreadable, dark = files.folder, dict[str, InputError](), 0
+    refuse_links(folder, tree)
+    copies: dict[bytes, list[Place]] = defaultdict(list)
+    count = sum(len(names) for classes in tree.values() for names in classes.values())
+    with tqdm(total=count, unit="image", desc=folder.name, disable=not on_terminal()) as progress:
+        for split, classes in tree.items():
+            for name, members in classes.items():
+                images = []
+                for member in members:
+                    try:
+                        content = files.read(member)
+                        image = decode(content, str(folder / member))
+                    except InputError as error:
+                        unreadable[member] = error
+                    else:
+                        copies[hashlib.sha256(content).digest()].append((split, name, member))
+                        dark += brightest(image) < DARK
+                        images.append(resized(image, image_size, channels))
+                    progress.update()
+                if not unreadable:
+                    out.add(name, folder.name, np.stack(images), split)
+    if unreadable:
+        raise _refused(folder, unreadable, count)
+    warn_of_copies(files.where, copies.values())
+    if 2 * dark > count:
+        warnings.warn(
+            f"{folder}: {dark} of {counted(count, 'image')} are almost black (no value above {DARK - 1} of "
+            "255); scale their values to the full range of their files: 12 bits in 16, for example, by 16",
+            stacklevel=2,
+        )
+
+
+def _refused(folder: Path, unreadable: Mapping[str, InputError], count: int) -> InputError:
+    """The error about all files that cannot be read."""
+    listed = ", and of splits.csv if it lists it" if (folder / FILE).is_file() else ""
+    first, error = next(iter(unreadable.items()))
+    if len(unreadable) == 1:
+        return InputError(f"{error}; repair the file, or take it out of the folder{listed}")
+    more = f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
+    reason = str(error).removeprefix(f"{folder / first}: ")
+    return InputError(
+        f"{folder}: {len(unreadable)} of {counted(count, 'image')} cannot be read: "
+        f"{', '.join(list(unreadable)[:3])}{more} (the first: {reason}); repair the files, or take them "
+        f"out of the folder{listed.replace('it lists it', 'it lists them')}"
+    )
 
 
 def _listing(folder: Path, tree: Mapping[str, Mapping[str, list[str]]]) -> str:

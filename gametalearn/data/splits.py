@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 
+from gametalearn.data.archives import OTHER_IMAGES
 from gametalearn.errors import InputError
 from gametalearn.words import counted, did_you_mean
 
-__all__ = ["CALLED", "FILE", "SPLITS", "read_splits"]
+__all__ = ["CALLED", "FILE", "MEANT", "SPLITS", "read_splits"]
 
 FILE = "splits.csv"
 
@@ -21,6 +22,21 @@ CALLED = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 """The splits by the names of their folders, and by their names in `FILE`, in upper or lower case."""
+
+MEANT = {"dev": "val", "development": "val", "holdout": "test"}
+"""Names of splits elsewhere that are not read here, for a hint."""
+
+NEVER_IMAGES = OTHER_IMAGES | {
+    ".txt",
+    ".md",
+    ".csv",
+    ".tsv",
+    ".json",
+    ".xml",
+    ".html",
+    ".pdf",
+    ".zip",
+}
 
 HEADERS = (("class", "split"), ("file", "class", "split"))
 
@@ -55,7 +71,8 @@ def read_splits(
         at, name = f"{where}, line {line}", row["class"]
         split = CALLED.get(row["split"].lower())
         if split is None:
-            hint = did_you_mean(row["split"], SPLITS)
+            meant = MEANT.get(row["split"].lower(), row["split"])
+            hint = did_you_mean(meant, SPLITS)
             raise InputError(
                 f"{at}: split {row['split'][:60]!r} is unknown; {hint}use one of {', '.join(SPLITS)}"
             )
@@ -64,6 +81,11 @@ def read_splits(
             if entry not in known:
                 raise InputError(
                     f"{at}: there is no file {row['file'][:200]!r}; give paths relative to {FILE}"
+                )
+            if (kind := PurePosixPath(entry).suffix.lower()) in NEVER_IMAGES:
+                raise InputError(
+                    f"{at}: {kind} files are not read as images, got {row['file'][:200]!r}; remove the "
+                    "line, or convert the file to PNG or JPEG"
                 )
         elif (entry := name) not in folders:
             hint = did_you_mean(name, folders)
@@ -94,9 +116,11 @@ def _rows(text: bytes, where: str) -> Iterator[tuple[int, dict[str, str]]]:
         reader = csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True)
         header = tuple(name.strip().lower() for name in next(reader, []))
         if tuple(sorted(header)) not in {tuple(sorted(names)) for names in HEADERS}:
+            other = next((mark for mark in (";", "\t") if mark in "".join(header)), None)
+            hint = "" if other is None else f"; separate the values by commas, not by {other!r}"
             raise InputError(
                 f"{where}, line 1: the header must be class,split or file,class,split; got "
-                f"{','.join(header)[:200]!r}"
+                f"{','.join(header)[:200]!r}{hint}"
             )
         for row in reader:
             values = [value.strip() for value in row]

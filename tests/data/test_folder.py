@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_every_class_is_in_one_split(tmp_path: Path) -> None:
 
 def test_given_splits_are_kept(tmp_path: Path) -> None:
     for split, name in (("train", "a"), ("train", "b"), ("val", "c"), ("test", "d")):
-        save(tmp_path / "in" / split / name / "deeper" / "1.png", 7)
+        save(tmp_path / "in" / split / name / "deeper" / "1.png", ord(name))
     (tmp_path / "in" / "train" / "notes.txt").write_text("no image")
     load = {s: load_folder(tmp_path / "in", s, tmp_path / "root") for s in ("train", "val", "test")}
     assert {s: d.classes for s, d in load.items()} == {
@@ -63,8 +64,8 @@ def test_given_splits_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_class_called_test_is_a_class(tmp_path: Path) -> None:
-    for name in ("test", "exam", "quiz"):
-        save(tmp_path / "in" / name / "1.png", 7)
+    for i, name in enumerate(("test", "exam", "quiz")):
+        save(tmp_path / "in" / name / "1.png", i)
     parts = [load_folder(tmp_path / "in", s, tmp_path / "root") for s in ("train", "val", "test")]
     assert sorted(p.classes[0] for p in parts) == ["exam", "quiz", "test"]
 
@@ -182,7 +183,7 @@ def test_dealing_is_stable_and_proportioned() -> None:
 def test_splits_by_other_names(tmp_path: Path, splits: tuple[str, str, str]) -> None:
     for split, names in zip(splits, (("a", "b"), ("c",), ("d", "e")), strict=True):
         for name in names:
-            save(tmp_path / "in" / split / name / "1.png", 7)
+            save(tmp_path / "in" / split / name / "1.png", ord(name))
     load = {s: load_folder(tmp_path / "in", s, tmp_path / "root") for s in ("train", "val", "test")}
     assert [data.classes for data in load.values()] == [("a", "b"), ("c",), ("d", "e")]
 
@@ -220,29 +221,30 @@ def test_nothing_vanishes_without_a_word(tmp_path: Path) -> None:
     (source / "class00" / ".DS_Store").write_bytes(b"")
     save(source / "loose.png", 1)
     assert left_out(source, tmp_path / "root") == (
-        "1 image in no folder, class03/ (3 files, none named like an image), 1 .avif file"
+        "1 image beside the class folders (loose.png), class03/ (3 files, none named like an image), 1 .avif file"
     )
 
 
 def test_folders_beside_the_splits_are_told(tmp_path: Path) -> None:
     for folder in ("train/a", "val/b", "test/c", "extra/d"):
-        save(tmp_path / "in" / folder / "1.png", 7)
+        save(tmp_path / "in" / folder / "1.png", ord(folder[-1]))
     (tmp_path / "in" / "docs").mkdir()
     (tmp_path / "in" / "docs" / "readme.txt").write_text("no image, and no class")
     (tmp_path / "in" / "test" / "empty").mkdir()
     (tmp_path / "in" / "test" / "empty" / "a.dat").write_text("no image")
     assert left_out(tmp_path / "in", tmp_path / "root") == (
-        "1 image in extra, test/empty/ (1 file, none named like an image)"
+        "1 image in extra/ (extra/d/1.png), test/empty/ (1 file, none named like an image)"
     )
 
 
 def test_too_few_test_images_are_found_before_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shades = iter(range(256))
     for split, count in (("train", 3), ("val", 3), ("test", 2)):
         for name in ("a", "b"):
             for i in range(count):
-                save(tmp_path / "in" / split / f"{split}-{name}" / f"{i}.png", i)
+                save(tmp_path / "in" / split / f"{split}-{name}" / f"{i}.png", next(shades))
     flags = "--model mlp --hidden 4 --image-size 4 --ways 2 --shots 1 --meta-batch 2 --iterations 2"
     flags += f" --validation-episodes 2 --quiet --dataset folder:{tmp_path}/in"
     out = tmp_path / "run"
@@ -252,7 +254,7 @@ def test_too_few_test_images_are_found_before_the_training(
         "1 shot + 2 queries = 3 examples per class requested, but class 'test-a' in split 'test'"
         in err
     )
-    assert "has 2; lower --shots or --queries" in err
+    assert "has 2; lower --shots or --queries, or leave this class out" in err
     assert not out.exists()
     assert main(["train", *flags.split(), "--queries", "1", "--out", str(out)]) == 0
     assert main(["evaluate", str(out), "--episodes", "2", "--quiet"]) == 0
@@ -281,3 +283,168 @@ def test_packed_copies_are_listed_and_removed(tmp_path: Path) -> None:
     assert (first / "class00").is_dir()
     with pytest.raises(InputError, match="no packed copy 'first'"):
         clean(root, "first")
+
+
+# ---------------------------------------------------------------------------------------------
+# layouts that are meant otherwise
+
+
+def test_groups_of_classes_are_told(tmp_path: Path) -> None:
+    shades = iter(range(256))
+    for group in ("Greek", "Latin", "Tagalog", "Braille"):
+        for c in range(3 if group != "Braille" else 1):
+            save(tmp_path / "in" / group / f"character{c}" / "1.png", next(shades))
+    text = (
+        r"in: 3 of 4 class folders hold no images, only subfolders of images \(Greek/ has 3, such as "
+        r"Greek/character0/\), .* move each of them up one level, or list the files in splits.csv "
+        r"\(file,class,split\); a splits.csv of class,split keeps these classes"
+    )
+    with pytest.warns(UserWarning, match=text):
+        load_folder(tmp_path / "in", "train", tmp_path / "root")
+    (tmp_path / "in" / "splits.csv").write_text(
+        "class,split\nGreek,train\nLatin,val\nTagalog,test\nBraille,test\n"
+    )
+    load_folder(tmp_path / "in", "train", tmp_path / "root")
+
+
+def test_two_groups_of_classes_are_too_few_but_told(tmp_path: Path) -> None:
+    for i in range(6):
+        save(tmp_path / "in" / "ab"[i % 2] / f"class{i}" / "1.png", i)
+    with (
+        pytest.warns(UserWarning, match="2 of 2 class folders hold no images"),
+        pytest.raises(InputError, match="at least 3 are needed"),
+    ):
+        load_folder(tmp_path / "in", "train", tmp_path / "root")
+
+
+def test_groups_within_splits_are_told(tmp_path: Path) -> None:
+    for i, split in enumerate(("train", "val", "test") * 2):
+        save(tmp_path / "in" / split / f"of-{split}" / f"class{i}" / "1.png", i)
+    with pytest.warns(UserWarning, match=r"\(train/of-train/ has 2, such as .*/class0/\)") as told:
+        load_folder(tmp_path / "in", "train", tmp_path / "root")
+    assert str(told[0].message).endswith("(file,class,split)")
+
+
+def test_subfolders_of_a_class_are_no_groups_where_most_classes_have_none(tmp_path: Path) -> None:
+    source = flat(tmp_path / "in", classes=3)
+    for i in range(2):
+        save(source / "deep" / f"session{i}" / "1.png", 100 + i)
+        save(source / "class00" / f"session{i}" / "1.png", 110 + i)
+    load_folder(source, "train", tmp_path / "root")
+
+
+@pytest.mark.parametrize("strays", [("train",), ("train", "val", "test")])
+def test_images_beside_the_classes_of_a_split(tmp_path: Path, strays: tuple[str, ...]) -> None:
+    for i, split in enumerate(("train", "val", "test") * 2):
+        save(tmp_path / "in" / split / f"class{i}" / "1.png", i)
+    for i, split in enumerate(strays):
+        save(tmp_path / "in" / split / "contact sheet.png", 50 + i)
+    told = left_out(tmp_path / "in", tmp_path / "root")
+    assert "1 image in train/ beside the class folders (train/contact sheet.png)" in told
+    assert told.count("contact sheet") == len(strays)
+
+
+def test_a_split_by_another_name_is_told(tmp_path: Path) -> None:
+    for folder in ("train/a", "dev/b", "test/c"):
+        save(tmp_path / "in" / folder / "1.png", ord(folder[-1]))
+    with pytest.raises(InputError, match="none in val/; rename dev/ to val/, or give all of"):
+        load_folder(tmp_path / "in", "train", tmp_path / "root")
+
+
+@pytest.mark.parametrize("name", ["Splits.csv", "split.csv", "splits.tsv"])
+def test_a_file_almost_called_splits_csv_is_told(tmp_path: Path, name: str) -> None:
+    source = flat(tmp_path / "in", classes=3)
+    (source / name).write_text("class,split\n")
+    (source / "notes.csv").write_text("")
+    with pytest.warns(UserWarning, match=f"{name} is not read; .* rename it to splits.csv") as told:
+        load_folder(source, "train", tmp_path / "root")
+    assert len(told) == 1
+
+
+# ---------------------------------------------------------------------------------------------
+# images that are there twice, cannot be read, or are black
+
+
+def three_splits(root: Path) -> Path:
+    for i, folder in enumerate(("train/a", "train/b", "val/c", "test/d")):
+        for k in range(2):
+            save(root / folder / f"{k}.png", 10 * i + k)
+    return root
+
+
+def test_a_class_linked_into_another_split_is_refused(tmp_path: Path) -> None:
+    source = three_splits(tmp_path / "in")
+    (source / "test" / "again").symlink_to(source / "train" / "a")
+    with pytest.raises(
+        InputError,
+        match=r"train/a/0.png \(in train\) and test/again/0.png \(in test\) are one file",
+    ) as error:
+        load_folder(source, "train", tmp_path / "root")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_linked_into_another_class(tmp_path: Path) -> None:
+    source = three_splits(tmp_path / "in")
+    (source / "train" / "b" / "2.png").symlink_to(source / "train" / "a" / "0.png")
+    text = r"1 image is in two classes, byte for byte \(train/a/0.png, train/b/2.png\); .* remove"
+    with pytest.warns(UserWarning, match=text):
+        load_folder(source, "train", tmp_path / "root")
+    (source / "test" / "d" / "2.png").symlink_to(source / "train" / "a" / "0.png")
+    with pytest.raises(InputError, match=r"test/d/2.png \(in test\) are one file, by a link"):
+        load_folder(source, "train", tmp_path / "root")
+
+
+def test_copies_are_told_when_they_are_packed(tmp_path: Path) -> None:
+    source = three_splits(tmp_path / "in")
+    for k in range(2):
+        shutil.copy(source / "train" / "a" / f"{k}.png", source / "test" / "d" / f"copy{k}.png")
+        shutil.copy(source / "val" / "c" / "0.png", source / "val" / "c" / f"same{k}.png")
+    text = (
+        r"2 images are in two splits, byte for byte \(train/a/0.png in train, test/d/copy0.png in test, "
+        r"first\); few-shot splits must not share images, so remove the copies"
+    )
+    with pytest.warns(UserWarning, match=text) as told:
+        load_folder(source, "train", tmp_path / "root")
+    assert len(told) == 1
+    load_folder(source, "test", tmp_path / "root")
+
+
+def test_all_files_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    source, root = flat(tmp_path / "in", classes=5), tmp_path / "root"
+    for c in range(4):
+        (source / f"class{c:02}" / "0.png").write_text("no image")
+    with pytest.raises(
+        InputError, match=r"in: 4 of 15 images cannot be read: .* and 1 more"
+    ) as error:
+        load_folder(source, "train", root)
+    text = str(error.value)
+    assert sum(f"class{c:02}/0.png" in text for c in range(5)) == 3
+    assert "(the first: not a readable image: none of" in text
+    assert text.endswith("repair the files, or take them out of the folder")
+    assert "\n" not in text
+
+
+def test_what_failed_is_no_packed_copy(tmp_path: Path) -> None:
+    source, root = flat(tmp_path / "in", classes=3), tmp_path / "root"
+    (source / "class00" / "0.png").write_text("no image")
+    with pytest.raises(InputError, match="repair the file"):
+        load_folder(source, "train", root)
+    assert describe(root)[-1][0] == "folder:PATH"
+    assert clean(root) == []
+    assert list((root / "folders").iterdir()) == []
+    (root / "folders" / "killed").mkdir()
+    (root / "folders" / "killed" / ".packing-x").write_bytes(bytes(10**6))
+    assert describe(root)[-1] == ("  killed", "1.0 MB of a packing that was interrupted")
+    assert clean(root) == [
+        f"removed {root}/folders/killed (1.0 MB of a packing that was interrupted)"
+    ]
+
+
+def test_twelve_bits_in_sixteen_are_told(tmp_path: Path) -> None:
+    for i in range(9):
+        (tmp_path / "in" / f"c{i // 3}").mkdir(parents=True, exist_ok=True)
+        pixels = np.full((4, 4), 4095 - i if i else 65535, np.uint16)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"c{i // 3}" / f"{i}.png")
+    text = r"8 of 9 images are almost black \(no value above 15 of 255\); scale .* 12 bits in 16, .* by 16"
+    with pytest.warns(UserWarning, match=text):
+        load_folder(tmp_path / "in", "train", tmp_path / "root")

@@ -65,14 +65,14 @@ def test_files_by_their_classes_and_splits(birds: Path) -> None:
     picture(birds / "loose" / "deep" / "x.png", 200)
     write(
         birds, "file,class,split", "./a/2.png,round,train", "a/0.png,round,Training", "b//1.png,flat,valid",
-        "loose/deep/x.png,flat,val", "", "h/0.png,odd,TEST",
+        "loose/deep/x.png,flat,val", "", "h/0.png,odd,TEST", "h/1.png,odd,test",
     )  # fmt: skip
-    with pytest.warns(UserWarning, match=r"left out 20 images that splits.csv does not list, a/1"):
+    with pytest.warns(UserWarning, match=r"left out 19 images that splits.csv does not list \(a/1"):
         found = shades(birds)
     assert found == {
         "train": {"round": [0, 2]},
         "val": {"flat": [11, 200]},
-        "test": {"odd": [70]},
+        "test": {"odd": [70, 71]},
     }
 
 
@@ -95,6 +95,9 @@ def test_columns_quotes_and_marks_as_spreadsheets_write_them(birds: Path) -> Non
         (["class,class", "a,train"], "line 1: the header must be"),
         (["class,split", "a,train", "x,val"], "line 3: there is no folder of images for class 'x'"),
         (["class,split", "a,train", "b,vla"], "line 3: split 'vla' is unknown; .* train, val, test"),
+        (["class;split", "a;train"], "line 1: .* got 'class;split'; separate the values by commas, not by ';'"),
+        (["class\tsplit", "a\ttrain"], r"line 1: .*; separate the values by commas, not by '\\t'"),
+        (["class,split", "a,train", "b,dev"], "line 3: split 'dev' is unknown; did you mean 'val'"),
         (["class,split", "a,train", "b,tran"], "line 3: .* did you mean 'train'"),
         (["class,split", "a,train", "", "a,test"], "line 4: 'a' is already in line 2"),
         (["class,split", "a,train", "b,train,x"], r"line 3: expected 2 values \(class,split\), got 'b,tr"),
@@ -122,10 +125,34 @@ def test_other_encodings_and_what_is_no_image(birds: Path) -> None:
     with pytest.raises(InputError, match=r"splits.csv: not UTF-8 text .*save it as UTF-8"):
         load_folder(birds, "train", birds.parent / "root")
     (birds / "notes.txt").write_text("text")
-    write(birds, "file,class,split", "notes.txt,x,train", "a/0.png,y,val", "b/0.png,z,test")
+    (birds / "scan").write_text("text")
+    write(birds, "file,class,split", "scan,x,train", "a/0.png,y,val", "b/0.png,z,test")
+    remedy = "repair the file, or take it out of the folder, and of splits.csv if it lists it"
     with (
         pytest.warns(UserWarning, match="left out"),
-        pytest.raises(InputError, match=r"notes.txt: not a readable image"),
+        pytest.raises(InputError, match=rf"scan: not a readable image: .*; {remedy}"),
+    ):
+        load_folder(birds, "train", birds.parent / "root")
+    write(birds, "file,class,split", "a/0.png,y,val", "notes.txt,x,train", "b/0.png,z,test")
+    with pytest.raises(InputError, match=r"line 3: .txt files are not read .*; remove the line"):
+        load_folder(birds, "train", birds.parent / "root")
+
+
+def test_unread_formats_are_told(birds: Path) -> None:
+    write(birds, *BY_CLASS)
+    for name in ("x.heic", "y.HEIC", "notes.txt"):
+        (birds / "a" / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"left out 2 \.heic files$"):
+        load_folder(birds, "train", birds.parent / "root")
+
+
+def test_one_file_by_two_paths(birds: Path) -> None:
+    (birds / "b" / "link.png").symlink_to(birds / "a" / "0.png")
+    lines = ["a/0.png,x,train", "c/0.png,y,val", "b/link.png,z,test"]
+    write(birds, "file,class,split", *lines)
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(InputError, match=r"a/0.png \(in train\) and b/link.png \(in test\) are one"),
     ):
         load_folder(birds, "train", birds.parent / "root")
 

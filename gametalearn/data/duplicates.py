@@ -1,0 +1,77 @@
+"""The same image twice in a folder of images: by a link, or as a copy."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from gametalearn.errors import InputError
+
+__all__ = ["Place", "refuse_links", "warn_of_copies"]
+
+Place = tuple[str, str, str]
+"""Where an image is: its split, its class and its file."""
+
+
+def refuse_links(folder: Path, tree: Mapping[str, Mapping[str, Iterable[str]]]) -> None:
+    """Raise an `InputError` that names one file, reached by two paths, in two splits."""
+    parents: dict[Path, str] = {}
+    seen: dict[str, tuple[str, str]] = {}
+    for split, classes in tree.items():
+        for members in classes.values():
+            for member in members:
+                path = folder / member
+                if path.is_symlink():
+                    real = os.path.realpath(path)
+                else:  # one look per folder is enough
+                    parent = path.parent
+                    if parent not in parents:
+                        parents[parent] = os.path.realpath(parent)
+                    real = os.path.join(parents[parent], path.name)
+                before, first = seen.setdefault(real, (split, member))
+                if before != split:
+                    raise InputError(
+                        f"{folder}: {first} (in {before}) and {member} (in {split}) are one file, by a "
+                        "link; few-shot splits must not share images, so remove one of the two"
+                    )
+
+
+def warn_of_copies(where: str, copies: Iterable[Sequence[Place]]) -> None:
+    """Warn of images with the same bytes in two splits, and in two classes.
+
+    Args:
+        where: the folder.
+        copies: for each distinct content the places of its files.
+    """
+    splits: list[tuple[Place, Place]] = []
+    classes: list[tuple[Place, Place]] = []
+    for first, *others in copies:
+        for other in others:
+            if other[0] != first[0]:
+                splits.append((first, other))
+            elif other[1] != first[1]:
+                classes.append((first, other))
+    if splits:
+        (split, _, one), (other_split, _, two) = splits[0]
+        warnings.warn(
+            f"{where}: {_images(splits)} in two splits, byte for byte ({one} in {split}, {two} in "
+            f"{other_split}{_first(splits)}); few-shot splits must not share images, so remove the copies",
+            stacklevel=2,
+        )
+    if classes:
+        (_, _, one), (_, _, two) = classes[0]
+        warnings.warn(
+            f"{where}: {_images(classes)} in two classes, byte for byte ({one}, {two}{_first(classes)}); "
+            "an episode of both contradicts itself, so remove the copies",
+            stacklevel=2,
+        )
+
+
+def _images(pairs: Sequence[object]) -> str:
+    return "1 image is" if len(pairs) == 1 else f"{len(pairs)} images are"
+
+
+def _first(pairs: Sequence[object]) -> str:
+    return "" if len(pairs) == 1 else ", first"
