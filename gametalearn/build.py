@@ -18,6 +18,7 @@ from gametalearn.errors import InputError
 from gametalearn.losses import Loss
 from gametalearn.mixture import MixedSource
 from gametalearn.models import MLP, Conv4, ResNet12
+from gametalearn.places import shown
 from gametalearn.scores import ScoreLike
 from gametalearn.weighting import Rule, make_rule
 
@@ -52,9 +53,11 @@ def build_source(config: TrainConfig, split: str) -> Source:
     seed = stream_seed(config.seed, split)
     names = config.datasets
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise InputError(f"`dataset` {config.dataset}: {twice[0]} appears twice")
+        raise InputError(f"`dataset` {shown(config.dataset)}: {twice[0]} appears twice")
     if config.regression and len(names) > 1:
-        raise InputError(f"`dataset` {config.dataset}: sinusoid cannot be combined with images")
+        raise InputError(
+            f"`dataset` {shown(config.dataset)}: sinusoid cannot be combined with images"
+        )
     parts = [_source(config, name, split, seed + 2**32 * i) for i, name in enumerate(names)]
     source = parts[0]
     if len(parts) > 1:

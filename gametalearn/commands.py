@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gametalearn import registry
+from gametalearn import places, registry
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import joined, use_machine
 from gametalearn.errors import InputError
@@ -92,12 +92,12 @@ def episodes(args: argparse.Namespace) -> None:
     source = build_source(config, args.on)
     batch = source.sample(args.episodes)
     print(
-        f"{counted(len(batch), 'episode')} of {config.dataset} ({args.on}), seed {config.seed}: "
+        f"{counted(len(batch), 'episode')} of {places.shown(config.dataset)} ({args.on}), seed {config.seed}: "
         f"support {tuple(batch.support_x.shape[1:])}, query {tuple(batch.query_x.shape[1:])}"
     )
     if not isinstance(source, EpisodeSampler) or batch.classes is None:
         if config.regression:
-            raise InputError(f"episodes draws images; {config.dataset} has none")
+            raise InputError(f"episodes draws images; {places.shown(config.dataset)} has none")
         raise InputError("episodes draws one data set at a time; name one with `dataset`")
     data, names = source.dataset, []
     for i, classes in enumerate(batch.classes.tolist()):

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from gametalearn import registry
 
-__all__ = ["absolute", "folder_of", "folders", "joined", "names_in", "placeless"]
+__all__ = ["absolute", "folder_of", "folders", "joined", "names_in", "placeless", "shown"]
 
 PREFIX = "folder:"
 
@@ -69,6 +69,15 @@ def joined(names: Iterable[str]) -> str:
     'folder:/data/c%2B%2B+glyphs'
     """
     return "+".join(_PLUS.sub(r"%25\g<1>2B", name).replace("+", "%2B") for name in names)
+
+
+def shown(dataset: str) -> str:
+    """A data set's name as people read it, with the ``+`` of paths as they are.
+
+    >>> shown("folder:/data/a%2Bb+glyphs")
+    'folder:/data/a+b+glyphs'
+    """
+    return "+".join(names_in(dataset))
 
 
 def folder_of(name: str) -> str | None:

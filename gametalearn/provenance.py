@@ -19,7 +19,7 @@ from gametalearn.config import RESUMABLE, TrainConfig
 from gametalearn.data.identity import FolderIdentity, differences
 from gametalearn.errors import InputError, summary
 from gametalearn.files import replacing
-from gametalearn.places import absolute, folder_of, folders, joined, names_in, placeless
+from gametalearn.places import absolute, folder_of, folders, joined, names_in, placeless, shown
 from gametalearn.settings import read_toml, settings_of, unmet
 
 __all__ = [
@@ -107,7 +107,7 @@ def checked(run: Path, config: TrainConfig) -> Record | None:
     if len(stored) != len(places):
         raise InputError(
             f"{run / RECORD} has {len(stored)} of a data set's folders, config.toml {len(places)} "
-            f"({config.dataset}); put the file back that belongs there, or `overwrite` the run"
+            f"({shown(config.dataset)}); put the file back that belongs there, or `overwrite` the run"
         )
     return tuple(
         _same(run, config, before, place) for before, place in zip(stored, places, strict=True)
@@ -116,10 +116,8 @@ def checked(run: Path, config: TrainConfig) -> Record | None:
 
 def _same(run: Path, config: TrainConfig, before: FolderIdentity, place: str) -> FolderIdentity:
     if not os.path.isdir(place):
-        where = "there" if place == before.path else f"in {place}, where it is looked for"
-        raise InputError(
-            f"{run}: trained on {before}, but no folder is {where}; {_anew(config, place)}"
-        )
+        gone = "it is no longer there" if place == before.path else f"there is no folder {place}"
+        raise InputError(f"{run}: trained on {before}, but {gone}; {_anew(config, place)}")
     try:
         now = FolderIdentity.of(place)
     except InputError as error:
@@ -157,7 +155,7 @@ def relocated(config: TrainConfig, dataset: str) -> TrainConfig:
     """
     if placeless(absolute(dataset)) != placeless(config.dataset):
         raise InputError(
-            f"`dataset` {dataset}: the run was trained on {config.dataset}; it can only be replaced by "
+            f"`dataset` {dataset}: the run was trained on {shown(config.dataset)}; it can only be replaced by "
             "the new place of a folder that has moved, as folder:PATH"
         )
     return dataclasses.replace(config, dataset=dataset)
@@ -205,7 +203,7 @@ def other_settings(
     own = _settings(config.as_dict(), absolute, exact)
     # what only one of them has is without effect in the other, for a setting that differs, too
     differ = [name for name in own if name in other and other[name] != own[name]]
-    named = [f"{name} {other[name]}, not {own[name]}" for name in differ[:4]]
+    named = [f"{name} {shown(str(other[name]))}, not {shown(str(own[name]))}" for name in differ[:4]]
     remedy = "choose another `out`, or `overwrite` it"
     if same_run(there, config, moved=True, exact=exact):
         remedy += f"; if the folder has moved, train --resume {run} --dataset {config.dataset}"

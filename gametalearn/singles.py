@@ -17,7 +17,7 @@ from gametalearn.distributed import Team
 from gametalearn.errors import InputError
 from gametalearn.jobs import Planned, Terms, place_of, run_test
 from gametalearn.metrics import read_metrics
-from gametalearn.places import absolute, joined
+from gametalearn.places import absolute, joined, shown
 from gametalearn.results import Result, Single
 from gametalearn.runfolder import load_run
 from gametalearn.settings import settings_of
@@ -94,7 +94,7 @@ def single_runs(
         raise InputError("`single` works on data sets given by name, but episodes were passed in")
     if len(names) < 2:
         raise InputError(
-            f"`single` is for several data sets, such as omniglot+mini-imagenet; got {config.dataset}"
+            f"`single` is for several data sets, such as omniglot+mini-imagenet; got {shown(config.dataset)}"
         )
     if config.share == "proportional":
         raise InputError(

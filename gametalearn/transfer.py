@@ -17,7 +17,7 @@ from gametalearn.data.identity import FolderIdentity
 from gametalearn.episodes import EpisodeSampler, Source, input_shape_of
 from gametalearn.errors import InputError
 from gametalearn.mixture import MixedSource
-from gametalearn.places import absolute, folder_of, folders, names_in, placeless
+from gametalearn.places import absolute, folder_of, folders, names_in, placeless, shown
 from gametalearn.provenance import recorded
 from gametalearn.settings import read_toml
 from gametalearn.words import counted
@@ -68,7 +68,7 @@ def require_other(config: TrainConfig, run: Path | None, dataset: str) -> None:
     known = _classes_of(run)
     if not _differs(config.dataset, known, dataset):
         raise InputError(
-            f"`dataset` {dataset}: this is what the run was trained on ({config.dataset}), or has classes of "
+            f"`dataset` {dataset}: this is what the run was trained on ({shown(config.dataset)}), or has classes of "
             "the same names; leave it out to test on the run's own test classes"
         )
     for place in folders(dataset) if known else ():
@@ -148,7 +148,7 @@ def _require_ways(config: TrainConfig, learner: Learner, ways: int) -> None:
     """Only learners that make a head for each task can be tested with other ways than in training."""
     if config.regression:
         raise InputError(
-            f"`ways` {ways}: {config.dataset} is regression, without classes; leave it out"
+            f"`ways` {ways}: {shown(config.dataset)} is regression, without classes; leave it out"
         )
     if not makes_heads(learner):
         raise InputError(
@@ -176,7 +176,7 @@ def episodes_for(
     source = build_source(config, on)
     if (shape := input_shape_of(source)) != input_shape:
         raise InputError(
-            f"`dataset` {config.dataset}: its inputs have the shape {shape}, and the run was trained on "
+            f"`dataset` {shown(config.dataset)}: its inputs have the shape {shape}, and the run was trained on "
             f"{input_shape}"
         )
     several = len(config.datasets) > 1 and isinstance(source, MixedSource)
@@ -227,7 +227,8 @@ def described(found: Mapping[str, str | int]) -> str:
     >>> described({"shots": 5, "queries": 10}), described({"on": "val"})
     ('5-shot, 10 queries', 'val')
     """
-    words = [str(found[name]) for name in ("dataset", "on") if name in found]
+    words = [shown(str(found["dataset"]))] if "dataset" in found else []
+    words += [str(found["on"])] if "on" in found else []
     if "shots" in found:
         per = "" if "ways" not in found else " per class"
         ways = f"{found['ways']}-way " if "ways" in found else ""

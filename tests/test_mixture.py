@@ -98,11 +98,11 @@ def test_numbers_by_name():
     assert numbers_in("fixed", NAMES) is numbers_in("proportional", NAMES) is None
     assert numbers_in("folder:/a=b/birds=4, omniglot=12", NAMES) == [12, 4]
     for text, problem in (
-        ("equal", "'equal' does not fit"),
+        ("equal", "'equal' has no number"),
         ("omniglot=12", "folder:/a=b/birds has no task"),
-        ("omniglot=12,glyphs=4", "'glyphs=4' does not fit"),
-        ("omniglot=12,omniglot=4", "'omniglot=4' does not fit"),
-        ("omniglot=-1,folder:/a=b/birds=4", "'omniglot=-1' does not fit"),
+        ("omniglot=12,glyphs=4", "'glyphs' is none of them"),
+        ("omniglot=12,omniglot=4", "omniglot appears twice"),
+        ("omniglot=-1,folder:/a=b/birds=4", "'-1' is not a whole number"),
         ("omniglot=0,folder:/a=b/birds=4", "omniglot has no task"),
     ):
         with pytest.raises(InputError, match=f"`share` must be fixed, .*{problem}"):

@@ -30,6 +30,7 @@ from gametalearn.data.identity import FolderIdentity, differences
 from gametalearn.flags import in_flags
 from gametalearn.gradients import meta_gradients
 from gametalearn.places import joined, names_in
+from gametalearn.transfer import described
 
 SPLITS = ("train", "val", "test")
 TINY = {
@@ -228,6 +229,7 @@ def test_a_path_with_a_plus_is_a_path(
         assert loaded.dataset == run.config.dataset
         assert loaded.datasets == [typed]
         assert main(["evaluate", str(tmp_path / f"run{number}"), "--episodes", "2", "--quiet"]) == 0
+        assert described({"dataset": loaded.dataset}) == typed
         both = config(f"{loaded.dataset}+glyphs", channels=1, image_size=4)
         assert both.datasets == [typed, "glyphs"]
         capsys.readouterr()
@@ -308,10 +310,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda imgs: list(map(shutil.rmtree, sorted(imgs.iterdir())[2:])),
         r"A/imgs: 2 class folders with images, but at least 3",
     ),
-    "no folder": (shutil.rmtree, "but no folder is there; if the folder has moved"),
+    "no folder": (shutil.rmtree, "but it is no longer there; if the folder has moved"),
     "a file in its place": (
         lambda imgs: imgs.rename(imgs.with_name("elsewhere")).with_name("imgs").write_text(""),
-        "but no folder is there",
+        "but it is no longer there",
     ),
 }
 
@@ -338,7 +340,7 @@ def test_a_class_moved_from_training_to_test_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for split in SPLITS:
-        pictures(tmp_path / "imgs" / split, seed=ord(split[0]), classes=3)
+        pictures(tmp_path / "imgs" / split, seed=ord(split[1]), classes=3)
         for c in (tmp_path / "imgs" / split).iterdir():
             c.rename(c.with_name(f"{split}-{c.name}"))
     train(config(f"folder:{tmp_path}/imgs"), tmp_path / "run", progress=False)
@@ -390,7 +392,7 @@ def test_only_a_new_run_takes_changed_images(here: Path) -> None:
 
 def test_a_moved_folder_is_given_anew(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "A" / "imgs").rename(here / "moved")
-    assert "no folder is there" in next(iter(refusals(here / "run", capsys)))
+    assert "it is no longer there" in next(iter(refusals(here / "run", capsys)))
     new = f"folder:{here}/moved"
     run = load_run(here / "run", dataset=new)
     assert run.config.dataset == new
@@ -431,7 +433,7 @@ def test_a_folder_with_other_images_is_not_the_moved_one(
     (text,) = said
     assert f"{here}/A/imgs (12 classes, 36 files), but {here}/B/imgs (15 classes, 45" in text
     (text,) = refusals(here / "run", capsys, "--dataset", f"folder:{here}/nowhere")
-    assert f"no folder is in {here}/nowhere, where it is looked for" in text
+    assert f"but there is no folder {here}/nowhere;" in text
     assert {f.name: f.read_bytes() for f in (here / "run").iterdir()} == before
 
 

@@ -83,9 +83,9 @@ def test_a_run_alone_is_loaded_and_adapted_to_new_images(alone: Path, trained: P
     assert (run.input_shape, run.score.name) == ((1, 16, 16), "accuracy")
     assert torch.equal(predictions(run), torch.load(trained / "predictions.pt"))
     assert list((alone.parent / "empty").iterdir()) == []
-    with pytest.raises(InputError, match="no folder is there; if the folder has moved"):
+    with pytest.raises(InputError, match="it is no longer there; if the folder has moved"):
         run.episodes("test")
-    with pytest.raises(InputError, match="no folder is there"):
+    with pytest.raises(InputError, match="it is no longer there"):
         _ = run.source
 
 
@@ -131,7 +131,7 @@ def test_several_runs_are_tested_on_the_same_other_data(
     [
         ("sinusoid", "dataset 'sinusoid' needs model='mlp', ways=1"),
         ("nonesuch", "unknown data set 'nonesuch'"),
-        ("folder:{t}/nowhere", "no folder is in {t}/nowhere, where it is looked for"),
+        ("folder:{t}/nowhere", "but there is no folder {t}/nowhere;"),
         ("folder:{t}/nowhere+folder:{t}/two", "folder: {t}/nowhere is not a folder"),
         ("folder:{t}/shared", "trained on"),
         ("omniglot", "gametalearn data prepare omniglot"),
@@ -185,7 +185,7 @@ def test_an_older_run_takes_its_shapes_from_its_data(alone: Path, tmp_path: Path
         content = load_checkpoint(alone / name)
         del content["data"]
         save_checkpoint(alone / name, content)
-    with pytest.raises(InputError, match="no folder is there; if the folder has moved"):
+    with pytest.raises(InputError, match="it is no longer there; if the folder has moved"):
         load_run(alone)
     train(tiny(iterations=1), tmp_path / "b", progress=False)
     content = load_checkpoint(tmp_path / "b" / "best.pt")
