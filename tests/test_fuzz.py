@@ -206,11 +206,11 @@ OF_PICTURES = {"ways": 2, "shots": 1, "queries": 1, "model": "conv4", "image_siz
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("pictures")
-    for split in ("train", "val", "test"):
+    for first, split in enumerate(("train", "val", "test")):
         for number in range(3):
             (root / split / f"{split}{number}").mkdir(parents=True)
             for i in range(4):
-                picture = Image.new("L", (16, 16), 20 * i + 60 * number)
+                picture = Image.new("L", (16, 16), 15 * i + 60 * number + 5 * first)
                 picture.save(root / split / f"{split}{number}" / f"{i}.png")
     return f"folder:{root}"
 
