@@ -203,7 +203,8 @@ def other_settings(
     own = _settings(config.as_dict(), absolute, exact)
     # what only one of them has is without effect in the other, for a setting that differs, too
     differ = [name for name in own if name in other and other[name] != own[name]]
-    named = [f"{name} {shown(str(other[name]))}, not {shown(str(own[name]))}" for name in differ[:4]]
+    told = {name: shown if name == "dataset" else str for name in differ}
+    named = [f"{n} {told[n](other[n])}, not {told[n](own[n])}" for n in differ[:4]]
     remedy = "choose another `out`, or `overwrite` it"
     if same_run(there, config, moved=True, exact=exact):
         remedy += f"; if the folder has moved, train --resume {run} --dataset {config.dataset}"
