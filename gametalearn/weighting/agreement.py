@@ -17,7 +17,7 @@ from gametalearn.weighting.weights import (
     Weights,
     as_rows,
     check_finite,
-    check_tensor,
+    check_gramian,
     largest_entries,
 )
 
@@ -166,13 +166,8 @@ def agreement_weights_from_gramian(gramian: Tensor, *, normalize: bool = False) 
     >>> agreement_weights_from_gramian(torch.tensor([[2.0, 1.0], [1.0, 4.0]]))
     tensor([0.3750, 0.6250])
     """
-    check_tensor(gramian, "gramian")
-    if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or not len(gramian):
-        raise InputError(f"gramian: expected a (T, T) tensor, got {tuple(gramian.shape)}")
+    check_gramian(gramian)
     gramian = gramian.detach()
-    # A gradient that is not finite makes a whole row and column so; its own place is the diagonal.
-    check_finite(gramian.diagonal(), "Gramian row")
-    check_finite(gramian.abs().amax(1), "Gramian row")
     eps = torch.finfo(gramian.dtype).eps
     top = gramian.abs().max().to(wide_type(gramian))
     products = gramian.to(wide_type(gramian)) / torch.where(top > 0, top, 1.0)

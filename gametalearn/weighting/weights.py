@@ -19,6 +19,7 @@ __all__ = [
     "Weights",
     "as_rows",
     "check_finite",
+    "check_gramian",
     "check_tensor",
     "largest_entries",
 ]
@@ -168,3 +169,14 @@ def check_finite(per_task: Tensor, what: str, first: int = 0) -> None:
             f"{what} of task {first + bad[0]}{others} is not finite ({float(per_task[bad[0]])}); "
             "lower the inner learning rate, or leave the task out"
         )
+
+
+def check_gramian(gramian: Tensor) -> None:
+    """Raise an `InputError` unless ``gramian`` is a finite ``(T, T)`` tensor; it names the task."""
+    check_tensor(gramian, "gramian")
+    if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or not len(gramian):
+        raise InputError(f"gramian: expected a (T, T) tensor, got {tuple(gramian.shape)}")
+    gramian = gramian.detach()
+    # A gradient that is not finite makes a whole row and column so; its own place is the diagonal.
+    check_finite(gramian.diagonal(), "Gramian row")
+    check_finite(gramian.abs().amax(1), "Gramian row")

@@ -103,6 +103,52 @@ def test_fewer_than_half_cannot_carry_it_away():
     assert float(mean.norm()) > 1e6
 
 
+def weiszfeld(rows):
+    """The iteration as it is printed, on the gradients themselves, in float64."""
+    rows = rows.double().numpy()
+    point = np.median(rows, axis=0)
+    for _ in range(1000):
+        inverse = 1 / np.linalg.norm(rows - point, axis=1)
+        point = inverse @ rows / inverse.sum()
+    return point
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("tasks", [5, 8])
+@pytest.mark.parametrize("far", [1e2, 1e8, 1e10, 1e15, 1e20])
+def test_one_gradient_of_any_length_cannot_take_it_over(far, tasks, dtype):
+    generator = torch.Generator().manual_seed(3)
+    rows = (1 + 0.1 * torch.randn(tasks, 10, generator=generator, dtype=torch.float64)).to(dtype)
+    rows[2] = -far
+    weights = effective(rows)
+    found = (weights.double() @ rows.double()).numpy()
+    eps = torch.finfo(dtype).eps
+    np.testing.assert_allclose(found, weiszfeld(rows), rtol=100 * eps, atol=0)
+    assert found == pytest.approx([1.0] * 10, abs=0.2)
+
+
+def test_gradients_that_are_far_in_different_measure():
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randn(9, 6, generator=generator, dtype=torch.float64) + 1
+    rows[:4] *= torch.tensor([1e3, 1e7, 1e12, 1e20], dtype=torch.float64).unsqueeze(1)
+    found = (effective(rows) @ rows).numpy()
+    np.testing.assert_allclose(found, weiszfeld(rows), rtol=1e-9, atol=1e-9)
+
+
+@given(st.integers(1, 12), st.integers(0, 10**6), st.sampled_from([0.0, 1e-16, 1e-9, 1e-7, 1e-4]))
+@settings(max_examples=60, deadline=None)
+def test_gradients_that_are_almost_equal(tasks, seed, apart):
+    generator = torch.Generator().manual_seed(seed)
+    few = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    which = torch.randint(2, (tasks,), generator=generator)
+    rows = few[which] + apart * torch.randn(tasks, 5, generator=generator, dtype=torch.float64)
+    weights = effective(rows)
+    assert float(weights.min()) >= 0
+    assert float(weights.sum()) == pytest.approx(1, abs=1e-12)
+    found, least = (weights @ rows).numpy(), sum_of_distances(oracle(rows.numpy()), rows.numpy())
+    assert sum_of_distances(found, rows.numpy()) <= least + 1e-6
+
+
 def test_the_weights_come_from_inner_products_alone():
     generator = torch.Generator().manual_seed(2)
     rows = torch.randn(7, 40, generator=generator, dtype=torch.float64)
@@ -117,3 +163,13 @@ def test_nan_is_named():
     rows[2, 0] = math.nan
     with pytest.raises(InputError, match="gradient of task 2 is not finite"):
         effective(rows)
+
+
+def test_what_is_no_gramian_is_refused():
+    for shape in ((2, 3), (4,), (0, 0)):
+        with pytest.raises(InputError, match=r"gramian: expected a \(T, T\) tensor, got"):
+            geometric_median_weights(torch.ones(shape))
+    bad = torch.eye(3)
+    bad[1, 1] = math.nan
+    with pytest.raises(InputError, match="Gramian row of task 1 is not finite"):
+        geometric_median_weights(bad)
