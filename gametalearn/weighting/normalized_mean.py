@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +26,9 @@ class NormalizedMean(nn.Module):
     through l, and turns it no further than any other. Stateless; weights are invariant to a common
     scale of the gradients, are at least 0, and need not sum to 1.
 
-    A gradient without a direction, that is shorter than eps (of the rows' dtype) times the longest,
-    has the weight 1/T and no part in the mean of l: it adds next to nothing whatever its weight is.
+    A gradient of length zero has no direction: its weight is 1/T, and it has no part in the mean of l.
+    So is one so short that the rows' dtype, or a square in float64, could not hold its length
+    relative to the longest: below 1 / the dtype's largest number, or 1.5e-154.
     """
 
     def forward(self, gradients: TaskGradients) -> Weights:
@@ -48,6 +51,7 @@ class NormalizedMean(nn.Module):
 def _weights(length: Tensor, dtype: torch.dtype) -> Tensor:
     """From the lengths ``(T,)``, in whatever unit, of gradients of a dtype."""
     check_finite(length, "gradient")
-    directed = length > torch.finfo(dtype).eps * length.max()
+    least = max(1 / torch.finfo(dtype).max, math.sqrt(torch.finfo(length.dtype).tiny))
+    directed = length > least * length.max()
     mean = (length * directed).sum() / directed.sum().clamp(min=1)
     return torch.where(directed, mean / length, 1.0) / len(length)

@@ -44,12 +44,36 @@ def test_a_task_s_length_does_not_turn_the_update():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_gradient_without_a_direction_keeps_its_weight(dtype):
-    """Of 4 tasks, one zero and one of rounding's length: the two others have l = 3."""
+    """Of 4 tasks, two of length zero: the two others have l = 3."""
     rows = torch.tensor([[2.0, 0.0], [0.0, 4.0], [0.0, 0.0], [0.0, 0.0]], dtype=dtype)
-    rows[3, 0] = torch.finfo(dtype).eps * 2
     wanted = [3 / 2 / 4, 3 / 4 / 4, 1 / 4, 1 / 4]
     assert effective(rows).tolist() == pytest.approx(wanted, rel=0.01)
     assert effective(rows[2:3] * 0).tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ratio"),
+    [
+        (torch.float64, 1e100),
+        (torch.float64, 1e17),
+        (torch.float32, 1e30),
+        (torch.float32, 1e8),
+        (torch.bfloat16, 1e30),
+        (torch.bfloat16, 200.0),
+        (torch.float16, 6e4),
+        (torch.float16, 2e3),
+    ],
+)
+def test_a_far_longer_one_takes_no_direction_from_the_others(dtype, ratio):
+    """The formula in Python's floats; a task that is 1 / eps times as long is a task as any other."""
+    rows = torch.randn(5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    rows[3] *= ratio
+    rows = (rows / 2).to(dtype)
+    lengths = [math.hypot(*row) for row in rows.tolist()]
+    mean = math.fsum(lengths) / 5
+    wanted = [mean / (5 * length) for length in lengths]
+    assert effective(rows).tolist() == pytest.approx(wanted, rel=4 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize(("dtype", "far"), [(torch.float32, 1e30), (torch.float64, 1e300)])
