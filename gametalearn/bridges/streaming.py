@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gametalearn.errors import InputError
-from gametalearn.weighting.agreement import ROUNDING, shares, vanish
+from gametalearn.weighting.agreement import rounding, shares, vanish
 from gametalearn.weighting.vectors import Vectors, wide_type
 from gametalearn.weighting.weights import (
     TaskGradient,
@@ -106,13 +106,13 @@ def stream_agreement(
             _add(plain, _vectors(parts, scale or 1.0))
         del parts
 
-    eps = min(torch.finfo(form.dtype).eps, torch.finfo(torch.float32).eps)
+    threshold = rounding(form.dtype)
     size = float(s.abs().sum())
-    if bool(vanish(s, bound**2, ROUNDING * eps)):
+    if bool(vanish(s, bound**2, threshold)):
         combination, size = plain, float(num_tasks)
     _multiply(combination, 1 / size)
     _multiply(combination, scale)
-    return form.build(combination), form.weights(shares(s, bound**2, ROUNDING * eps))
+    return form.build(combination), form.weights(shares(s, bound**2, threshold))
 
 
 class _Form(Generic[G]):

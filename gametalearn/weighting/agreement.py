@@ -26,6 +26,7 @@ __all__ = [
     "GradientAgreement",
     "agreement_weights",
     "agreement_weights_from_gramian",
+    "rounding",
     "sharded_agreement",
     "shares",
     "vanish",
@@ -41,6 +42,14 @@ errors of a sum over P products; those of `torch.mm` reach 20 at P = 100,000."""
 
 BLOCK = 1024
 """Rows of the Gramian that are formed at once, so that memory stays linear in T."""
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """c * eps for rows of a dtype: float32's eps for half precision, too.
+
+    Products are summed in float64, so that entries in half precision are as exact as any others.
+    """
+    return ROUNDING * min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
 
 
 def vanish(s: Tensor, magnitude: Tensor | float, threshold: float) -> Tensor:
@@ -78,7 +87,7 @@ def agreement_weights(gradients: Gradients, *, normalize: bool = False) -> Tenso
 
     Returns:
         ``(T,)`` weights, the gradients' dtype and device. One task, or all s_k zero up to rounding
-        (sum |s| <= 4 * eps * sum |G_ij|): uniform, 1/T.
+        (sum |s| <= 4 * eps * sum |G_ij|, with float32's eps for half precision, too): uniform, 1/T.
 
     Raises:
         InputError: a gradient is not finite (the message names the task), or their structures
@@ -90,7 +99,7 @@ def agreement_weights(gradients: Gradients, *, normalize: bool = False) -> Tenso
     vectors = Vectors.of(as_rows(gradients), unit=normalize)
     length, s = vectors.scores()
     check_finite(length, "gradient")
-    threshold = ROUNDING * torch.finfo(vectors.rows.dtype).eps
+    threshold = rounding(vectors.rows.dtype)
     # sum |G_ij| is at most (sum ||g_i||)^2: only where the sums are that small is it worth its cost.
     magnitude = length.sum() ** 2
     if len(s) > 1 and bool(vanish(s, magnitude, threshold)):
@@ -117,7 +126,7 @@ def sharded_agreement(
     """The weights of `agreement_weights` within each of K groups of tasks, over several processes.
 
     sum |G_ij| is not at hand, and its bound (sum ||g_i||)^2 decides what counts as zero up to
-    rounding: sum |s| <= 4 * eps * (sum ||g_i||)^2.
+    rounding: sum |s| <= 4 * eps * (sum ||g_i||)^2, eps as there.
 
     Args:
         gradients: the tasks.
@@ -139,7 +148,7 @@ def sharded_agreement(
     s = s.gather(1, slot[own].unsqueeze(1)).squeeze(1)
     length, s = gradients.assembled(torch.stack([length, s], 1)).T
     check_finite(length, "gradient")
-    threshold = ROUNDING * torch.finfo(vectors.rows.dtype).eps
+    threshold = rounding(vectors.rows.dtype)
     weights = torch.empty_like(s)
     for group in members > 0:
         weights[group] = shares(s[group], length[group].sum() ** 2, threshold)

@@ -19,6 +19,7 @@ from gametalearn import (
     agreement_weights,
     agreement_weights_from_gramian,
 )
+from gametalearn.bridges import stream_agreement
 from gametalearn.weighting import agreement as agreement_module
 from gametalearn.weighting import vectors as vectors_module
 from gametalearn.weighting.vectors import gramian, update_length
@@ -205,9 +206,24 @@ def test_rows_that_sum_to_zero_of_any_shape_and_scale(
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_rows_that_sum_to_zero_in_half_precision(dtype: torch.dtype) -> None:
-    for tasks, parameters in ((3, 50), (16, 200), (100, 30)):
-        g = cancelling("last", rows(tasks, parameters, dtype=torch.float64)).to(dtype)
-        assert torch.equal(agreement_weights(g), torch.full((tasks,), 1 / tasks, dtype=dtype))
+    for tasks, parameters in ((2, 50), (16, 200), (100, 30)):
+        g = cancelling("pairs", rows(tasks, parameters, dtype=dtype))
+        assert torch.equal(agreement_weights(g), torch.full((len(g),), 1 / len(g), dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_rows_in_half_precision_are_taken_for_what_they_are(dtype: torch.dtype) -> None:
+    """The formula on the same numbers: sums that are small, and determined all the same."""
+    opposed = torch.tensor([[1.0, 0.0], [-0.95, 0.0]], dtype=dtype)
+    small = cancelling("last", rows(16, 200, dtype=torch.float64)).to(dtype)
+    for g in (opposed, small):
+        wanted = torch.tensor(double_loop(g), dtype=torch.float64)
+        torch.testing.assert_close(
+            agreement_weights(g).double(), wanted, rtol=torch.finfo(dtype).eps, atol=0
+        )
+        _, streamed = stream_agreement(lambda i, g=g: g[i], len(g))  # type: ignore[misc]
+        torch.testing.assert_close(streamed, agreement_weights(g), rtol=0, atol=0)
+    assert agreement_weights(opposed).tolist() == pytest.approx([0.513, -0.487], abs=3e-3)
 
 
 def test_a_small_but_real_sum_is_no_zero() -> None:
