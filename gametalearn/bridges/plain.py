@@ -30,19 +30,23 @@ class GradientCollector:
 
     Anything may follow that works on ``.grad``: any optimiser, clipping, AMP's `GradScaler`. A
     parameter that no task gave a gradient keeps None; one that some gave counts as zero in the
-    others; those that do not require gradients are left alone. Memory: T gradients, twice while
-    they are combined (`stream_agreement` needs a fixed number).
+    others. Those that do not require gradients, of whatever dtype, have no part in the rows and
+    keep their ``.grad``. Memory: T gradients, twice while they are combined (`stream_agreement`
+    needs a fixed number).
 
     Args:
-        parameters: those of the optimiser: ``model.parameters()`` or ``optimizer.param_groups``. All
-            on one device; of several dtypes, the rows take the widest. Fixed from here on.
+        parameters: those of the optimiser: ``model.parameters()`` or ``optimizer.param_groups``.
+            Those that require gradients are on one device; of several dtypes, the rows take the
+            widest. Fixed from here on, but for which of them require gradients: that may change
+            from one meta-batch to the next.
         rule: any `Rule` of `gametalearn.weighting` (a module from `TaskGradients` to `Weights`), or
             a plain function from rows ``(T, P)`` to weights ``(T,)``, such as `agreement_weights`.
             A rule's own state is advanced and saved as anywhere else. Default: gradient agreement.
 
     Raises:
-        InputError: no parameters; something that is no leaf tensor of real floating point;
-            several devices; a rule by its name or as a class.
+        InputError: no parameters, or none that requires gradients; something that is no tensor, or
+            requires gradients and is no leaf of real floating point; several devices; a rule by its
+            name or as a class.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -72,10 +76,13 @@ class GradientCollector:
             listed = [p for group in listed for p in group["params"]]
         if not listed:
             raise InputError("GradientCollector: parameters is empty; pass model.parameters()")
-        device = None
-        for parameter in listed:
-            device = _check_parameter(parameter, device)
-        self._parameters: list[Tensor] = list(dict.fromkeys(listed))
+        self._all: list[Tensor] = list(dict.fromkeys(map(_tensor, listed)))
+        self._parameters = _trained(self._all)
+        if not self._parameters:
+            raise InputError(
+                "GradientCollector: no parameter requires gradients; call requires_grad_() on those "
+                "to be trained"
+            )
         self.rule = as_rule(rule, "GradientCollector")
         self._tasks: list[_Task] = []
 
@@ -101,13 +108,25 @@ class GradientCollector:
             score: its accuracy in [0, 1]; for DTP.
             group: its objective; for rules over objectives.
             update: the inner loop's theta - theta_i, one tensor per parameter in the order of
-                ``parameters`` (None: zeros); for ``GradientAgreement(signal="update")``.
+                ``parameters``, or one for each that requires gradients (None: zeros); for
+                ``GradientAgreement(signal="update")``.
 
         Raises:
             InputError: no parameter has a gradient; a sparse gradient; an update that does not fit
-                the parameters; a loss or score that is no scalar.
+                the parameters; a loss or score that is no scalar; parameters that require
+                gradients here and did not for the task before, or the other way round.
         """
-        gradient = [p.grad if p.requires_grad else None for p in self._parameters]
+        trained = _trained(self._all)
+        if self._tasks and list(map(id, trained)) != list(map(id, self._parameters)):
+            raise InputError(
+                f"GradientCollector: {len(trained)} parameters require gradients in task "
+                f"{len(self._tasks)}, in those before {len(self._parameters)} that are not the same; "
+                "freeze and unfreeze after combine()"
+            )
+        self._parameters = trained
+        if update is not None and len(update) == len(self._all):
+            update = [u for u, p in zip(update, self._all, strict=True) if p.requires_grad]
+        gradient = [p.grad for p in trained]
         if all(g is None for g in gradient):
             raise InputError(
                 "GradientCollector: add() found no gradient on any parameter; call it right after "
@@ -279,23 +298,30 @@ def write_gradient(
             parameter.grad.copy_(part.view_as(parameter))
 
 
-def _check_parameter(parameter: object, device: torch.device | None) -> torch.device:
+def _tensor(parameter: object) -> Tensor:
     if not isinstance(parameter, Tensor):
         raise InputError(
             f"GradientCollector: parameters must be tensors, got a {type(parameter).__name__}; "
             "pass model.parameters()"
         )
-    if not parameter.is_leaf or not parameter.is_floating_point():
-        raise InputError(
-            "GradientCollector: parameters must be leaf tensors of real floating point, got "
-            f"{parameter.dtype}{'' if parameter.is_leaf else ' computed from others'}"
-        )
-    if device is not None and parameter.device != device:
-        raise InputError(
-            f"GradientCollector: parameters must be on one device, got {device} and "
-            f"{parameter.device}"
-        )
-    return parameter.device
+    return parameter
+
+
+def _trained(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Those that require gradients, which can be rows."""
+    trained = [p for p in parameters if p.requires_grad]
+    for parameter in trained:
+        if not parameter.is_leaf or not parameter.is_floating_point():
+            raise InputError(
+                "GradientCollector: parameters must be leaf tensors of real floating point, got "
+                f"{parameter.dtype}{'' if parameter.is_leaf else ' computed from others'}"
+            )
+        if parameter.device != trained[0].device:
+            raise InputError(
+                f"GradientCollector: parameters must be on one device, got {trained[0].device} and "
+                f"{parameter.device}"
+            )
+    return trained
 
 
 def _scalar(name: str, value: Tensor | float | None) -> Tensor | None:

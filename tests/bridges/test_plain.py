@@ -17,6 +17,7 @@ from gametalearn import (
     agreement_weights,
 )
 from gametalearn.bridges import GradientCollector
+from gametalearn.weighting.gradnorm import shared_columns
 
 TASKS = 4
 
@@ -217,6 +218,62 @@ def test_parameters_without_gradient():
         assert torch.equal(before[name], after[name]) == still
 
 
+def test_frozen_parameters_have_no_part_in_the_rows():
+    """GradNorm's columns are those of the parameters that require gradients; int8 may be frozen."""
+    model = Heads().double()
+    packed = nn.Parameter(torch.ones(7, dtype=torch.int8), requires_grad=False)
+    shapes = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
+    columns = shared_columns(shapes, "heads.0")
+    seen: list[Tensor] = []
+
+    def rule(rows: Tensor) -> Tensor:
+        seen.append(rows)
+        return rows.new_tensor([0.25, 0.75])
+
+    collect = GradientCollector([packed, *model.parameters()], rule)
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    wanted = []
+    for i in range(2):
+        model(x[i], 0).sum().backward()
+        wanted.append(flat_grad(model.heads[0]))
+        collect.add()
+    collect.combine()
+    assert seen[0].shape == (2, sum(shape.numel() for shape in shapes.values()))
+    assert torch.equal(seen[0][:, columns], torch.stack(wanted))
+    assert packed.grad is None
+
+
+def test_parameters_may_be_unfrozen_between_meta_batches_only():
+    model, tasks = make_model(), make_tasks()
+    last = list(model.children())[2].requires_grad_(False)
+    collect = GradientCollector(model.parameters())
+    for unfrozen in (False, True):
+        last.requires_grad_(unfrozen)
+        rows = rows_of(model, tasks)
+        collect_all(collect, model, tasks)
+        torch.testing.assert_close(collect.combine().effective, agreement_weights(rows))
+        torch.testing.assert_close(flat_grad(model), agreement_weights(rows) @ rows)
+        model.zero_grad()
+    collect_all(collect, model, tasks[:1])
+    last.requires_grad_(False)
+    nn.functional.mse_loss(model(tasks[1][0]), tasks[1][1]).backward()
+    with pytest.raises(
+        InputError, match=r"2 parameters require .* task 1, .* 4 .*; freeze and unf"
+    ):
+        collect.add()
+
+
+def test_an_update_may_count_all_parameters_or_those_that_require_gradients():
+    frozen, p = torch.ones(3), nn.Parameter(torch.zeros(2))
+    updates = torch.tensor([[1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]])
+    for extra in ([], [None], [torch.ones(3)]):
+        collect = GradientCollector([frozen, p], GradientAgreement(signal="update"))
+        for update in updates:
+            p.sum().backward()
+            collect.add(update=[*extra, update])
+        torch.testing.assert_close(collect.combine().effective, agreement_weights(updates))
+
+
 def test_shared_parameters_count_once():
     model, tasks = make_model(), make_tasks()
     rows = rows_of(model, tasks)
@@ -401,11 +458,15 @@ def test_bad_input():
     with pytest.raises(InputError, match="must be tensors, got a tuple"):
         GradientCollector(model.named_parameters())  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"got torch\.complex64"):
-        GradientCollector([torch.zeros(2, dtype=torch.complex64)])
+        GradientCollector([torch.zeros(2, dtype=torch.complex64, requires_grad=True)])
+    with pytest.raises(InputError, match=r"no parameter requires gradients; call requires_grad_\("):
+        GradientCollector([torch.zeros(2)])
     with pytest.raises(InputError, match="computed from others"):
         GradientCollector([torch.zeros(2, requires_grad=True) * 2])
     with pytest.raises(InputError, match="one device, got cpu and meta"):
-        GradientCollector([torch.zeros(2), torch.zeros(2, device="meta")])
+        GradientCollector(
+            [torch.zeros(2, requires_grad=True), torch.zeros(2, device="meta", requires_grad=True)]
+        )
 
     collect = GradientCollector(model.parameters())
     with pytest.raises(InputError, match=r"combine\(\) found no task; call add\(\)"):
