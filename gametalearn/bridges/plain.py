@@ -104,8 +104,9 @@ class GradientCollector:
         so when it is asked for weights.
 
         Args:
-            loss: the task's loss, before AMP's scaling; for rules over losses.
-            score: its accuracy in [0, 1]; for DTP.
+            loss: the task's loss, before AMP's scaling; for rules over losses. Kept in the rows'
+                dtype, or in float32 if that is wider, as the score is.
+            score: its accuracy in [0, 1]; for DTP's indicator ``"accuracy"``.
             group: its objective; for rules over objectives.
             update: the inner loop's theta - theta_i, one tensor per parameter in the order of
                 ``parameters``, or one for each that requires gradients (None: zeros); for
@@ -195,12 +196,13 @@ class _CollectedGradients(TaskGradients):
         rows = torch.stack([task.row for task in tasks])
         group = torch.tensor([task.group for task in tasks], device=rows.device)
         fields = {"rows": rows, "group": group}
-        for field, values in {
-            "updates": [task.update for task in tasks],
-            "loss": [task.loss for task in tasks],
-            "score": [task.score for task in tasks],
-        }.items():
-            given = [value.to(rows) for value in values if value is not None]
+        wide = torch.promote_types(rows.dtype, torch.float32)  # a loss of 1e5 is inf in float16
+        for field, dtype, values in (
+            ("updates", rows.dtype, [task.update for task in tasks]),
+            ("loss", wide, [task.loss for task in tasks]),
+            ("score", wide, [task.score for task in tasks]),
+        ):
+            given = [value.to(rows.device, dtype) for value in values if value is not None]
             if len(given) == len(tasks):
                 fields[field] = torch.stack(given)
         for name, value in fields.items():

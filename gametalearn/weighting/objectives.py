@@ -32,7 +32,6 @@ class ObjectiveBatch:
             k is gbar_k = sum over its tasks of a_i * rows_i.
         balance: ``(K,)`` b_k, the shares of the objectives that are present; they sum to 1.
         loss: ``(K,)`` mean query loss; 0 for an absent objective.
-        score: ``(K,)`` mean score; 0 for an absent objective.
     """
 
     gradients: TaskGradients
@@ -41,7 +40,12 @@ class ObjectiveBatch:
     within: Tensor
     balance: Tensor
     loss: Tensor
-    score: Tensor
+
+    @property
+    def score(self) -> Tensor:
+        """``(K,)`` mean score, 0 for an absent objective; the record is asked for it here alone."""
+        score = self.gradients.score.detach().to(self.loss)
+        return _means(score, self.slot, len(self.present))
 
     def weights(self, raw: Tensor) -> Weights:
         """Effective weights e_i = c b_k w_k a_i of raw ones ``(K,)``.
@@ -129,7 +133,6 @@ class Objectives(nn.Module):
         rows, device = gradients.rows.detach(), self.identities.device
         slot = self._slots(gradients.group.to(device))
         loss = gradients.loss.detach().to(device, torch.float64)
-        score = gradients.score.detach().to(device, torch.float64)
         self._require(torch.isfinite(loss), slot, "loss", loss, "is not finite")
         largest = largest_entries(rows).to(device)
         self._require(torch.isfinite(largest), slot, "gradient", largest, "is not finite")
@@ -137,7 +140,6 @@ class Objectives(nn.Module):
             self._require(loss >= 0, slot, "loss", loss, "is negative, its ratios mean nothing")
         count = torch.bincount(slot, minlength=len(self)).to(loss)
         per_task = 1 / count[slot]
-        zeros = torch.zeros_like(count)
         shares = torch.where(count > 0, self.balance, 0.0)
         return ObjectiveBatch(
             gradients=gradients,
@@ -145,8 +147,7 @@ class Objectives(nn.Module):
             present=count > 0,
             within=per_task if self.within == "uniform" else self._agreement(rows, slot),
             balance=shares / shares.sum(),
-            loss=zeros.index_add(0, slot, loss * per_task),
-            score=zeros.index_add(0, slot, score * per_task),
+            loss=_means(loss, slot, len(self)),
         )
 
     def _slots(self, group: Tensor) -> Tensor:
@@ -175,6 +176,12 @@ class Objectives(nn.Module):
             tasks = (slot == k).nonzero().flatten()
             weights[tasks] = agreement_weights(rows[tasks.to(rows.device)]).to(weights)
         return weights
+
+
+def _means(values: Tensor, slot: Tensor, size: int) -> Tensor:
+    """The mean ``(K,)`` of the values ``(T,)`` of each objective's tasks; 0 where it has none."""
+    count = torch.bincount(slot, minlength=size).to(values)
+    return values.new_zeros(size).index_add(0, slot, values * (1 / count[slot]))
 
 
 class _ObjectiveRule(Rule, Protocol):

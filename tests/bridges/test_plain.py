@@ -8,10 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from gametalearn import (
+    DynamicTaskPrioritization,
+    DynamicWeightAverage,
     GradientAgreement,
+    GradNorm,
     InputError,
     NormControl,
+    ScreenedMean,
     TaskGradients,
+    UncertaintyWeighting,
     Uniform,
     Weights,
     agreement_weights,
@@ -429,6 +434,59 @@ def test_update_signal():
         p.sum().backward()
         collect.add(update=[update])
     torch.testing.assert_close(collect.combine().effective, agreement_weights(updates))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_losses_and_scores_are_as_precise_as_float32_at_least(dtype):
+    """1e5 is inf in float16, and 0.9993 is 1 in bfloat16."""
+    p = nn.Parameter(torch.zeros(2, dtype=dtype))
+    rule = NeedsAll()
+    collect = GradientCollector([p], rule)
+    for i in range(2):
+        p.sum().backward()
+        collect.add(loss=torch.tensor(1e5 + i), score=0.9993, update=[None])
+    collect.combine()
+    assert rule.seen.loss.tolist() == [1e5, 1e5 + 1]
+    assert rule.seen.score.tolist() == pytest.approx([0.9993] * 2, rel=1e-7)
+    assert (
+        rule.seen.loss.dtype == rule.seen.score.dtype == torch.promote_types(dtype, torch.float32)
+    )
+    assert rule.seen.rows.dtype == rule.seen.updates.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        UncertaintyWeighting(2),
+        DynamicWeightAverage(2),
+        GradNorm(2),
+        ScreenedMean(2),
+        DynamicTaskPrioritization(2, indicator="likelihood"),
+    ],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_only_accuracies_need_a_score(rule):
+    """Weights are those of the rule on a record that has scores."""
+    p = nn.Parameter(torch.zeros(2))
+    record_of = NeedsAll()
+    for asked in (record_of, rule):
+        collect = GradientCollector([p], asked)
+        for i in range(4):
+            (p * (i + 1)).sum().backward()
+            score = 0.5 if asked is record_of else None
+            collect.add(loss=1.0 + i, score=score, group=i % 2, update=[None])
+        weights = collect.combine()
+    fresh = type(rule)(2, **({"indicator": rule.indicator} if hasattr(rule, "indicator") else {}))
+    assert torch.equal(weights.effective, fresh(record_of.seen).effective)
+
+
+def test_accuracies_need_a_score():
+    p = nn.Parameter(torch.zeros(2))
+    collect = GradientCollector([p], DynamicTaskPrioritization(1))
+    p.sum().backward()
+    collect.add(loss=1.0)
+    with pytest.raises(InputError, match="needs the score of every task"):
+        collect.combine()
 
 
 @pytest.mark.parametrize("missing", ["loss", "score", "update"])
