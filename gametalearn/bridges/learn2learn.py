@@ -47,7 +47,7 @@ def meta_step(
         batch: T episodes, on the module's device.
         rule: any `Rule`, or a function from rows ``(T, P)`` to weights ``(T,)``; default: gradient
             agreement. Rules over losses, accuracies or objectives get them from ``batch``.
-        steps: inner steps.
+        steps: inner steps, 0 or more.
         features: for ANIL, the body: ``maml`` is the head alone, adapted on ``features(x)``, and
             both get gradients. Support and queries pass it apart from one another, as in
             `gametalearn.ANIL`; learn2learn's example passes them together, which makes a difference
@@ -60,7 +60,8 @@ def meta_step(
         the rates), which is that of `meta_gradients` where the model's own order is so.
 
     Raises:
-        InputError: a module without ``clone`` and ``adapt`` or parameters; a gradient that is not
+        InputError: a module without ``clone`` and ``adapt`` or parameters; ``steps`` that is no
+            number of steps; weights that are not finite; a gradient that is not
             finite, named by its task, if the rule looks at it.
 
     >>> import learn2learn as l2l
@@ -80,6 +81,8 @@ def meta_step(
             f"adapt(), got a {type(maml).__name__}; wrap it: l2l.algorithms.MAML(model, lr=...)"
         )
     require_batch(batch, "meta_step: `batch` is")
+    if not isinstance(steps, int) or steps < 0:
+        raise InputError(f"meta_step: steps must be an integer of at least 0, got {steps!r}")
     rule = as_rule(rule, "meta_step")
     body = nn.Identity() if features is None else features
     parameters = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -114,7 +115,8 @@ class GradientCollector:
 
         Raises:
             InputError: no parameter has a gradient; a sparse gradient; an update that does not fit
-                the parameters; a loss or score that is no scalar; parameters that require
+                the parameters; a loss or score that is no scalar, or a group that is no integer;
+                parameters that require
                 gradients here and did not for the task before, or the other way round.
         """
         trained = _trained(self._all)
@@ -139,7 +141,7 @@ class GradientCollector:
             update=None if update is None else flatten(self._parameters, update, "update"),
             loss=_scalar("loss", loss),
             score=_scalar("score", score),
-            group=group,
+            group=_integer(group),
         )
         for parameter, present in zip(self._parameters, task.present, strict=True):
             if present:
@@ -158,8 +160,8 @@ class GradientCollector:
             The `Weights` of the tasks, in the order in which they were added.
 
         Raises:
-            InputError: no task was added, or the rule needs what `add` was not given. The tasks
-                are dropped then, too.
+            InputError: no task was added, the rule needs what `add` was not given, or gives a weight
+                that is not finite. The tasks are dropped then, too.
         """
         tasks, self._tasks = self._tasks, []
         if not tasks:
@@ -243,16 +245,24 @@ def weigh(rule: Rule | WeightsFunction, gradients: TaskGradients) -> Weights:
     """The weights of T tasks by a rule, or by a function of their rows.
 
     Raises:
-        InputError: ``rule`` does not give ``(T,)`` weights, or raises one itself.
+        InputError: ``rule`` does not give finite ``(T,)`` weights, or raises one itself.
     """
     rows = gradients.rows
     result: Any = rule(gradients if isinstance(rule, nn.Module) else rows)  # type: ignore[arg-type]
     weights = Weights(raw=result, effective=result) if isinstance(result, Tensor) else result
     effective = getattr(weights, "effective", weights)
+    name = getattr(rule, "__name__", type(rule).__name__)
     if not isinstance(effective, Tensor) or effective.shape != (len(rows),):
         got = tuple(effective.shape) if isinstance(effective, Tensor) else type(effective).__name__
-        name = getattr(rule, "__name__", type(rule).__name__)
         raise InputError(f"rule {name}: expected weights of shape ({len(rows)},), got {got}")
+    bad = (~torch.isfinite(effective)).nonzero().flatten().tolist()
+    if bad:
+        others = f" (and of {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise InputError(
+            f"rule {name}: the weight of task {bad[0]}{others} is not finite "
+            f"({float(effective[bad[0]])}), though all gradients are; where the rule divides by zero, "
+            "let it return 1/T"
+        )
     return weights
 
 
@@ -271,6 +281,7 @@ def flatten(parameters: Sequence[Tensor], parts: Sequence[Tensor | None], what: 
             raise InputError(
                 f"GradientCollector: {what} {i} is {part.layout} {tuple(part.shape)}; expected a "
                 f"dense tensor {tuple(parameter.shape)}"
+                + ("; make the embedding with sparse=False" if part.is_sparse else "")
             )
     return torch.cat(
         [
@@ -329,9 +340,23 @@ def _trained(parameters: Sequence[Tensor]) -> list[Tensor]:
 def _scalar(name: str, value: Tensor | float | None) -> Tensor | None:
     if value is None:
         return None
-    scalar = torch.as_tensor(value).detach()
+    try:
+        scalar = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"GradientCollector: {name} must be a number, got a {type(value).__name__}"
+        ) from error
     if scalar.numel() != 1:
         raise InputError(
             f"GradientCollector: {name} must be one number per task, got {tuple(scalar.shape)}"
         )
     return scalar.reshape(())
+
+
+def _integer(group: int) -> int:
+    try:
+        return operator.index(group)
+    except TypeError as error:
+        raise InputError(
+            f"GradientCollector: group must be the number of the task's objective, got {group!r}"
+        ) from error

@@ -313,6 +313,9 @@ def test_meta_step_bad_input():
     with pytest.raises(InputError, match=r"got a Linear; wrap it: l2l.algorithms.MAML"):
         meta_step(nn.Linear(1, 1), curves())
     maml = l2l.algorithms.MAML(mlp().requires_grad_(False), lr=0.1)
+    for steps in (-1, 1.5):
+        with pytest.raises(InputError, match=f"steps must be an integer .*, got {steps}"):
+            meta_step(maml, curves(), steps=steps)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no parameter requires gradients"):
         meta_step(maml, curves())
     batch = curves()

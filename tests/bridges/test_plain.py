@@ -544,7 +544,7 @@ def test_bad_input():
 def test_sparse_gradient_is_refused():
     embedding = nn.Embedding(5, 2, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(InputError, match=r"gradient 0 is torch\.sparse_coo"):
+    with pytest.raises(InputError, match=r"gradient 0 is torch\.sparse_coo.*with sparse=False"):
         GradientCollector(embedding.parameters()).add()
 
 
@@ -604,3 +604,47 @@ def test_what_is_no_parameters(given, message):
 def test_what_is_no_rule_is_refused_at_once(rule, message):
     with pytest.raises(InputError, match=f"`rule` must be a rule, or a function .*{message}"):
         GradientCollector(make_model().parameters(), rule)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_name_the_task(bad):
+    """Of a function and of a rule; `.grad` stays as `add` left it."""
+
+    def inverse_of_spread(rows: Tensor) -> Tensor:
+        return torch.tensor([1.0, bad, 1.0])
+
+    class Spread(nn.Module):
+        def forward(self, gradients: TaskGradients) -> Weights:
+            weights = inverse_of_spread(gradients.rows)
+            return Weights(raw=weights, effective=weights)
+
+    p = nn.Parameter(torch.zeros(2))
+    for rule in (inverse_of_spread, Spread()):
+        collect = GradientCollector([p], rule)
+        for _ in range(3):
+            p.sum().backward()
+            collect.add()
+        name = getattr(rule, "__name__", "Spread")
+        with pytest.raises(InputError, match=f"rule {name}: the weight of task 1 is not finite"):
+            collect.combine()
+        assert p.grad is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"loss": "a"}, "loss must be a number, got a str"),
+        ({"score": [None]}, "score must be a number, got a list"),
+        ({"group": "a"}, "group must be the number of the task's objective, got 'a'"),
+        ({"group": 0.5}, "group must be the number of the task's objective, got 0.5"),
+    ],
+)
+def test_what_is_no_number_is_refused(given, message):
+    p = nn.Parameter(torch.zeros(2))
+    collect = GradientCollector([p])
+    p.sum().backward()
+    with pytest.raises(InputError, match=message):
+        collect.add(**given)
+    assert p.grad is not None  # so that it can be added once more
+    collect.add(loss=torch.tensor([1.0]), group=torch.tensor(3))  # type: ignore[arg-type]
+    assert len(collect) == 1
