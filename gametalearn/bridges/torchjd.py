@@ -8,9 +8,11 @@ a row of ``(T, P)`` an objective, the matrix a Jacobian and its ``(T, T)`` produ
 from __future__ import annotations
 
 import inspect
+import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -48,7 +50,10 @@ class AgreementWeighting(Weighting[PSDMatrix]):
 
     The weights are those of `agreement_weights_from_gramian`; a Gramian that is not finite raises an
     `InputError`, which names the task if it can be told. TorchJD forms it in the gradients' own
-    dtype, so in float32 gradients beyond 1e19 overflow there.
+    dtype, whose range squares leave early. Gradients beyond 1e19 in float32 (256 in float16) are an
+    error, as are those all so short, below 1e-21 (1e-3), that their squares lose their digits; with
+    ``normalize`` one is enough. Where all squares are zero, so that the weights are uniform, a
+    warning says that the gradients may be shorter still.
 
     >>> weighting = AgreementWeighting()
     >>> weighting(torch.tensor([[1.0, 1.0, -1.0], [1.0, 2.0, -1.0], [-1.0, -1.0, 1.0]]))
@@ -64,13 +69,50 @@ class AgreementWeighting(Weighting[PSDMatrix]):
 
     def forward(self, gramian: Tensor, /) -> Tensor:
         """Weights ``(T,)`` of a Gramian ``(T, T)``."""
-        if len(gramian) > 1 and not bool(torch.isfinite(gramian.diagonal()).any()):
+        square = gramian.diagonal()
+        if bool(torch.isinf(square).any()) and not bool(torch.isnan(square).any()):
+            self._overflown(square)
+        if len(gramian) > 1 and not bool(torch.isfinite(square).any()):
             raise InputError(
                 "no row of the Gramian is finite, so that the task at fault cannot be named: "
                 "TorchJD differentiates all losses together, and 0 times NaN is NaN; check before "
                 "backward() which of the losses is not finite"
             )
+        self._check_underflow(square)
         return agreement_weights_from_gramian(gramian, normalize=self.normalize)
+
+    @staticmethod
+    def _overflown(square: Tensor) -> NoReturn:
+        bad = torch.isinf(square).nonzero().flatten().tolist()
+        others = f" (and of {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise InputError(
+            f"Gramian row of task {bad[0]}{others} is not finite: the gradient is, or its square "
+            f"exceeds {square.dtype} ({torch.finfo(square.dtype).max:.3g}); scale the losses down, or "
+            "use float64 (float32 for half precision)"
+        )
+
+    def _check_underflow(self, square: Tensor) -> None:
+        """Are the squares ``(T,)`` so small that their dtype rounds them to too few digits?"""
+        limits = torch.finfo(square.dtype)
+        # half the digits of float32 must be left, as in `agreement_weights_from_gramian`
+        least = limits.smallest_normal * limits.eps
+        least /= math.sqrt(max(limits.eps, torch.finfo(torch.float32).eps))
+        short = (square > 0) & (square < least)
+        top = square.max()
+        if bool(short.any()) and (self.normalize or bool(top < least)):
+            task = int(short.to(torch.int8).argmax())
+            raise InputError(
+                f"Gramian row of task {task}: its squared gradient, {float(square[task]):.3g}, is too "
+                f"small for {square.dtype}; scale the losses up, or use float64 (float32 for half "
+                "precision)"
+            )
+        if len(square) > 1 and bool(top == 0):
+            warnings.warn(
+                "AgreementWeighting: all squared gradients are zero, and so the weights are uniform; "
+                f"if the gradients are not, their squares are too small for {square.dtype}: scale the "
+                "losses up, or use float64 (float32 for half precision)",
+                stacklevel=3,
+            )
 
     def extra_repr(self) -> str:
         """The option."""
@@ -170,15 +212,15 @@ class TorchJDRule(nn.Module):
         before = None if self.training else self.get_extra_state()
         try:
             weights = self._weigh(rows)
-        except ValueError as error:
-            raise InputError(f"rule 'torchjd:{self.name}': {error}") from error
+        except (ValueError, ArithmeticError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            raise InputError(f"rule 'torchjd:{self.name}': {error}{_too_long(rows)}") from error
         finally:
             if before is not None:
                 self.set_extra_state(before)
         if not bool(torch.isfinite(weights).all()):
             raise InputError(
                 f"rule 'torchjd:{self.name}': TorchJD gave weights that are not finite "
-                f"({weights.tolist()[:4]})"
+                f"({weights.tolist()[:4]}){_too_long(rows)}"
             )
         return Weights(raw=weights, effective=weights)
 
@@ -233,6 +275,18 @@ class TorchJDRule(nn.Module):
     def extra_repr(self) -> str:
         """TorchJD's description of the aggregator."""
         return repr(self._aggregator)
+
+
+def _too_long(rows: Tensor) -> str:
+    """What to do if the squares of these rows leave the range of the dtype that TorchJD gets."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    longest = float(torch.linalg.vector_norm(rows.double(), dim=1).max())
+    if longest < math.sqrt(torch.finfo(wide).max):
+        return ""
+    return (
+        f"; the square of the longest gradient ({longest:.3g}) exceeds {wide}: scale the losses "
+        "down, or use float64"
+    )
 
 
 def _build(name: str, options: dict[str, Any]) -> WeightedAggregator:

@@ -109,6 +109,76 @@ def test_agreement_weighting_edges():
         weighting(torch.tensor([[1.0, 0.0], [0.0, float("nan")]]))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.float16, 1e3), (torch.float32, 1e20), (torch.float64, 1e160)]
+)
+def test_squares_that_overflow_are_told_from_bad_losses(dtype, scale):
+    rows = (make_rows(dtype=torch.float64) * scale).to(dtype)
+    gramian = rows @ rows.T
+    assert torch.isfinite(rows).all()
+    assert torch.isinf(gramian.diagonal()).any()
+    with pytest.raises(InputError, match=rf"square exceeds {dtype} .*; scale the losses down, or"):
+        AgreementWeighting()(gramian)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.float16, 1e-5), (torch.float32, 1e-23), (torch.float64, 1e-162)]
+)
+def test_squares_that_lose_their_digits_are_an_error(dtype, scale, normalize):
+    rows = (make_rows() * scale).to(dtype)
+    weighting = AgreementWeighting(normalize)
+    with pytest.raises(
+        InputError, match=rf"of task \d: its squared .* too small for {dtype}; scale"
+    ):
+        weighting(rows @ rows.T)
+    whole = rows.double() / scale
+    wanted = agreement_weights(whole, normalize=normalize)
+    torch.testing.assert_close(weighting(whole @ whole.T), wanted)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.float16, 1e-3), (torch.float32, 1e-20), (torch.float64, 1e-155)]
+)
+def test_squares_that_keep_some_digits_are_taken(dtype, scale):
+    rows = (make_rows() * scale).to(dtype)
+    wanted = agreement_weights(rows.double())
+    got = AgreementWeighting()(rows @ rows.T).double()
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0.02)
+
+
+def test_squares_of_zero_are_told():
+    rows = make_rows(dtype=torch.float32) * 1e-25
+    assert rows.all()
+    weighting = AgreementWeighting()
+    with pytest.warns(UserWarning, match=r"are uniform; if the .* too small for torch\.float32"):
+        assert weighting(rows @ rows.T).tolist() == pytest.approx([1 / TASKS] * TASKS)
+    weighting(torch.diag(torch.tensor([0.0, 1.0])))  # one of them is no reason
+
+
+def test_one_short_gradient_matters_if_each_counts_by_its_direction():
+    rows = make_rows(dtype=torch.float32)
+    rows[1] *= 1e-22
+    gramian = rows @ rows.T
+    weights = AgreementWeighting()(gramian).double()
+    torch.testing.assert_close(weights, agreement_weights(rows.double()), rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="of task 1: its squared gradient"):
+        AgreementWeighting(normalize=True)(gramian)
+
+
+@pytest.mark.parametrize(
+    "name", ["AlignedMTL", "CAGrad", "DualProj", "FairGrad", "IMTLG", "MGDA", "NashMTL", "UPGrad"]
+)
+def test_what_fails_on_long_gradients_says_why(name):
+    rows = make_rows(dtype=torch.float32) * 1e20
+    with pytest.raises(
+        InputError, match=rf"torchjd:{name}': .* exceeds torch.float32: scale the l"
+    ):
+        TorchJDRule(name)(gradients_of(rows))
+    weights = TorchJDRule(name)(gradients_of(rows.double())).effective
+    assert torch.isfinite(weights).all()
+
+
 # TorchJD's rules here
 
 OPTIONS: dict[str, dict[str, Any]] = {
