@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from typing import Any, Generic, TypeVar
@@ -24,6 +25,13 @@ __all__ = ["stream_agreement"]
 
 REPEATED = 1e-3
 """How far, relatively, a gradient's length may move between the passes; CUDA moves it by 1e-6."""
+
+PROJECTED = 1e-2
+"""How far its projection on fixed random numbers may move, relative to its length; 8 eps of the
+gradient's dtype at least, as single entries move by more than their sum of squares."""
+
+COLUMNS = 2**12
+"""Random numbers of a row; each row of as many entries has one number more, a factor."""
 
 G = TypeVar("G", bound=TaskGradient)
 """A tensor, or a sequence or dict of them."""
@@ -51,7 +59,9 @@ def stream_agreement(
         task_gradient: the gradient of task i, 0 <= i < T: a tensor, a sequence or a dict of tensors
             (None stands for zeros), such as `torch.autograd.grad` returns. Called in order, twice
             for each i; the second gradient must be the first again, so whatever is random in it
-            (dropout, the drawing of examples) must depend on i alone.
+            (dropout, the drawing of examples) must depend on i alone. What it changes changes twice:
+            batch norm's running statistics take in each task two times, so halve its ``momentum``
+            (0.05 for 0.1), or put back the model's ``buffers()`` as they were after task T - 1.
         num_tasks: T, at least 1.
         normalize: scale each g_i to unit length for the weights, as in `agreement_weights`.
 
@@ -64,7 +74,8 @@ def stream_agreement(
 
     Raises:
         InputError: no tasks; a gradient that is not finite (the message names the task), or that
-            differs from task 0's in form; a second pass that does not repeat the first.
+            differs from task 0's in form; a second pass that does not repeat the first, by the
+            gradient's length or its inner product with fixed random numbers.
 
     >>> tasks = torch.tensor([[1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]])
     >>> stream_agreement(lambda i: tasks[i], 3)
@@ -76,6 +87,7 @@ def stream_agreement(
     total: Parts = {}  # sum of v_i = g_i over the largest entry so far, or over its own length
     scale = 0.0  # the largest entry so far
     lengths: list[tuple[float, float]] = []  # as products, since they may leave the range
+    projections: list[float] = []
 
     def vectors(parts: Parts, top: float, length: float) -> dict[object, Vectors]:
         own = normalize and top > 0
@@ -85,6 +97,7 @@ def stream_agreement(
         parts = form.parts(task, task_gradient(task))
         top, length = _length(task, parts)
         lengths.append((top, length))
+        projections.append(_projection(parts, top))
         if top > scale:
             if not normalize:
                 _multiply(total, scale / top)
@@ -99,6 +112,12 @@ def stream_agreement(
     for task, (top, length) in enumerate(lengths):
         parts = form.parts(task, task_gradient(task))
         _check_repeated(task, _length(task, parts), (top, length))
+        moved = abs(_projection(parts, top) - projections[task])
+        if moved > max(PROJECTED, 8 * torch.finfo(form.dtype).eps) * length:
+            raise InputError(
+                f"stream_agreement: task_gradient({task}) returned a different gradient in the second "
+                "pass, as long as the first and in another direction; seed its randomness by the task"
+            )
         s[task] = _score(vectors(parts, top, length), total)
         bound += float(top > 0) if normalize else top / (scale or 1.0) * length
         _add(combination, _vectors(parts, scale or 1.0), float(s[task]))
@@ -199,6 +218,19 @@ def _length(task: int, parts: Parts) -> tuple[float, float]:
     scale = max(map(float, tops), default=0.0)
     lengths = (float(v.lengths()) for v in _vectors(parts, scale or 1.0).values())
     return scale, math.hypot(*lengths)
+
+
+def _projection(parts: Parts, scale: float) -> float:
+    """<g / scale, z>, z normal numbers that depend on a part's key and the place in it alone."""
+    total = 0.0
+    for key, vectors in _vectors(parts, scale or 1.0).items():
+        generator = torch.Generator().manual_seed(zlib.crc32(str(key).encode()))
+        columns = torch.randn(COLUMNS, generator=generator).to(vectors.factor)
+        for part in vectors.slices():
+            rows = torch.nn.functional.pad(part[0], (0, -part.shape[1] % COLUMNS)).view(-1, COLUMNS)
+            factors = torch.randn(len(rows), generator=generator).to(vectors.factor)
+            total += float(factors @ (rows @ columns))
+    return total
 
 
 def _check_repeated(task: int, now: tuple[float, float], before: tuple[float, float]) -> None:

@@ -171,6 +171,56 @@ def test_notices_a_second_pass_that_differs():
         stream_agreement(lambda i: torch.randn(5, generator=generator), 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["drawn anew", "shuffled", "turned", "parts swapped"])
+def test_notices_a_second_pass_of_the_same_length(kind, dtype):
+    """Dropout in a large model, say, whose gradients are all about as long."""
+    generator = torch.Generator().manual_seed(0)
+    calls = iter(range(100))
+
+    def gradient(i: int) -> tuple[Tensor, ...]:
+        g = torch.ones(20_000) if kind == "drawn anew" else torch.linspace(-1, 2, 20_000) * (i + 1)
+        again = next(calls) >= 4
+        if kind == "drawn anew":
+            g = g * (torch.rand(20_000, generator=generator).argsort() < 10_000)
+        elif kind == "shuffled" and again:
+            g = g.flip(0)
+        elif kind == "turned" and again:
+            g = -g
+        a, b = g.to(dtype).split(10_000)
+        return (b, a) if kind == "parts swapped" and again else (a, b)
+
+    with pytest.raises(InputError, match="different gradient in the second pass, as long as the f"):
+        stream_agreement(gradient, 4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "noise"), [(torch.float64, 1e-5), (torch.float32, 1e-5), (torch.bfloat16, 4e-3)]
+)
+def test_rounding_may_differ_between_the_passes(dtype, noise):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4, 30_000, generator=generator) + 0.1
+
+    def gradient(i: int) -> dict[str, Tensor]:
+        g = rows[i] * (1 + noise * torch.randn(30_000, generator=generator))
+        a, b = g.to(dtype).split([10_000, 20_000])
+        return {"a": a, "b": b} if torch.rand((), generator=generator) < 0.5 else {"b": b, "a": a}
+
+    _, weights = stream_agreement(gradient, 4)
+    torch.testing.assert_close(weights, agreement_weights(rows).to(dtype), rtol=0.05, atol=0.01)
+
+
+def test_none_in_one_pass_is_zeros_in_the_other():
+    calls = iter(range(100))
+
+    def gradient(i: int) -> tuple[Tensor | None, Tensor]:
+        return (None if next(calls) < 3 else torch.zeros(2), torch.ones(5) * (i + 1))
+
+    combined, weights = stream_agreement(gradient, 3)
+    assert combined[0] is not None
+    torch.testing.assert_close(weights, torch.tensor([1 / 6, 2 / 6, 3 / 6]))
+
+
 def test_bad_input():
     with pytest.raises(InputError, match="num_tasks must be at least 1, got 0"):
         stream_agreement(lambda i: torch.ones(2), 0)
