@@ -109,6 +109,7 @@ def test_streaming():
         "model": model,
         "torch": torch,
         "num_tasks": TASKS,
+        "parameters": list(model.parameters()),  # from the block at the top of the page
         "task_loss": lambda i: nn.functional.mse_loss(model(batch[i][0]), batch[i][1]),
         "optimizer": torch.optim.SGD(model.parameters(), lr=RATE),
     }

@@ -394,6 +394,51 @@ def test_not_finite_passes_through_where_it_is(bad):
     assert q.grad.tolist() == [1.0]
 
 
+def test_without_a_scaler_clipping_can_make_an_error_of_them():
+    """As the documentation says."""
+    model, tasks = make_model(), make_tasks()
+    collect = GradientCollector(model.parameters())
+    for i, (x, y) in enumerate(tasks):
+        (nn.functional.mse_loss(model(x), y) * (float("nan") if i == 1 else 1)).backward()
+        collect.add()
+    collect.combine()
+    with pytest.raises(RuntimeError, match="non-finite"):
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+
+
+def test_an_optimiser_with_a_closure():
+    """All tasks in each call; with uniform weights LBFGS is that on the mean loss."""
+    losses = []
+    for collects in (True, False):
+        model = make_model()
+        optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=5)
+        collect = GradientCollector(model.parameters(), Uniform())
+
+        def closure(
+            model: nn.Module = model,
+            optimizer: torch.optim.LBFGS = optimizer,
+            collect: GradientCollector | None = collect if collects else None,
+        ) -> float:
+            optimizer.zero_grad()
+            total = 0.0
+            for x, y in make_tasks():
+                loss = nn.functional.mse_loss(model(x), y)
+                if collect is None:
+                    (loss / TASKS).backward()
+                else:
+                    loss.backward()
+                    collect.add()
+                total += loss.item() / TASKS
+            if collect is not None:
+                collect.combine()
+            return total
+
+        for _ in range(3):
+            optimizer.step(closure)
+        losses.append(closure())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
 # what rules need
 
 

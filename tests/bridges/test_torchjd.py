@@ -15,6 +15,7 @@ from torchjd.aggregation import (
 )
 from torchjd.autogram import Engine
 from torchjd.autojac import backward, jac_to_grad
+from torchjd.linalg import QuadprogProjector
 
 from gametalearn import InputError, TaskGradients, agreement_weights
 from gametalearn.bridges.torchjd import AgreementWeighting, TorchJDRule, torchjd_rules
@@ -436,6 +437,11 @@ def test_short_gradients_are_zero_to_some():
     lower = TorchJDRule("CAGrad", norm_eps=1e-10)(short).effective
     wanted = TorchJDRule("CAGrad", norm_eps=1e-10)(gradients_of(rows)).effective
     torch.testing.assert_close(lower, wanted, rtol=1e-4, atol=1e-4)
+    projector = QuadprogProjector(norm_eps=1e-12)
+    lower = TorchJDRule("UPGrad", projector=projector)(short).effective
+    wanted = TorchJDRule("UPGrad", projector=projector)(gradients_of(rows)).effective
+    torch.testing.assert_close(lower, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(lower, torch.tensor(1 / TASKS).double())
 
 
 def test_nobody_is_blamed_where_one_bad_loss_spoils_every_row() -> None:
