@@ -20,6 +20,13 @@ from gametalearn.weighting.weights import Rule, Weights, largest_entries
 __all__ = ["ObjectiveBatch", "Objectives", "loss_ratio", "over_objectives"]
 
 
+ANOTHER_LOSS = (
+    "this rule takes ratios or logarithms of losses; use a loss that is at least 0, or a rule that "
+    "takes any, such as uncertainty or agreement"
+)
+"""What to do about a negative loss."""
+
+
 @dataclass(frozen=True)
 class ObjectiveBatch:
     """One meta-batch as a rule over K objectives sees it; float64, on the rule's device.
@@ -137,7 +144,7 @@ class Objectives(nn.Module):
         largest = largest_entries(rows).to(device)
         self._require(torch.isfinite(largest), slot, "gradient", largest, "is not finite")
         if nonnegative_loss:
-            self._require(loss >= 0, slot, "loss", loss, "is negative, its ratios mean nothing")
+            self._require(loss >= 0, slot, "loss", loss, "is negative", ANOTHER_LOSS)
         count = torch.bincount(slot, minlength=len(self)).to(loss)
         per_task = 1 / count[slot]
         shares = torch.where(count > 0, self.balance, 0.0)
@@ -162,12 +169,20 @@ class Objectives(nn.Module):
             )
         return match.to(torch.int64).argmax(1)
 
-    def _require(self, good: Tensor, slot: Tensor, what: str, value: Tensor, problem: str) -> None:
+    def _require(
+        self,
+        good: Tensor,
+        slot: Tensor,
+        what: str,
+        value: Tensor,
+        problem: str,
+        remedy: str = "lower the inner learning rate, or leave the task out",
+    ) -> None:
         bad = (~good).nonzero().flatten().tolist()
         if bad:
             raise InputError(
                 f"{what} of task {bad[0]} (objective {int(self.identities[slot[bad[0]]])}) {problem} "
-                f"({float(value[bad[0]])}); lower the inner learning rate, or leave the task out"
+                f"({float(value[bad[0]])}); {remedy}"
             )
 
     def _agreement(self, rows: Tensor, slot: Tensor) -> Tensor:

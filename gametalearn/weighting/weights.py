@@ -76,9 +76,10 @@ def as_rows(gradients: Gradients) -> Tensor:
         check_tensor(gradients, "gradients")
         return gradients
     if not _is_sequence(gradients):
+        remedy = STACKED if isinstance(gradients, Mapping) else REMEDY
         raise InputError(
             "gradients: expected a (T, P) tensor, or T per-task gradients of tensors; got a "
-            f"{type(gradients).__name__}; {REMEDY}"
+            f"{type(gradients).__name__}; {remedy}"
         )
     tasks = [_parts(task, f"gradients: task {i}") for i, task in enumerate(gradients)]
     if not tasks:
@@ -116,6 +117,10 @@ def as_rows(gradients: Gradients) -> Tensor:
 
 
 REMEDY = "numbers and arrays become tensors by torch.as_tensor(...)"
+STACKED = (
+    "a dict of stacked gradients, as torch.func.vmap(grad(...)) gives, becomes rows by "
+    "torch.cat([g.flatten(1) for g in gradients.values()], 1)"
+)
 
 
 def _parts(task: TaskGradient, what: str) -> dict[object, Tensor | None]:

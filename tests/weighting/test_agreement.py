@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -308,6 +309,22 @@ def test_forms_of_gradients_give_the_same_weights() -> None:
     assert torch.equal(agreement_weights(unused), agreement_weights(g))
 
 
+def test_stacked_gradients_become_rows_as_the_message_says() -> None:
+    model, x, y = torch.nn.Linear(3, 2), rows(4 * 5, 3).view(4, 5, 3), rows(4 * 5, 2).view(4, 5, 2)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(given: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        prediction: Tensor = torch.func.functional_call(model, given, x)
+        return (prediction - y).square().mean()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, y)
+    with pytest.raises(InputError) as error:
+        agreement_weights(gradients)
+    (remedy,) = re.findall(r"torch\.cat\(.*\)", str(error.value))
+    wanted = agreement_weights([torch.func.grad(loss)(parameters, x[i], y[i]) for i in range(4)])
+    torch.testing.assert_close(agreement_weights(eval(remedy)), wanted)
+
+
 def test_weights_carry_no_graph_and_leave_gradients_alone() -> None:
     g = rows(4, 10).requires_grad_()
     before = g.detach().clone()
@@ -328,7 +345,10 @@ def test_weights_carry_no_graph_and_leave_gradients_alone() -> None:
         (None, "T per-task gradients of tensors; got a NoneType"),
         (1.0, "got a float"),
         ("rows", "got a str"),
-        ({"a": torch.ones(2)}, "got a dict"),
+        (
+            {"a": torch.ones(2)},
+            r"got a dict; .* torch.cat\(\[g.flatten\(1\) for g in gradients.val",
+        ),
         (np.ones((2, 3)), r"task 0, part 0: expected a tensor, got a float64; .*torch.as_tensor"),
         ([np.ones(3)], r"task 0, part 0: expected a tensor, got a float64; .*torch.as_tensor"),
         ([torch.ones(3), None], "task 1: expected a tensor, got a NoneType"),

@@ -276,5 +276,7 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
 def test_a_negative_loss_is_refused() -> None:
     rows = torch.ones(2, 3)
     loss = torch.tensor([1.0, -0.5])
-    with pytest.raises(InputError, match=r"loss of task 1 .* is negative"):
+    with pytest.raises(
+        InputError, match=r"loss of task 1 .* is negative .*loss that is at least 0"
+    ):
         ScreenedMean()(TaskGradients(rows, rows, loss, loss, torch.zeros(2).long()))
