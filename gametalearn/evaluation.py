@@ -232,7 +232,10 @@ def evaluate(
     )
 
 
-DROPS = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention, nn.RNNBase, nn.RReLU)
+DROPS = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+    nn.MultiheadAttention, nn.RNNBase, nn.RReLU,
+)  # fmt: skip
 """Layers that draw random numbers in training mode, if they are set to, and in eval mode never do."""
 
 

@@ -365,6 +365,7 @@ def test_a_resumed_run_sees_the_augmentation_of_one_that_went_through(
     assert len(noise.unique()) == len(noise) == 6 * 2 * 12  # another one in every episode
 
 
+@pytest.mark.filterwarnings("ignore:training and validation draw the same examples")
 def test_floats_of_another_precision_are_trained_on(tmp_path: Path) -> None:
     losses = []
     for dtype in (torch.float16, torch.float32, torch.float64):

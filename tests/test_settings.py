@@ -229,7 +229,7 @@ def test_an_older_run_that_took_an_option_without_effect_goes_on(tmp_path: Path)
     assert train(older, tmp_path / "a", progress=False).iteration == 2
     assert main(["train", "--resume", str(tmp_path / "a"), "--quiet"]) == 0
     assert train(config, tmp_path / "a", progress=False).config == config  # they are the same run
-    with pytest.raises(InputError, match=r"other settings \(shots\)"):
+    with pytest.raises(InputError, match=r"other settings \(shots 10, not 3\)"):
         train(dataclasses.replace(older, shots=3), tmp_path / "a", progress=False)
 
 
