@@ -397,7 +397,7 @@ def test_evaluation_errors_skips_and_signals_are_the_same_on_all(tmp_path):
         assert ", classes [" in message
         assert found["interrupted"] == 9
         assert found["other"][0] is SharedError
-        assert "other settings (rule)" in found["other"][1]
+        assert "other settings (rule gradnorm, not uniform)" in found["other"][1]
 
     def spoil(call, batch, gradients):
         if call == 3:
