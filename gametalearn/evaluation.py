@@ -50,10 +50,10 @@ from gametalearn.words import counted
 
 B = TypeVar("B", TaskBatch, Tensor)
 
+__all__ = ["Evaluation", "Protocol", "adapt", "ci95", "evaluate", "placed", "protocol_of"]
+
 CHUNK = 16
 """Episodes that are drawn at once, however many are adapted together."""
-
-__all__ = ["Evaluation", "Protocol", "adapt", "ci95", "evaluate", "placed", "protocol_of"]
 
 
 def ci95(values: np.ndarray[Any, Any], group: np.ndarray[Any, Any] | None = None) -> float:
@@ -124,9 +124,8 @@ class Evaluation:
                 f"{self.metric} nan: {bad} of {counted(len(self.values), 'episode')} diverged "
                 f"({self.protocol})"
             )
-        half = half_width(
-            self.values, self.group
-        )  # None where there is nothing to estimate it from
+        # None where there is nothing to estimate it from, of which `ci95` says 0
+        half = half_width(self.values, self.group)
         interval = "" if half is None else f" +/- {half * scale:.2g}{unit}"
         return (
             f"{self.metric} {self.mean * scale:.4g}{unit}{interval} "
@@ -188,7 +187,7 @@ def evaluate(
     stream = source if seed is None else source.with_seed(seed)
     learner = learner.for_test(learner.steps)
     meta = meta_of(model, learner, meta)
-    model = without_dropout(model)
+    model = _without_dropout(model)
     with swapping:
         check_statistics(model)
     table = torch.zeros(2, episodes, dtype=torch.float64)  # score and group
@@ -202,7 +201,7 @@ def evaluate(
         drawn = [
             draw(stream, size, part if not i or mine else slice(0)) for i, size in enumerate(sizes)
         ]
-        batch = placed(model, TaskBatch.cat(drawn) if mine else drawn[0])
+        batch = placed(model, TaskBatch.cat(drawn) if len(drawn) > 1 and mine else drawn[0])
         with _explained(model):
             if number == 0:
                 chosen = score_for(score, loss, model, learner, meta, batch)
@@ -239,7 +238,7 @@ DROPS = (
 """Layers that draw random numbers in training mode, if they are set to, and in eval mode never do."""
 
 
-def without_dropout(model: nn.Module) -> nn.Module:
+def _without_dropout(model: nn.Module) -> nn.Module:
     """The model; or, where it has dropout that is on, a copy in which that is off."""
     with swapping:
         if not any(map(_drops, model.modules())):
@@ -361,7 +360,7 @@ def adapt(
     with torch.inference_mode(False), _explained(model):
         # the inner loop has a copy of its own: what a forward writes down stays there
         with swapping:
-            scratch, result = (without_dropout(copied(model)) for _ in range(2))
+            scratch, result = (_without_dropout(copied(model)) for _ in range(2))
         start = {name: p.detach().clone() for name, p in meta.items()}
         x, y = (placed(model, t).clone() for t in (support_x, support_y))
         fixed = fixed_tensors(scratch)

@@ -125,8 +125,8 @@ def _new(part: T, what: str, remedy: str) -> T:
     earlier = _GIVEN.get(id(part))
     if earlier is not None and earlier() is part:
         raise InputError(
-            f"compare: `{what}` returned the same {type(part).__name__} for two runs, of which the second "
-            f"would go on where the first ended; let it {remedy}"
+            f"compare: `{what}` returned the same {type(part).__name__} twice, so that one run would go on "
+            f"where another ended; let it {remedy}"
         )
     with contextlib.suppress(TypeError):  # what cannot be noted cannot be checked
         _GIVEN[id(part)] = weakref.ref(part)

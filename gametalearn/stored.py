@@ -97,7 +97,7 @@ def _check(found: dict[str, Any]) -> None:
     for one in found.get("single", {}).values():
         for number in (one[metric], one["tasks"], one["budget"], *filter(None, [one["ci95"]])):
             _number(number)
-        ", ".join(one.get("differs", []))
+        ", ".join(one.get("differs", []))  # raises where one is no text
     for name in ("dataset", "learner", "protocol"):
         if not isinstance(found[name], str):
             raise ValueError(f"{name} is no text")

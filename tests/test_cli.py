@@ -88,6 +88,20 @@ def test_options_come_from_a_file_and_flags_win(capsys, tmp_path):
     assert list(found["rules"]) == ["uniform", "agreement"]
 
 
+def test_numbers_of_seeds_are_at_least_one(tmp_path, capsys):
+    code, _, err = run(capsys, "compare --rules uniform --seeds -2 --out", tmp_path)
+    assert code == 2
+    assert "--seeds must be at least 1, got -2; the seed -2 is -2," in err
+
+
+def test_a_plan_that_overwrites_says_how_its_runs_are_collected(tmp_path, capsys):
+    command = "compare --dataset sinusoid --rules uniform --seeds 1 --plan --overwrite --out"
+    code, out, err = run(capsys, command, tmp_path)
+    assert code == 0
+    assert out.count("--overwrite") == 1
+    assert "by the same command without --plan and --overwrite" in err
+
+
 def test_options_of_rules_come_from_flags_and_files(capsys, tmp_path):
     file = tmp_path / "c.toml"
     file.write_text("rules = ['uniform', 'dwa', 'gradnorm']\nseeds = 1\nepisodes = 3\n"

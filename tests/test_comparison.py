@@ -7,12 +7,15 @@ import torch
 
 from gametalearn.comparison import compare
 from gametalearn.config import TrainConfig
+from gametalearn.data import load_dataset
 from gametalearn.data.sinusoid import Sinusoid
+from gametalearn.episodes import EpisodeSampler
 from gametalearn.errors import InputError
 from gametalearn.gradients import meta_gradients
 from gametalearn.models import MLP
 from gametalearn.report import plot_comparison
 from gametalearn.stored import earlier_looks, read_results
+from gametalearn.training import train
 from gametalearn.weighting import Uniform
 from tests.support.runs import tiny, untimed, weights
 
@@ -174,9 +177,9 @@ def quick(**more):
 def test_a_model_or_source_that_two_runs_share_is_refused(tmp_path):
     """The second run would go on where the first one ended."""
     net, stream = MLP(hidden=(4,)), Sinusoid()
-    with pytest.raises(InputError, match="`model` returned the same MLP for two runs"):
+    with pytest.raises(InputError, match="`model` returned the same MLP twice"):
         compare(quick(), ["uniform", "agreement"], 1, 2, model=lambda seed: net, progress=False)
-    with pytest.raises(InputError, match="`source` returned the same Sinusoid for two runs"):
+    with pytest.raises(InputError, match="`source` returned the same Sinusoid twice"):
         compare(
             quick(), ["uniform", "agreement"], 1, 2, source=lambda seed: stream, validation=sines,
             test=sines, progress=False,
@@ -211,6 +214,52 @@ def test_arguments_of_a_partial_are_part_of_the_rule(tmp_path):
         InputError, match=r"rule=partial of Scale \(k=1\), not partial of Scale \(k=50\)"
     ):
         compare(quick(), {"mine": partial(Scale, k=50)}, 1, 2, tmp_path, progress=False)
+
+
+def test_fewer_than_one_process_is_refused(tmp_path):
+    with pytest.raises(InputError, match="`jobs` must be at least 1, got 0"):
+        compare(quick(), ["uniform"], 1, 2, tmp_path, jobs=0)
+
+
+def glyphs_of(split, ways=3, shots=2, queries=4):
+    return EpisodeSampler(load_dataset("glyphs", split), ways, shots, queries)
+
+
+def few(**more):
+    small = {
+        "iterations": 1,
+        "meta_batch": 2,
+        "model": "mlp",
+        "hidden": 4,
+        "validation_episodes": 2,
+    }
+    return TrainConfig.of("glyphs", **small, **more)
+
+
+def test_episodes_that_are_handed_in_tell_their_size():
+    found = compare(
+        few(), ["uniform"], 1, 4, progress=False, source=lambda seed: glyphs_of("train"),
+        validation=lambda seed: glyphs_of("val"), test=lambda seed: glyphs_of("test"),
+    )  # fmt: skip
+    config = found.config
+    assert (config.ways, config.shots, config.queries) == (3, 2, 4)
+    assert "3-way 2-shot" in found.table()
+    run = train(few(), source=glyphs_of("train"), validation=glyphs_of("val"), progress=False)
+    assert list(run.model.parameters())[-1].shape == (3,)  # an output for each class
+    with pytest.raises(
+        InputError, match="validation episodes are 5-way, and those of training 3-way"
+    ):
+        train(few(), source=glyphs_of("train"), validation=glyphs_of("val", 5), progress=False)
+
+
+def test_tests_on_the_training_examples_are_told():
+    with pytest.warns(UserWarning, match="training and validation draw the same examples"):
+        train(few(), source=glyphs_of("train"), validation=glyphs_of("train"), progress=False)
+    with pytest.warns(UserWarning, match="training and test draw the same examples"):
+        compare(
+            few(), ["uniform"], 1, 4, progress=False, source=lambda seed: glyphs_of("train"),
+            validation=lambda seed: glyphs_of("val"), test=lambda seed: glyphs_of("train"),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

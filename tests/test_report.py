@@ -198,6 +198,15 @@ def said(found: dict[str, Any], *more: Any) -> str:
     return "\n".join(cautions(found, *more))
 
 
+def test_a_rule_that_never_did_otherwise_than_uniform_is_told() -> None:
+    found = results("agreement", "dwa")
+    logged = records(found)
+    assert "weighted the tasks as uniform does" not in said(found, logged)
+    text = said(found, {**logged, "dwa": logged["uniform"]})
+    assert "dwa weighted the tasks as uniform does: this comparison says nothing about it." in text
+    assert "dwa begins after two of its periods" in text
+
+
 def test_cautions_come_from_the_data() -> None:
     plain = said(results("agreement", "norm-control"))
     assert "one split into training, validation and test classes" in plain

@@ -176,6 +176,29 @@ def test_the_schema_of_several_objectives() -> None:
         dataclasses.replace(made, single={**single, "glyphs": wrong}).as_dict()
 
 
+def test_each_objective_has_digits_that_fit_it() -> None:
+    """Errors of different size: with the digits of their mean the smaller one showed nothing."""
+    values = {
+        rule: np.array([[25000.0, 25000.0, 2.5 + shift, 2.5 + shift]] * 3)
+        for rule, shift in (("uniform", 0.0), ("dwa", 0.125))
+    }
+    made = comparison(values, [0, 0, 1, 1])
+    table = dataclasses.replace(made, given=SCORES["mse"]).table()
+    lines = [line.split() for line in table.splitlines()]
+    assert ["dwa", "25000", "±", "0", "2.625", "±", "0.000"] in lines
+    assert any(line[:1] == ["dwa"] and "+0.125" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "flag"),
+    [((0, 1), "--seeds 5"), ((7,), "--seeds 7,0,1,2,3"), ((0, 9), "--seeds 0,9,1,2,3")],
+)
+def test_seeds_are_added_to_those_that_are_there(seeds: tuple[int, ...], flag: str) -> None:
+    few = {rule: values[: len(seeds)] for rule, values in FIVE.items()}
+    text = dataclasses.replace(comparison(few), seeds=seeds).table()
+    assert f"verdict; {flag} trains only those that are missing" in " ".join(text.split())
+
+
 def test_means_and_differences_count_each_group_the_same() -> None:
     """With ``--objectives group`` some alphabets have more test episodes than others."""
     generator = np.random.default_rng(0)

@@ -27,16 +27,9 @@ MEANT = {"dev": "val", "development": "val", "holdout": "test"}
 """Names of splits elsewhere that are not read here, for a hint."""
 
 NEVER_IMAGES = OTHER_IMAGES | {
-    ".txt",
-    ".md",
-    ".csv",
-    ".tsv",
-    ".json",
-    ".xml",
-    ".html",
-    ".pdf",
-    ".zip",
-}
+    ".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".pdf", ".zip"
+}  # fmt: skip
+"""Suffixes of files that `FILE` may list by mistake."""
 
 HEADERS = (("class", "split"), ("file", "class", "split"))
 
