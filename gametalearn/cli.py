@@ -229,7 +229,7 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
         "--threads", type=int, metavar="N", help="Number of CPU threads. Default: PyTorch's choice."
     )
     add_settings(commands.choices["probe"], (MACHINE,), default="the run's", skip=("threads",),
-                 also=("meta_batch", "disagree", "disagree_kind"))  # fmt: skip
+                 also=("meta_batch", "disagree", "disagree_kind", "rule_options"))  # fmt: skip
     add("--dataset", metavar="NAME", help="Where the run's folder of images is now, as "
         "folder:PATH, if it has moved.")  # fmt: skip
     parts_of_the_run(add)

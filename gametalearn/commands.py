@@ -22,7 +22,10 @@ from gametalearn.words import counted
 if TYPE_CHECKING:
     from gametalearn.run import Watch
 
-__all__ = ["bench", "compare", "data", "episodes", "evaluate", "probe", "report", "train"]
+__all__ = [
+    "bench", "compare", "data", "episodes", "evaluate", "given_by", "merged", "probe", "report",
+    "train",
+]  # fmt: skip
 
 
 def given_by(args: argparse.Namespace) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def given_by(args: argparse.Namespace) -> dict[str, Any]:
     given = {k: v for k, v in vars(args).items() if k in settings_of(TrainConfig) and v is not None}
     options = getattr(args, "rule_options_of_file", None)
     if options is not None or "rule_options" in given:
-        given["rule_options"] = _merged(options, parse_rule_options(given.get("rule_options", ())))
+        given["rule_options"] = merged(options, parse_rule_options(given.get("rule_options", ())))
     return given
 
 
@@ -42,7 +45,7 @@ def config_of(args: argparse.Namespace, **more: Any) -> TrainConfig:
     )
 
 
-def _merged(of_file: Any, of_flags: dict[str, dict[str, Any]]) -> Any:
+def merged(of_file: Any, of_flags: dict[str, dict[str, Any]]) -> Any:
     """Options of rules; those of flags win. What is no table of tables, the settings refuse."""
     if not isinstance(of_file, dict) or not all(isinstance(o, dict) for o in of_file.values()):
         return of_flags if of_file is None else of_file

@@ -31,7 +31,13 @@ from gametalearn.registry import handed_in, is_handed_in
 from gametalearn.results import Result, require_finite, write_evaluation
 from gametalearn.run import Parts, Run, Watch, outer_of, start
 from gametalearn.scores import ScoreLike, default_score
-from gametalearn.settings import parse_rule_options, refuse_unused, settings_of, unmet
+from gametalearn.settings import (
+    parse_rule_options,
+    refuse_other_options,
+    refuse_unused,
+    settings_of,
+    unmet,
+)
 from gametalearn.stored import read_evaluation, version_in
 from gametalearn.training import train_parts
 
@@ -164,11 +170,7 @@ def runs_of(
                 "otherwise"
             )
         places[place] = name
-    if others := config.rule_options.keys() - set(given):
-        raise InputError(
-            f"`rule_options`: given for '{min(others)}', which is not among the rules "
-            f"{', '.join(rules)}"
-        )
+    refuse_other_options(config.rule_options, given, rules)
     for name, field in settings_of(config).items():
         if getattr(config, name) != field.default and all(
             unmet(field, {"rule": rule}, ("rule",)) for rule in given

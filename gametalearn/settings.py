@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ __all__ = [
     "check",
     "parse_rule_options",
     "read_toml",
+    "refuse_other_options",
     "refuse_unused",
     "sentences_of",
     "setting",
@@ -220,6 +221,16 @@ def parse_rule_options(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
             plain = value
         options.setdefault(rule, {})[option] = plain
     return options
+
+
+def refuse_other_options(
+    options: Mapping[str, Any], rules: Collection[str], shown: Iterable[str]
+) -> None:
+    """Raise an `InputError` for options of a rule that is not among the rules, which are named."""
+    if others := options.keys() - set(rules):
+        raise InputError(
+            f"`rule_options`: given for '{min(others)}', which is not among the rules {', '.join(shown)}"
+        )
 
 
 def read_toml(path: Path) -> dict[str, Any]:

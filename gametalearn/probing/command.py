@@ -7,6 +7,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from gametalearn import registry
 from gametalearn.build import build_optimizer, build_rule
 from gametalearn.canvas import drawing
 from gametalearn.checkpoint import file_of, kept_in, load_checkpoint
+from gametalearn.commands import given_by, merged
 from gametalearn.config import TrainConfig
 from gametalearn.environment import environment
 from gametalearn.errors import InputError
@@ -25,7 +27,7 @@ from gametalearn.probing.steps import Step, through
 from gametalearn.progress import counting
 from gametalearn.run import Run
 from gametalearn.runfolder import load_run
-from gametalearn.settings import refuse_unused, settings_of, unmet
+from gametalearn.settings import refuse_other_options, refuse_unused, settings_of, unmet
 from gametalearn.weighting import Rule, shared_columns
 
 __all__ = ["SCHEMA", "run"]
@@ -33,6 +35,9 @@ __all__ = ["SCHEMA", "run"]
 SCHEMA = "gametalearn.probe/1"
 
 PARTS = ("model", "learner", "loss", "score")
+
+RUN_S_OWN = {"dataset", "seed", "device", "threads", *PARTS}
+"""Flags of `probe` that are named like settings, but do not change the run's."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
             args.folder, checkpoint, args.device, dataset=args.dataset, trust=args.trust,
             **{kind: value for kind in PARTS if (value := getattr(args, kind))},
         )  # fmt: skip
-        trained.config = config = _settings(args, trained.config)
+        trained.config = config = _settings(args, trained.config, rules)
         result = _probe(args, trained, rules, file_of(args.folder, checkpoint))
         title = f"{args.folder} ({checkpoint}, iteration {trained.iteration})"
         print(table(result, title), end="\n\n", flush=True)
@@ -79,10 +84,12 @@ def _checkpoints(args: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _settings(args: argparse.Namespace, config: TrainConfig) -> TrainConfig:
-    """The run's settings, overridden by those that were given."""
-    names = settings_of(config).keys() - {"dataset", "seed", "device", "threads", *PARTS}
-    given = {k: v for k in names if (v := getattr(args, k, None)) is not None}
+def _settings(args: argparse.Namespace, config: TrainConfig, rules: list[str]) -> TrainConfig:
+    """The run's settings, overridden by those that were given; options of rules are added to its own."""
+    given = {k: v for k, v in given_by(args).items() if k not in RUN_S_OWN}
+    options: dict[str, dict[str, Any]] = given.pop("rule_options", {})
+    refuse_other_options(options, rules, rules)
+    given["rule_options"] = merged(config.rule_options, options)
     threads = args.threads or torch.get_num_threads()  # the run's own suit several runs at once
     found = dataclasses.replace(config, threads=threads, **given)
     for name in given:
@@ -123,7 +130,7 @@ def _probe(args: argparse.Namespace, trained: Run, rules: list[str], file: Path)
 
 
 def _rule(name: str, trained: Run) -> Rule:
-    """A rule in its initial state, with the options that the run has for it."""
+    """A rule in its initial state, with its options: those that were given, or the run's."""
     config, shapes = trained.config, {part: p.shape for part, p in trained.meta.items()}
     columns = shared_columns(shapes, config.shared or None)
     return build_rule(config.of_rule(name, config.seed), len(trained.objectives), columns)

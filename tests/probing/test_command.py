@@ -89,9 +89,22 @@ def test_one_rule_alone(capsys, trained, tmp_path):
     assert "p_holm is" not in out
 
 
+def test_rules_have_the_options_that_are_given(capsys, trained, tmp_path):
+    rules = "--rules uniform,agreement,agreement-update,agreement-cosine"
+    options = "--rule-options agreement.signal=update agreement-cosine.signal=update"
+    code, _, err = run(capsys, f"probe {trained} {rules} {options} {FEW} --out {tmp_path / 'e'}")
+    assert (code, err) == (0, "")
+    [found] = json.loads((tmp_path / "e" / "probe.json").read_text())["checkpoints"]
+    assert found["rules"]["agreement"] == found["rules"]["agreement-update"]
+    assert found["rules"]["agreement"] != found["rules"]["agreement-cosine"]
+    assert found["config"]["rule_options"]["agreement"] == {"signal": "update"}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ("--rule-options dwa.period=1", "--rule-options: given for 'dwa', which is not among the rules"),
+        ("--rule-options agreement.sign=1", "rule 'agreement': no option 'sign'; it takes"),
         ("--checkpoint worst", "--checkpoint must be best, latest or an iteration (kept by"),
         ("--checkpoint 3", "checkpoint-3.pt: this checkpoint was not kept; kept are those of "
                            "iterations 2, 4, 6"),
