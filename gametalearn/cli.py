@@ -156,8 +156,8 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
         help="best, the weights that were best on validation; latest; or the iteration of a "
         "checkpoint that train --keep-every kept. Default: best.")  # fmt: skip
     add("--ways", type=int, metavar="N",
-        help="Number of classes per episode. Any number is for learners that make a head for each task "
-        "(protonet, proto-maml); others have as many outputs as in training. Default: the run's.")  # fmt: skip
+        help="Number of classes per episode. Learners that make a head for each task (protonet, proto-maml) "
+        "can be tested with any number; others only with that of their training. Default: the run's.")  # fmt: skip
     add("--shots", type=int, metavar="N",
         help="Number of support examples per class. Default: the run's.")  # fmt: skip
     add("--queries", type=int, metavar="N",

@@ -42,7 +42,7 @@ _BESIDE = {
     "meta_lr": 3e-3, "meta_schedule": "cosine", "meta_optimizer": "adam", "meta_batch": 8,
 }  # fmt: skip
 
-BESIDE = "mini-imagenet or folder beside others"
+BESIDE = "several with photographs"
 """The name in `DEFAULTS` of several data sets of which one has photographs, or may have."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -37,7 +37,7 @@ def add_settings(
 def _add_setting(
     group: argparse._ActionsContainer, field: dataclasses.Field[Any], default: str
 ) -> None:
-    text = f"{sentences_of(field)} Default: {default or default_text(field)}."
+    text = _with_flags(f"{sentences_of(field)} Default: {default or default_text(field)}.")
     more: dict[str, Any] = {"help": text.replace("%", "%%")}
     if field.type == "bool":
         more["action"] = argparse.BooleanOptionalAction
@@ -49,6 +49,20 @@ def _add_setting(
         kind: Any = {"int": int, "float": float}.get(str(field.type), str)
         more |= {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "NAME")}
     group.add_argument(f"--{field.name.replace('_', '-')}", **more)
+
+
+def _with_flags(text: str) -> str:
+    """Settings in backquotes as flags.
+
+    >>> _with_flags("Only with `meta_schedule` linear.")
+    'Only with --meta-schedule linear.'
+    """
+    names = settings_of(TrainConfig)
+    return re.sub(
+        r"`(\w+)`",
+        lambda found: f"--{found[1].replace('_', '-')}" if found[1] in names else found[0],
+        text,
+    )
 
 
 def in_flags(parser: argparse.ArgumentParser, message: str) -> str:

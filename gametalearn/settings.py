@@ -102,7 +102,7 @@ def sentences_of(field: Field, more: str = "") -> str:
     """What a setting is, ``more`` of it in the same sentence, and then what it has an effect for."""
     text = text_of(field)
     needs = " and ".join(
-        f"{'for' if other in registry.KINDS else 'with'} {_in_words(other, need)}"
+        f"{'for' if other in registry.KINDS else 'with'} {_in_words(other, need, '`')}"
         for other, need in field.metadata["needs"].items()
     )
     return f"{text[0].upper()}{text[1:]}{more}.{f' Only {needs}.' if needs else ''}"
