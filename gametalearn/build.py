@@ -200,8 +200,10 @@ def build_rule(config: TrainConfig, objectives: int, columns: slice | Tensor | N
 
 def build_loss(config: TrainConfig) -> Loss:
     """The loss of both loops."""
-    loss: Loss = _resolved(config, "loss")[0]
-    return loss
+    loss: Any = _resolved(config, "loss")[0]
+    if isinstance(loss, type):  # such as torch.nn:L1Loss
+        loss = registry.call("loss", config.loss, loss, {})
+    return loss  # type: ignore[no-any-return]
 
 
 def build_score(config: TrainConfig) -> ScoreLike:

@@ -15,26 +15,14 @@ from gametalearn import places, registry
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import joined, use_machine
 from gametalearn.errors import InputError
-from gametalearn.settings import parse_rule_options, settings_of
+from gametalearn.flags import given_by
 from gametalearn.terminal import tell
 from gametalearn.words import counted
 
 if TYPE_CHECKING:
     from gametalearn.run import Watch
 
-__all__ = [
-    "bench", "compare", "data", "episodes", "evaluate", "given_by", "merged", "probe", "report",
-    "train",
-]  # fmt: skip
-
-
-def given_by(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that flags and a configuration file give, and no others."""
-    given = {k: v for k, v in vars(args).items() if k in settings_of(TrainConfig) and v is not None}
-    options = getattr(args, "rule_options_of_file", None)
-    if options is not None or "rule_options" in given:
-        given["rule_options"] = merged(options, parse_rule_options(given.get("rule_options", ())))
-    return given
+__all__ = ["bench", "compare", "data", "episodes", "evaluate", "probe", "report", "train"]
 
 
 def config_of(args: argparse.Namespace, **more: Any) -> TrainConfig:
@@ -43,14 +31,6 @@ def config_of(args: argparse.Namespace, **more: Any) -> TrainConfig:
     return (
         config if config.threads else dataclasses.replace(config, threads=torch.get_num_threads())
     )
-
-
-def merged(of_file: Any, of_flags: dict[str, dict[str, Any]]) -> Any:
-    """Options of rules; those of flags win. What is no table of tables, the settings refuse."""
-    if not isinstance(of_file, dict) or not all(isinstance(o, dict) for o in of_file.values()):
-        return of_flags if of_file is None else of_file
-    rules = [*of_file, *(rule for rule in of_flags if rule not in of_file)]
-    return {rule: {**of_file.get(rule, {}), **of_flags.get(rule, {})} for rule in rules}
 
 
 def data(args: argparse.Namespace) -> None:

@@ -261,9 +261,8 @@ class TrainConfig:
         built_in = self.model in registry.BUILT_IN["model"]
         if self.regression and built_in and (self.model, self.ways) != ("mlp", 1):
             raise InputError(
-                f"TrainConfig: dataset '{self.dataset}' needs model='mlp', ways=1; got "
-                f"model='{self.model}', ways={self.ways} (TrainConfig.of('{self.dataset}') fills in "
-                "its defaults)"
+                f"dataset '{self.dataset}' needs `model` mlp and `ways` 1, which are its defaults; got "
+                f"model {self.model} and ways {self.ways}"
             )
 
     def _check_images(self) -> None:
@@ -291,6 +290,9 @@ class TrainConfig:
         for kind in registry.KINDS:
             if kind in given and given[kind] is not None:
                 registry.require_known(kind, str(given[kind]))
+        for name, value in given.items():
+            if value is not None:
+                check(settings_of(cls)[name], value)
         defaults = _defaults(dataset, given)
         values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
         if given.get("meta_batch") is None and isinstance(share := given.get("share"), str):

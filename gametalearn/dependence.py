@@ -71,7 +71,7 @@ def depends_on_queries(
         x, support_x = x.clone(), support_x.clone()
         if differs(model, initial, x, support_x, protocol):
             return True
-        support_y, fixed = task.support_y[0].clone(), fixed_tensors(model)
+        support_y, fixed = task.support_y[0].clone(), fixed_tensors(model, meta)
         learner = fitted(learner.for_test(learner.steps), task.support_y)
         support = support_loss(model, learner, loss, fixed, support_x, support_y)
         start = {n: p.detach().clone() for n, p in meta.items()}
@@ -92,7 +92,7 @@ def differs(
     In float64 if the model can compute in it, otherwise in its own precision; True if it cannot
     predict half of them at all, False if it draws random numbers.
     """
-    fixed = fixed_tensors(model)
+    fixed = fixed_tensors(model, params)
 
     def halves(params: Params, fixed: Params, x: Tensor, support_x: Tensor, limit: float) -> bool:
         def outputs(x: Tensor) -> list[Tensor]:

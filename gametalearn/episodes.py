@@ -169,12 +169,19 @@ def draw(source: Source, num_tasks: int, part: slice = slice(None)) -> TaskBatch
     """The episodes in ``part`` of the next ``num_tasks``; a source need not know of parts.
 
     Raises:
-        InputError: the source gave something else.
+        InputError: the source gave something else, or another number of them.
     """
     sample: Any = source.sample
     told = part != slice(None) and "part" in inspect.signature(sample).parameters
     batch = sample(num_tasks, part) if told else sample(num_tasks)
     require_batch(batch, f"{type(source).__name__}.sample gave")
+    asked = len(range(num_tasks)[part]) if told else num_tasks
+    if len(batch) != asked:
+        raise InputError(
+            f"{type(source).__name__}.sample({num_tasks}) gave {len(batch)} tasks"
+            + (f" for {part}" if told else "")
+            + f"; it must give {asked}"
+        )
     return batch if told or part == slice(None) else batch[part]  # type: ignore[no-any-return]
 
 

@@ -19,12 +19,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, SupportsIndex, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gametalearn.adaptation import Learner, Params, fitted, model_parameters
+from gametalearn.adaptation import Learner, Params, fitted, makes_heads, model_parameters
 from gametalearn.copies import copied
 from gametalearn.dependence import settled
 from gametalearn.distributed import ALONE, Team
@@ -39,12 +40,19 @@ from gametalearn.engine.task import (
 from gametalearn.episodes import Source, TaskBatch, draw
 from gametalearn.errors import InputError, summary
 from gametalearn.gradients import adapt_and_score, meta_of
-from gametalearn.losses import Loss, default_loss
+from gametalearn.losses import Loss, default_loss, kind_of
 from gametalearn.normalisation import Protocol, check_statistics, protocol_of
 from gametalearn.peek import score_for
 from gametalearn.predictor import WithHead, bake
 from gametalearn.records import one_line
-from gametalearn.scores import SCORES, Format, ScoreLike, default_score
+from gametalearn.scores import (
+    SCORES,
+    Format,
+    ScoreLike,
+    built_in,
+    default_score,
+    score_function,
+)
 from gametalearn.statistics import LARGEST, half_width
 from gametalearn.words import counted
 
@@ -151,7 +159,8 @@ def evaluate(
     """Adapt ``model`` to each of a stream of episodes and measure it on their queries.
 
     Dropout is off, whatever mode the model is in: where it has such layers that are on, a copy is
-    evaluated.
+    evaluated, or with a loss or score of your own, which may read the model, the model itself with
+    these layers off meanwhile.
 
     Args:
         model: any module; it is not changed, and several threads may evaluate it at once. Episodes
@@ -186,40 +195,41 @@ def evaluate(
             raise InputError(f"evaluate: {name} must be an integer of at least 1, got {count}")
     stream = source if seed is None else source.with_seed(seed)
     learner = learner.for_test(learner.steps)
-    meta = meta_of(model, learner, meta)
-    model = _without_dropout(model)
-    with swapping:
-        check_statistics(model)
+    meta = _trained(model, learner, meta)
     table = torch.zeros(2, episodes, dtype=torch.float64)  # score and group
     several = CHUNK * max(1, tasks_at_once // CHUNK)
-    for number, start in enumerate(range(0, episodes, several)):
-        stop = min(start + several, episodes)
-        mine = number % team.size == team.rank
-        # every process has the first episode, so that all settle the same
-        part = slice(None) if mine else slice(0, 1 if number == 0 else 0)
-        sizes = [min(CHUNK, stop - first) for first in range(start, stop, CHUNK)]
-        drawn = [
-            draw(stream, size, part if not i or mine else slice(0)) for i, size in enumerate(sizes)
-        ]
-        batch = placed(model, TaskBatch.cat(drawn) if len(drawn) > 1 and mine else drawn[0])
-        with _explained(model):
-            if number == 0:
-                chosen = score_for(score, loss, model, learner, meta, batch)
-                found = settled(model, protocol, meta, batch, learner, loss)
-            before = torch.random.get_rng_state()
-            for first in range(0, len(batch) if mine else 0, tasks_at_once):
-                some = slice(first, first + tasks_at_once)
-                _, values = adapt_and_score(
-                    model, batch[some], learner, meta=meta, loss=loss, score=chosen,
-                    protocol=protocol,
-                )  # fmt: skip
-                table[0, start:stop][some] = values
-            if number == 0 and not torch.equal(before, torch.random.get_rng_state()):
-                _warn_of_chance(model)
-        if mine:
-            table[1, start:stop] = batch.group
-        if progress is not None:
-            progress(stop - start)
+    with swapping:
+        check_statistics(model)
+    with _without_dropout(model, loss, score) as model:
+        for number, start in enumerate(range(0, episodes, several)):
+            stop = min(start + several, episodes)
+            mine = number % team.size == team.rank
+            # every process has the first episode, so that all settle the same
+            part = slice(None) if mine else slice(0, 1 if number == 0 else 0)
+            sizes = [min(CHUNK, stop - first) for first in range(start, stop, CHUNK)]
+            drawn = [
+                draw(stream, size, part if not i or mine else slice(0))
+                for i, size in enumerate(sizes)
+            ]
+            batch = placed(model, TaskBatch.cat(drawn) if len(drawn) > 1 and mine else drawn[0])
+            with _explained(model):
+                if number == 0:
+                    chosen = score_for(score, loss, model, learner, meta, batch)
+                    found = settled(model, protocol, meta, batch, learner, loss)
+                before = torch.random.get_rng_state()
+                for first in range(0, len(batch) if mine else 0, tasks_at_once):
+                    some = slice(first, first + tasks_at_once)
+                    _, values = adapt_and_score(
+                        model, batch[some], learner, meta=meta, loss=loss, score=chosen,
+                        protocol=protocol,
+                    )  # fmt: skip
+                    table[0, start:stop][some] = values
+                if number == 0 and not torch.equal(before, torch.random.get_rng_state()):
+                    _warn_of_chance(model)
+            if mine:
+                table[1, start:stop] = batch.group
+            if progress is not None:
+                progress(stop - start)
     scores, group = team.total(table)
     return Evaluation(
         values=scores.numpy(),
@@ -238,15 +248,49 @@ DROPS = (
 """Layers that draw random numbers in training mode, if they are set to, and in eval mode never do."""
 
 
-def _without_dropout(model: nn.Module) -> nn.Module:
-    """The model; or, where it has dropout that is on, a copy in which that is off."""
+_off: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Layers that are switched off for a test of the model itself, and for how many tests at once."""
+
+
+@contextlib.contextmanager
+def _without_dropout(model: nn.Module, loss: Loss, score: ScoreLike) -> Iterator[nn.Module]:
+    """Within, the model with dropout off: a copy in which it is, if it has any that is on.
+
+    A loss or score of the user's own may read what a forward leaves on the model. For such the model itself is
+    given, its dropout switched off for as long as this lasts.
+    """
     with swapping:
-        if not any(map(_drops, model.modules())):
-            return model
-        copy = copied(model)
-    for module in filter(_drops, list(copy.modules())):
-        module.train(False)
-    return copy
+        on = [m for m in model.modules() if _drops(m) or _off.get(m)]
+        if not on:
+            tested = model
+        elif kind_of(loss) is not None and built_in(score_function(score)):
+            tested, on = copied(model), []
+            for module in filter(_drops, list(tested.modules())):
+                module.train(False)
+        else:
+            tested = model
+        for module in on:
+            _off[module] = _off.get(module, 0) + 1
+            module.training = False
+    try:
+        yield tested
+    finally:
+        with swapping:
+            for module in on:
+                _off[module] -= 1
+                module.training = not _off[module]
+
+
+def _trained(model: nn.Module, learner: Learner, meta: Params | None) -> Params:
+    """The meta-parameters for a test; a warning where rates that are learned would be those of the start."""
+    found = meta_of(model, learner, meta)
+    if meta is None and found.keys() - model_parameters(model).keys():
+        warnings.warn(
+            f"{type(learner).__name__} learns inner rates, and without meta= those that it starts with are "
+            "tested; pass the trained ones, such as a run's meta",
+            stacklevel=3,
+        )
+    return found
 
 
 def _drops(module: nn.Module) -> bool:
@@ -355,23 +399,28 @@ def adapt(
             f"adapt: protocol must be 'inductive' or 'transductive', got {protocol!r}; for one query "
             "at a time in a batch with the support set, use evaluate"
         )
-    meta = meta_of(model, learner, meta)
+    meta = _trained(model, learner, meta)
     learner = fitted(learner.for_test(learner.steps), support_y)
     with torch.inference_mode(False), _explained(model):
-        # the inner loop has a copy of its own: what a forward writes down stays there
         with swapping:
-            scratch, result = (_without_dropout(copied(model)) for _ in range(2))
+            result = copied(model)
+            # What a forward writes down stays in a copy, unless a loss of the user's own may read it there.
+            scratch = copied(model) if kind_of(loss) is not None else model
+        for module in filter(_drops, list(result.modules())):
+            module.train(False)
         start = {name: p.detach().clone() for name, p in meta.items()}
         x, y = (placed(model, t).clone() for t in (support_x, support_y))
-        fixed = fixed_tensors(scratch)
-        support = support_loss(scratch, learner, loss, fixed, x, y)
-        with torch.no_grad():
-            begin = started(scratch, learner, start, fixed, x, y)
-        adapted = learner.adapt(begin, support, first_order)
-        _, head = split_head(adapted)
+        with _without_dropout(scratch, loss, default_score) as tested:
+            fixed = fixed_tensors(tested, meta)
+            support = support_loss(tested, learner, loss, fixed, x, y)
+            with torch.no_grad():
+                begin = started(tested, learner, start, fixed, x, y)
+            adapted = learner.adapt(begin, support, first_order)
+        head = split_head(adapted)[1] if makes_heads(learner) else {}
         with torch.no_grad():
             for name, p in model_parameters(result).items():
-                p.copy_(adapted[name])
+                if name in adapted:
+                    p.copy_(adapted[name])
         if protocol == "inductive":
             bake(result, x)
     return WithHead(result, learner, head) if head else result

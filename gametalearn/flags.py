@@ -11,10 +11,24 @@ from typing import Any
 
 from gametalearn.config import TrainConfig, default_text
 from gametalearn.errors import InputError
-from gametalearn.settings import read_toml, sentences_of, settings_of
+from gametalearn.settings import (
+    check,
+    parse_rule_options,
+    read_toml,
+    sentences_of,
+    settings_of,
+)
 from gametalearn.words import did_you_mean
 
-__all__ = ["add_settings", "in_flags", "parsed", "read_config", "subcommands"]
+__all__ = [
+    "add_settings",
+    "given_by",
+    "in_flags",
+    "merged",
+    "parsed",
+    "read_config",
+    "subcommands",
+]
 
 
 def add_settings(
@@ -101,7 +115,14 @@ def read_config(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
     options = {a.dest: a for a in command._actions if a.option_strings}
     for name in ("help", "config", "debug"):
         options.pop(name, None)
+    written: dict[str, str] = {}
     for key, value in read_toml(file).items():
+        first = written.setdefault(key.replace("-", "_"), key)
+        if first != key and first not in (
+            "rule-options",
+            "rule_options",
+        ):  # tables, which are joined
+            raise InputError(f"{file}: both '{first}' and '{key}' are there; keep one of them")
         action = options.get(key.replace("-", "_"))
         if action is None:
             known = sorted(name.replace("_", "-") for name in options)
@@ -128,7 +149,11 @@ def _value(file: Path, key: str, value: Any, action: argparse.Action) -> Any:
         value = ",".join(f"{name}={part}" for name, part in value.items())
     if isinstance(value, bool) and action.nargs == "?":  # a flag that may stand without a value
         return action.const if value else action.default
-    if action.dest in settings_of(TrainConfig):
+    if field := settings_of(TrainConfig).get(action.dest):
+        try:
+            check(field, value)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
         return value
     kind: Any = bool if action.nargs == 0 else action.type or str
     try:
@@ -140,7 +165,10 @@ def _value(file: Path, key: str, value: Any, action: argparse.Action) -> Any:
     if kind is str and isinstance(value, int):  # seeds = 3
         value, fits = str(value), True
     if not fits or (action.choices is not None and value not in action.choices):
-        wanted = f"one of {', '.join(action.choices)}" if action.choices else kind.__name__
+        words = {bool: "true or false", int: "an integer", float: "a number"}
+        wanted = (
+            f"one of {', '.join(action.choices)}" if action.choices else words.get(kind, "text")
+        )
         raise InputError(f"{file}: {key} must be {wanted}, got {str(value)[:60]!r}")
     return kind(value)
 
@@ -150,3 +178,20 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
     return {}
+
+
+def given_by(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that flags and a configuration file give, and no others."""
+    given = {k: v for k, v in vars(args).items() if k in settings_of(TrainConfig) and v is not None}
+    options = getattr(args, "rule_options_of_file", None)
+    if options is not None or "rule_options" in given:
+        given["rule_options"] = merged(options, parse_rule_options(given.get("rule_options", ())))
+    return given
+
+
+def merged(of_file: Any, of_flags: dict[str, dict[str, Any]]) -> Any:
+    """Options of rules; those of flags win. What is no table of tables, the settings refuse."""
+    if not isinstance(of_file, dict) or not all(isinstance(o, dict) for o in of_file.values()):
+        return of_flags if of_file is None else of_file
+    rules = [*of_file, *(rule for rule in of_flags if rule not in of_file)]
+    return {rule: {**of_file.get(rule, {}), **of_flags.get(rule, {})} for rule in rules}

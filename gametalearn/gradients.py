@@ -14,7 +14,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from gametalearn.adaptation import Learner, Params, fitted, model_parameters
+from gametalearn.adaptation import (
+    HEAD,
+    RATE,
+    Learner,
+    Params,
+    fitted,
+    makes_heads,
+    model_parameters,
+)
 from gametalearn.engine.loop import loop_gradients, loop_scores
 from gametalearn.engine.plan import Method, choose
 from gametalearn.engine.replay import replay_gradients, replay_scores
@@ -89,14 +97,16 @@ def meta_gradients(
     theta_i, and differentiate it with respect to theta (and to learned inner rates).
 
     Args:
-        model: any `nn.Module` from ``(B, *x)`` to predictions; it is not changed.
+        model: any `nn.Module` from ``(B, *x)`` to predictions; it is not changed: what a forward writes
+            into its buffers is dropped.
         batch: T episodes on the model's device.
         learner: `MAML`, `ANIL`, `MetaSGD`, `Reptile`, or your own `Learner`.
         meta: the meta-parameters to differentiate at; by default the model's own (with freshly
             started rates for a learner that has some).
         loss: ``loss(prediction, target)``, a mean; cross-entropy or squared error by default. The
-            prediction is what the model returns, be it a tensor, a tuple or a dictionary. What
-            it depends on may change from call to call (see `gametalearn.engine.state`).
+            prediction is what the model returns, be it a tensor, a tuple or a dictionary. It may read
+            the model, for a penalty on its weights or a term that the forward left there. What it
+            depends on may change from call to call (see `gametalearn.engine.state`).
         score: a name of `gametalearn.SCORES`, a `Score`, or a function of ``(prediction, target)``
             that gives a scalar tensor; by default what goes with the loss (see
             `gametalearn.scores`). Where nothing does, scores are NaN, and a warning says so once.
@@ -118,8 +128,8 @@ def meta_gradients(
         `TaskGradients` with ``rows (T, P)`` and ``updates (T, P)``, detached; empty for no tasks.
 
     Raises:
-        InputError: no parameter requires gradients; a loss or a score that does not fit the
-            predictions, a label without an output, a protocol that the model does not know, or an
+        InputError: no parameter requires gradients, or the forward or the loss reads one past the place
+            where it is registered; a loss or a score that does not fit the predictions, a label without an output, a protocol that the model does not know, or an
             operation of which PyTorch has no second derivative.
     """
     check_protocol(model, protocol)
@@ -189,12 +199,29 @@ def meta_of(model: nn.Module, learner: Learner, meta: Params | None) -> Params:
     """The meta-parameters, those of the model where none are given.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, one is given that the model does not have, or a name is taken.
     """
-    if meta is None:
-        with swapping:
-            meta = learner.meta_parameters(model_parameters(model))
     kind = type(model).__name__
+    if isinstance(learner, type):
+        raise InputError(
+            f"learner {learner.__name__} is a class; pass an instance, such as "
+            f"{learner.__name__}(inner_lr=0.01, steps=5)"
+        )
+    with swapping:
+        if meta is None:
+            meta = learner.meta_parameters(model_parameters(model))
+        names = {name for name, _ in model.named_parameters()}
+    if others := [n for n in meta if n not in names and not n.startswith(RATE)]:
+        others = [n for n in others if n not in learner.meta_parameters(model_parameters(model))]
+        if others:
+            raise InputError(
+                f"meta: {kind} has no parameter '{others[0]}'; its names are those of named_parameters()"
+            )
+    if makes_heads(learner) and (taken := [n for n in names if n.startswith(HEAD)]):
+        raise InputError(
+            f"{kind} has a parameter '{taken[0]}', and a learner that makes heads keeps its own under "
+            f"'{HEAD}'; call that module otherwise"
+        )
     if next(model.parameters(), None) is None:
         raise InputError(f"{kind} has no parameters: there is nothing to adapt")
     if not meta:

@@ -39,7 +39,7 @@ from gametalearn.settings import (
     unmet,
 )
 from gametalearn.stored import read_evaluation, version_in
-from gametalearn.training import train_parts
+from gametalearn.training import train_parts, using_threads
 
 __all__ = [
     "Planned",
@@ -261,6 +261,11 @@ def train_and_test(
     run: Planned, terms: Terms, team: Team = ALONE, outlook: Outlook | None = None
 ) -> Result:
     """Train one rule on one seed, and test it unless this very test was done."""
+    with using_threads(run.config.threads):
+        return _train_and_test(run, terms, team, outlook)
+
+
+def _train_and_test(run: Planned, terms: Terms, team: Team, outlook: Outlook | None) -> Result:
     trained = train_parts(
         run.config, terms.parts(run.rule, run.config.seed), run.place,
         overwrite=terms.overwrite, progress=terms.progress, label=run.label, team=team,

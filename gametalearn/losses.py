@@ -115,11 +115,16 @@ def apply_loss(loss: Loss, prediction: Any, target: Tensor) -> Tensor:
 
     Raises:
         InputError: a loss that compares elements (see `kind_of`) is given two shapes, or a tensor
-            loss something that is no tensor; or the loss fails, and a label has no output.
+            loss something that is no tensor; the loss fails, and a label has no output; or it gives
+            something else than a scalar.
     """
+    if isinstance(loss, type):
+        raise InputError(
+            f"loss {name_of(loss)} is a class; pass an instance, such as {loss.__name__}()"
+        )
     _check(loss, prediction, target)
     try:
-        return loss(prediction, target)
+        value = loss(prediction, target)
     except (IndexError, RuntimeError) as error:
         label = _label_without_output(prediction, target, ignored_label(loss))
         if label is None:
@@ -132,6 +137,12 @@ def apply_loss(loss: Loss, prediction: Any, target: Tensor) -> Tensor:
             f"label {label}, but the model has {has}; give it an output for each label, or sample "
             f"episodes of {outputs} ways"
         ) from error
+    if not isinstance(value, Tensor) or value.ndim:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(
+            f"loss {name_of(loss)} must give a scalar tensor for a task's examples, got {got}; take its mean"
+        )
+    return value
 
 
 def _check(loss: object, prediction: Any, target: Tensor) -> None:

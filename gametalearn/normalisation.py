@@ -140,6 +140,16 @@ def refusal(model: nn.Module, protocol: Protocol, why: str) -> InputError:
     )
 
 
+def statistics_of(model: nn.Module) -> set[str]:
+    """The names of the buffers that hold running statistics of batch and instance norms."""
+    return {
+        f"{name}.{buffer}" if name else buffer
+        for name, module in model.named_modules()
+        if isinstance(module, _NormBase)
+        for buffer, _ in module.named_buffers(recurse=False)
+    }
+
+
 def check_statistics(model: nn.Module) -> None:
     """Refuse running statistics that were never estimated: they normalise nothing.
 

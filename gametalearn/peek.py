@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -9,19 +10,42 @@ import torch
 from torch import nn
 
 from gametalearn.adaptation import Learner, Params, fitted, model_parameters
+from gametalearn.engine.swap import swapped
 from gametalearn.engine.task import fixed_tensors, predicted, started, swapping
 from gametalearn.episodes import TaskBatch
 from gametalearn.losses import Loss, default_loss
+from gametalearn.normalisation import statistics_of
 from gametalearn.randomness import undisturbed
 from gametalearn.scores import SCORES, Score, ScoreLike, as_score, default_score, settled
 
-__all__ = ["own_parameters", "score_for"]
+__all__ = ["own_parameters", "score_for", "written_buffers"]
 
 
 def own_parameters(model: nn.Module, meta: Params) -> Params:
     """Of the meta-parameters, those of the model: no learned rates."""
     names = model_parameters(model)
     return {n: p.detach() for n, p in meta.items() if n in names}
+
+
+def written_buffers(model: nn.Module, meta: Params, task: TaskBatch) -> list[str]:
+    """The buffers that a forward changes, running statistics of norms apart; the model is as before.
+
+    Args:
+        model: predicts the support set of the first task, once, in the mode that it is in.
+        meta, task: as in `score_for`.
+    """
+    x = task.support_x[0]
+    with swapping, undisturbed(x.device), torch.inference_mode(False), torch.no_grad():
+        own = own_parameters(model, meta)
+        before = fixed_tensors(model, own)
+        copies = {n: t.clone() for n, t in before.items()}
+        with (
+            contextlib.suppress(Exception),
+            swapped(model, {**copies, **own}),
+        ):  # training tells why
+            model(x.clone())
+        left = [n for n, _ in model.named_buffers() if n not in statistics_of(model)]
+    return [n for n in left if not torch.allclose(copies[n], before[n], 0, 0, equal_nan=True)]
 
 
 def score_for(
@@ -54,7 +78,7 @@ def score_for(
         return dataclasses.replace(named, function=default_score)
     with swapping, undisturbed(target.device), torch.inference_mode(False), torch.no_grad():
         own, learner = own_parameters(model, meta), fitted(learner, task.support_y)
-        support_x, fixed = task.support_x[0], fixed_tensors(model)
+        support_x, fixed = task.support_x[0], fixed_tensors(model, own)
         begin = started(model, learner, own, fixed, support_x, task.support_y[0])
         prediction: Any = predicted(model, learner, begin, task.query_x[0], support_x, fixed)
     return settled(score, loss, prediction, target)

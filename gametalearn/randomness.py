@@ -30,8 +30,12 @@ def undisturbed(device: torch.device | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Within, as after `start_from`; afterwards all random numbers go on as if nothing had been.
+
+    Args:
+        seed: at least 0.
+        device: whose random numbers start from the seed, too, if it is a CUDA device.
 
     >>> with seeded(3):
     ...     first = float(torch.rand(())), random.random()
@@ -39,8 +43,11 @@ def seeded(seed: int) -> Iterator[None]:
     ...     print(first == (float(torch.rand(())), random.random()))
     True
     """
-    with undisturbed():
+    with undisturbed(device):
         start_from(seed)
+        if device is not None and device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

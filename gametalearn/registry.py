@@ -14,6 +14,7 @@ Nothing is imported before it is used, so a package that fails to import stops o
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -21,6 +22,7 @@ import os
 import re
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -40,6 +42,7 @@ __all__ = [
     "call",
     "from_outside",
     "handed_in",
+    "handed_in_with",
     "is_handed_in",
     "known",
     "name_of",
@@ -170,7 +173,8 @@ def name_of(part: object) -> str:
 
 def _brief(value: object) -> str:
     """A plain value as it is written, and of anything else its type: others have addresses in their repr."""
-    plain = isinstance(value, str | int | float | bool | None)
+    several = value if isinstance(value, tuple) else (value,)
+    plain = all(isinstance(one, str | int | float | bool | None) for one in several)
     return repr(value)[:60] if plain else type(value).__name__
 
 
@@ -182,7 +186,30 @@ def handed_in(part: object) -> str:
     >>> handed_in(functools.partial(os.path.join))
     'handed-in:partial of join'
     """
-    return HANDED_IN + short(name_of(part))
+    return HANDED_IN + short(name_of(part)) + _computed(part)
+
+
+def _computed(part: object) -> str:
+    """What tells a lambda from others: a digest of what it computes. Other functions go by their name."""
+    code = getattr(part, "__code__", None)
+    if code is None or code.co_name != "<lambda>":
+        return ""
+    constants = [value for value in code.co_consts if not hasattr(value, "co_code")]
+    return f" {zlib.crc32(repr((code.co_code, constants, code.co_names)).encode()):08x}"
+
+
+def handed_in_with(part: object) -> str:
+    """`handed_in`, and of a dataclass the fields that differ from their defaults.
+
+    >>> from gametalearn import MAML
+    >>> handed_in_with(MAML(0.1, steps=3))
+    'handed-in:MAML (inner_lr=0.1, steps=3)'
+    """
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return handed_in(part)
+    pairs = ((f, _brief(getattr(part, f.name))) for f in dataclasses.fields(part) if f.init)
+    told = [f"{f.name}={value}" for f, value in pairs if value != _brief(f.default)]
+    return handed_in(part) + (f" ({', '.join(told)})" if told else "")
 
 
 def short(name: str) -> str:
@@ -282,8 +309,13 @@ def call(
     """Call a part with those of the offered arguments that it names, and with all of ``fixed``.
 
     Raises:
-        InputError: it needs another argument.
+        InputError: it needs another argument, or is a model that was made already.
     """
+    if hasattr(part, "named_parameters") and not isinstance(part, type):
+        raise InputError(
+            f"{_word(kind)} '{name}' is a {type(part).__name__} that was made already; name its class or a "
+            "function that makes one, so that each seed has its own"
+        )
     fixed = {} if fixed is None else fixed
     try:
         signature = inspect.signature(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +30,10 @@ from gametalearn.distributed import ALONE, Team
 from gametalearn.episodes import Source, input_shape_of
 from gametalearn.errors import InputError
 from gametalearn.evaluation import placed
+from gametalearn.gradients import meta_of
 from gametalearn.losses import Loss, default_loss
-from gametalearn.peek import score_for
+from gametalearn.normalisation import check_protocol
+from gametalearn.peek import score_for, written_buffers
 from gametalearn.provenance import checked
 from gametalearn.records import one_line
 from gametalearn.schedules import learner_at
@@ -84,8 +87,12 @@ class Parts:
         """The settings, in which what was handed in stands by its name, and its episodes by their size.
 
         Raises:
-            InputError: validation episodes have other ways than those of training.
+            InputError: no settings, or validation episodes have other ways than those of training.
         """
+        if not isinstance(config, TrainConfig):
+            raise InputError(
+                f"the settings are a TrainConfig, such as TrainConfig.of('glyphs'); got {config!r}"
+            )
         handed = {
             "model": self.model, "dataset": self.source, "learner": self.learner,
             "rule": self.rule or self.rule_factory, "meta_optimizer": self.optimizer,
@@ -94,6 +101,8 @@ class Parts:
         changes: dict[str, Any] = {
             k: registry.handed_in(part) for k, part in handed.items() if part is not None
         }
+        if self.learner is not None:  # one of the library's may have any settings
+            changes["learner"] = registry.handed_in_with(self.learner)
         changes |= self._sizes(config)
         score = as_score(self.score)
         if score is not None:
@@ -242,8 +251,16 @@ class Run:
         return meta_rate(c.meta_lr, c.meta_schedule, self.iteration, c.iterations, c.meta_lr_final)
 
     def load_best(self) -> None:
-        """Put the best validated meta-parameters into ``meta`` and the model."""
-        self.put(self.best.get("meta", {}))
+        """Put the best validated meta-parameters into ``meta`` and the model.
+
+        Raises:
+            InputError: nothing was validated yet.
+        """
+        if "meta" not in self.best:
+            raise InputError(
+                f"load_best: nothing was validated in {self.iteration} iterations, so there is no best yet"
+            )
+        self.put(self.best["meta"])
 
     def put(self, values: Params) -> None:
         """Copy values into the meta-parameters of the same names."""
@@ -319,7 +336,13 @@ def start(
         name: own[name] if name in own else nn.Parameter(value.detach().clone())
         for name, value in learner.meta_parameters(own).items()
     }
+    meta_of(model, learner, meta)  # says if there is nothing to adapt
+    if config.protocol != "auto":
+        check_protocol(model, config.protocol)  # type: ignore[arg-type]
     loss = build_loss(config) if parts.loss is default_loss else parts.loss
+    if known is None:
+        _warn_of_parameters(loss, model)
+        _warn_of_buffers(model, meta, source)
     score = build_score(config) if parts.score is default_score else parts.score
     if source is None:
         objectives = tuple(known["objectives"])  # type: ignore[index]
@@ -329,6 +352,32 @@ def start(
         settled = _score(config, loss, score, model, learner, meta, source)
     return Run(config, model, meta, learner, objectives, loss, settled, shape, out=out, team=team,
                drawn=source)  # fmt: skip
+
+
+def _warn_of_parameters(loss: Loss, model: nn.Module) -> None:
+    """Say so if a loss has parameters that look as if they were to be learned."""
+    own = {id(p) for p in model.parameters()}
+    named = loss.named_parameters() if isinstance(loss, nn.Module) else ()
+    if left := [name for name, p in named if p.requires_grad and id(p) not in own]:
+        warnings.warn(
+            f"the loss {type(loss).__name__} has parameters that require gradients ({', '.join(left)}), and "
+            "training leaves them as they are; make them parts of the model, or freeze them with "
+            "requires_grad_(False)",
+            stacklevel=2,
+        )
+
+
+def _warn_of_buffers(model: nn.Module, meta: Params, source: Source | None) -> None:
+    """Say so if a forward maintains buffers, such as the vectors of a spectral norm."""
+    if source is None or not any(True for _ in model.buffers()):
+        return
+    if names := written_buffers(model, meta, placed(model, source.with_seed(0).sample(1))):
+        warnings.warn(
+            f"the forward of {type(model).__name__} writes into its buffers ({', '.join(names[:3])}), and "
+            "training drops that, since every task starts from the same model: a spectral norm, an average "
+            "or a codebook that is kept there stays as it was at the start",
+            stacklevel=2,
+        )
 
 
 PRECISIONS = {

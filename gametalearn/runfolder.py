@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from torch import nn
 
 from gametalearn import registry
 from gametalearn.checkpoint import file_of, kept_in, load_checkpoint, save_checkpoint
@@ -184,6 +185,7 @@ def _about(run: Run) -> dict[str, Any]:
         "data": {
             "input_shape": list(run.input_shape), "objectives": list(run.objectives), "score": score,
             "dtype": precision_of(run.model),
+            "eval": [name for name, module in run.model.named_modules() if not module.training],
         },
     }  # fmt: skip
 
@@ -224,6 +226,7 @@ def restore(run: Run, outer: Outer, content: dict[str, Any]) -> None:
     try:
         run.put(content["meta"])
         run.model.load_state_dict(content["model"])
+        _set_modes(run.model, content)
         outer.load_state_dict(content)
         run.source.load_state_dict(content["source"])
         run.iteration, seconds = int(content["iteration"]), content["seconds"]
@@ -308,11 +311,28 @@ def load_run(
     run = team.everywhere(lambda: start(config, parts, out, team, known=_data_of(content) or None))
     try:
         run.model.load_state_dict(content["model"])
+        if others := sorted(content["meta"].keys() ^ run.meta.keys()):
+            raise InputError(
+                f"{file}: the run did{'' if others[0] in content['meta'] else ' not'} adapt '{others[0]}', "
+                "and this model and learner differ in that; pass them as they were, with the same "
+                "parameters frozen"
+            )
         run.put(content["meta"])
         run.iteration = int(content["iteration"])
+        _set_modes(run.model, content)
     except MISFIT as error:
         raise _misfit(file, error) from error
+    best = content if file.name == "best.pt" else content.get("best", {})
+    run.best = {k: best[k] for k in ("iteration", "value", "meta") if k in best}
     return run
+
+
+def _set_modes(model: nn.Module, content: Mapping[str, Any]) -> None:
+    """Put each module into the mode that it was trained in; older versions did not tell."""
+    still = _data_of(content).get("eval")
+    if still is not None:
+        for name, module in model.named_modules():
+            module.training = name not in still
 
 
 def _data_of(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -352,7 +372,8 @@ def _check_parts(folder: Path, config: TrainConfig, parts: Parts, given: Mapping
     for kind in EVALUATED:
         there, here = str(getattr(config, kind)), given.get(kind, str(getattr(named, kind)))
         outside = registry.from_outside(kind, there) and (
-            registry.short(there.split(":")[1]) == here.removeprefix(registry.HANDED_IN)
+            registry.short(there.split(":")[1])
+            == here.removeprefix(registry.HANDED_IN).partition(" (")[0]
         )
         absent = (
             registry.is_handed_in(there)

@@ -48,11 +48,13 @@ def learner_at(
         iteration: counted from 0.
         first_order_until: iterations that ignore second derivatives (MAML++'s derivative-order
             annealing, Antoniou et al. 2019, section 4).
-        multi_step_loss: iterations over which `step_weights` anneal.
+        multi_step_loss: iterations over which `step_weights` anneal; with 0 the learner keeps its own.
     """
     if not isinstance(learner, MAML):
         return learner
-    weights = step_weights(learner.steps, iteration, multi_step_loss)
+    weights = learner.step_weights
+    if multi_step_loss:
+        weights = step_weights(learner.steps, iteration, multi_step_loss)
     first_order = learner.first_order or iteration < first_order_until
     if (weights, first_order) == (learner.step_weights, learner.first_order):
         return learner

@@ -55,6 +55,7 @@ __all__ = [
     "ScoreFunction",
     "ScoreLike",
     "as_score",
+    "built_in",
     "default_for",
     "default_score",
     "measured",
@@ -296,6 +297,11 @@ def no_default(loss: Loss) -> str:
         f"score=, one of {', '.join(SCORES)} (gametalearn.SCORES), a Score, or a function of "
         "(prediction, target)"
     )
+
+
+def built_in(score: ScoreFunction) -> bool:
+    """Whether a score's function is one of this module, which reads the prediction and target alone."""
+    return score is default_score or any(score is known.function for known in SCORES.values())
 
 
 def measured(score: ScoreFunction, loss: Loss, prediction: Any, target: Tensor) -> Tensor:

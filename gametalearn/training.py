@@ -6,7 +6,8 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from gametalearn.losses import Loss, default_loss
 from gametalearn.metrics import Metrics
 from gametalearn.progress import brought_to, interruptible, shown
 from gametalearn.provenance import verified
+from gametalearn.randomness import seeded
 from gametalearn.run import Outer, Parts, Run, Watch, outer_of, start
 from gametalearn.runfolder import claim, is_kept, restore, save, save_best
 from gametalearn.scores import ScoreLike, default_score
@@ -33,7 +35,7 @@ from gametalearn.terminal import tell
 from gametalearn.update import apply_update, clip
 from gametalearn.weighting import Rule, Weights
 
-__all__ = ["train", "train_parts"]
+__all__ = ["train", "train_parts", "using_threads"]
 
 
 def train(
@@ -137,6 +139,7 @@ def train_parts(
     with contextlib.ExitStack() as stack:
         # settings and data that do not fit are found before the folder is touched
         data = team.on_first(lambda: verified(folder, config, overwrite, moved) if folder else None)
+        stack.enter_context(using_threads(config.threads))
         run = team.everywhere(lambda: start(config, parts, folder, team))
         run.outer = outer = team.everywhere(lambda: outer_of(run, parts))
         validation = team.everywhere(lambda: _validation(config, parts))
@@ -181,6 +184,7 @@ def _loop(
         gradients, tasks, kept = _finite(run, batch, gradients, tasks)
         differentiated = time.perf_counter()
         weights, update = weighted_update(outer.rule, gradients, tasks, team)
+        _check_weights(config, weights)
         update = clip(update, config.clip_value or None, config.clip_norm or None)
         apply_update(outer.optimizer, parameters, update, run.meta_lr_now)
         if outer.scheduler is not None:
@@ -197,10 +201,10 @@ def _loop(
                 "loss": float(tasks.loss.double().mean()),
                 run.score.name: _finite_or_none(float(tasks.score.double().mean())),
                 "losses": tasks.loss.tolist(),
-                "scores": [_finite_or_none(value) for value in tasks.score.tolist()],
+                "scores": _finite_or_none(tasks.score.tolist()),
                 "group": tasks.group.tolist(),
                 "objectives": _by_objective(run, tasks, weights),
-                "raw": weights.raw.tolist(),
+                "raw": _finite_or_none(weights.raw.tolist()),
                 "effective": weights.effective.tolist(),
                 "diagnostics": diagnose(team.whole(gradients, tasks), weights).as_record(
                     matrices=config.log_matrices
@@ -212,7 +216,10 @@ def _loop(
                     "update": updated - differentiated,
                 },
                 **_of_rule(run, outer.rule),
-                **{k: v[kept.cpu()].tolist() for k, v in getattr(source, "facts", {}).items()},
+                **{
+                    k: _finite_or_none(v[kept.cpu()].tolist())
+                    for k, v in getattr(source, "facts", {}).items()
+                },
             }
             if validate:
                 with bar.validating() as tick:
@@ -225,9 +232,24 @@ def _loop(
         if tasks.stop or last or due:
             run.elapsed = time.perf_counter() - began
             save(run, outer, metrics)
-        if tasks.stop and not last:
+        # a signal during the last iteration, its validation included, is for whoever called
+        late = last and float(team.total(torch.tensor(float(interrupted())))) > 0
+        if late or (tasks.stop and not last):
             raise KeyboardInterrupt
         resumed, clock = run.seconds, time.perf_counter()
+
+
+@contextlib.contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Within, PyTorch uses this many threads, as the command line does; 0 leaves their number."""
+    before = torch.get_num_threads()
+    if count and count != before:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def _validation(config: TrainConfig, parts: Parts) -> Source:
@@ -264,7 +286,10 @@ def _testable(config: TrainConfig, parts: Parts, folder: Path | None) -> None:
         build_source(config, "test")
 
 
-def _finite_or_none(value: float) -> float | None:
+def _finite_or_none(value: Any) -> Any:
+    """A number, or a list of lists of them, with None for what JSON has no word for."""
+    if isinstance(value, list):
+        return [_finite_or_none(one) for one in value]
     return value if math.isfinite(value) else None
 
 
@@ -297,16 +322,30 @@ def _by_objective(run: Run, tasks: Tasks, weights: Weights) -> dict[str, dict[st
 
 
 def _gradients(run: Run, batch: TaskBatch) -> TaskGradients:
-    """Of this process's tasks; none where there are more processes than tasks."""
-    return meta_gradients(
-        run.model,
-        batch,
-        run.learner_now,
-        meta=run.meta,
-        loss=run.loss,
-        score=run.score,
-        constant_memory=run.config.constant_memory,
-    )
+    """Of this process's tasks; none where there are more processes than tasks.
+
+    What a model draws (dropout, say) follows from the run's seed, the iteration and the process, so that a
+    run can be repeated and resumed, and all rules of a comparison see the same.
+    """
+    told = f"{run.config.seed} {run.iteration} {run.team.rank}"
+    with seeded(zlib.crc32(told.encode()), next(iter(run.meta.values())).device):
+        return meta_gradients(
+            run.model,
+            batch,
+            run.learner_now,
+            meta=run.meta,
+            loss=run.loss,
+            score=run.score,
+            constant_memory=run.config.constant_memory,
+        )
+
+
+def _check_weights(config: TrainConfig, weights: Weights) -> None:
+    if not bool(torch.isfinite(weights.effective).all()):
+        raise SharedError(
+            f"rule '{config.rule}': its weights are not finite ({weights.effective.tolist()[:8]}), though all "
+            "gradients and losses are; mend the rule"
+        )
 
 
 def _finite(

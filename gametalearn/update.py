@@ -23,7 +23,8 @@ def clip(vector: Tensor, value: float | None = None, norm: float | None = None) 
     if value is not None:
         vector = vector.clamp(-value, value)
     if norm is not None:
-        vector = vector * (norm / vector.norm().clamp(min=1e-30)).clamp(max=1.0)
+        length = torch.linalg.vector_norm(vector, dtype=torch.float64)  # squares may overflow
+        vector = vector * (norm / length.clamp(min=1e-30)).clamp(max=1.0).to(vector.dtype)
     return vector
 
 

@@ -224,7 +224,8 @@ def test_query_at_a_time_with_learned_rates_and_a_head_by_name(source):
     model = Conv4(3, image_size=16, hidden=8)
     learners: list[Learner] = [MetaSGD(0.1, 2), ANIL(0.1, 2), Reptile(0.1, 2)]
     for learner in learners:
-        result = evaluate(model, source, learner, 6, protocol="query-at-a-time")
+        meta = learner.meta_parameters(dict(model.named_parameters()))
+        result = evaluate(model, source, learner, 6, meta=meta, protocol="query-at-a-time")
         assert result.values.shape == (6,)
 
 

@@ -213,10 +213,19 @@ def test_one_image_at_a_time_is_the_inductive_protocol(
     name: str, learner: Any, source: EpisodeSampler
 ) -> None:
     model = ours(name)
+    meta = learner.meta_parameters(dict(model.named_parameters()))
 
     def scores(score: Any) -> Any:
         return evaluate(
-            model, source, learner, 4, 7, protocol="inductive", score=score, tasks_at_once=4
+            model,
+            source,
+            learner,
+            4,
+            7,
+            meta=meta,
+            protocol="inductive",
+            score=score,
+            tasks_at_once=4,
         ).values
 
     batch = source.with_seed(7).sample(4).to(dtype=torch.float64)
@@ -224,7 +233,7 @@ def test_one_image_at_a_time_is_the_inductive_protocol(
     for x, y, q, t in zip(
         batch.support_x, batch.support_y, batch.query_x, batch.query_y, strict=True
     ):
-        adapted = adapt(model, x, y, learner)
+        adapted = adapt(model, x, y, learner, meta=meta)
         logits = one_by_one(adapted, q)
         check_alone(adapted, q, logits)
         losses.append(float(F.cross_entropy(logits, t)))

@@ -81,7 +81,7 @@ def difference(
 
     Args:
         compared: what is compared.
-        meta, fixed: the meta-parameters, and frozen parameters and buffers.
+        meta, fixed: the meta-parameters, and other parameters and buffers.
         chunk: a chunk of tasks as the program takes it.
         tasks: the numbers of those to compare.
         got: what the program returned for these, ``(len(tasks), *)`` each.

@@ -90,8 +90,10 @@ def _recordable(tensors: Iterable[Tensor]) -> list[Tensor]:
         return [t.clone() if t.is_inference() else t for t in tensors]
 
 
-def _arguments(recipe: Recipe, data: Data, fixed: Params | None) -> tuple[Params, Data]:
-    fixed = fixed_tensors(recipe.model) if fixed is None else fixed
+def _arguments(
+    recipe: Recipe, meta: Params, data: Data, fixed: Params | None
+) -> tuple[Params, Data]:
+    fixed = fixed_tensors(recipe.model, meta) if fixed is None else fixed
     values = _recordable(fixed.values())
     return dict(zip(fixed, values, strict=True)), tuple(_recordable(data))  # type: ignore[return-value]
 
@@ -110,9 +112,9 @@ def loop_gradients(
         recipe, meta, data: what is computed, where, and on what.
         constant_memory: of second order, the graphs of the inner steps are not kept but computed
             again, about 30% slower.
-        fixed: frozen parameters and buffers; by default the model's own.
+        fixed: other parameters, and buffers; by default the model's own.
     """
-    fixed, data = _arguments(recipe, data, fixed)
+    fixed, data = _arguments(recipe, meta, data, fixed)
     second = _checkpointed if constant_memory else _autograd(True)
     gradient = _autograd(False) if recipe.learner.first_order else second
     with torch.inference_mode(False):
@@ -125,7 +127,7 @@ def loop_scores(
     recipe: Recipe, meta: Params, data: Data, *, fixed: Params | None = None
 ) -> Measured:
     """Loss and score of every task after adaptation, without a meta-gradient."""
-    fixed, data = _arguments(recipe, data, fixed)
+    fixed, data = _arguments(recipe, meta, data, fixed)
     measured = []
     with torch.inference_mode(False), torch.no_grad():
         meta = {n: p.detach().clone() for n, p in meta.items()}

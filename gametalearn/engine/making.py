@@ -47,7 +47,7 @@ def program_for(quantities: Quantities, recipe: Recipe, meta: Params, chunk: Dat
         past = _store.past.setdefault(recipe.model, History())
         if past.reason:
             return Entry(reason=past.reason)
-        fixed = fixed_tensors(recipe.model)
+        fixed = fixed_tensors(recipe.model, meta)
         form = _form(quantities, meta, fixed, chunk), way_of(recipe.model, recipe.protocol)
         try:
             key = key_of(recipe), form

@@ -98,9 +98,9 @@ def chunks_of(data: Data, size: int) -> list[Data]:
 
 
 def program_inputs(model: nn.Module, meta: Params) -> list[Tensor]:
-    """The first arguments of a program: meta-parameters, frozen parameters and buffers."""
+    """The first arguments of a program: meta-parameters, other parameters and buffers."""
     with swapping:
-        return [laid_out(t) for t in (*meta.values(), *fixed_tensors(model).values())]
+        return [laid_out(t) for t in (*meta.values(), *fixed_tensors(model, meta).values())]
 
 
 def _agree(
@@ -134,7 +134,7 @@ def _agree(
         gather,
         lambda meta, fixed, data: quantities.loop(recipe, meta, data, fixed=fixed),
     )
-    fixed, count, first = fixed_tensors(recipe.model), len(results[0]), entry.calls == 1
+    fixed, count, first = fixed_tensors(recipe.model, meta), len(results[0]), entry.calls == 1
     tasks = list(range(count)) if every else sorted({0, count - 1 if first else 0})
     with random_state_kept():
         got = tuple(t[tasks] for t in results)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from gametalearn.adaptation import HEAD, Gradient, Learner, Params, SupportLoss, makes_heads
 from gametalearn.engine.swap import dense_embeddings, eager, swapped, swapping
 from gametalearn.episodes import TaskBatch
-from gametalearn.losses import Loss, apply_loss
+from gametalearn.errors import InputError
+from gametalearn.losses import Loss, apply_loss, kind_of
 from gametalearn.normalisation import Protocol, way_of
-from gametalearn.scores import ScoreFunction, measured
+from gametalearn.scores import ScoreFunction, built_in, measured
 from gametalearn.trees import mapped
 
 __all__ = [
@@ -62,11 +67,27 @@ def data_of(batch: TaskBatch) -> Data:
     return batch.support_x, batch.support_y, batch.query_x, batch.query_y
 
 
-def fixed_tensors(model: nn.Module) -> Params:
-    """Frozen parameters and buffers: what a forward reads besides the meta-parameters."""
+def fixed_tensors(model: nn.Module, meta: Collection[str]) -> Params:
+    """What a forward reads besides the meta-parameters, whose names are given.
+
+    Frozen parameters, those that require gradients but are no meta-parameters, and buffers.
+    """
     with swapping:
-        frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
-        return {**frozen, **{n: b.detach() for n, b in model.named_buffers()}}
+        others = {n: p.detach() for n, p in model.named_parameters() if n not in meta}
+        return {**others, **{n: b.detach() for n, b in model.named_buffers()}}
+
+
+@contextlib.contextmanager
+def _standing_in(model: nn.Module, params: Params, fixed: Params) -> Iterator[None]:
+    """Within, the model computes with ``params`` and copies of ``fixed``, so that it can be differentiated."""
+    copies = {n: t.clone() for n, t in fixed.items()}  # a forward may write into buffers
+    with (
+        swapped(model, {**copies, **params}),
+        dense_embeddings(model),
+        eager(),
+        sdpa_kernel(SDPBackend.MATH),  # the fused attentions have no second derivative
+    ):
+        yield
 
 
 def predict(
@@ -85,18 +106,12 @@ def predict(
         params: the parameters that require gradients, by name.
         x: ``(B, *x)`` inputs.
         support_x: the support inputs, when ``x`` are queries.
-        fixed: frozen parameters and buffers; by default the model's own.
+        fixed: other parameters, and buffers; by default the model's own.
         protocol: how queries are normalised, one that the model knows (see
             `gametalearn.normalisation.check_protocol`); None leaves the model to itself.
     """
-    fixed = fixed_tensors(model) if fixed is None else fixed
-    fixed = {n: t.clone() for n, t in fixed.items()}  # a forward may write into buffers
-    with (
-        swapped(model, {**fixed, **params}),
-        dense_embeddings(model),
-        eager(),
-        sdpa_kernel(SDPBackend.MATH),  # the fused attentions have no second derivative
-    ):
+    fixed = fixed_tensors(model, params) if fixed is None else fixed
+    with _standing_in(model, params, fixed):
         if support_x is None:
             return model(x.clone())
         return _queries(model, x, support_x, way_of(model, protocol))
@@ -140,8 +155,11 @@ def query_loss(
 
     def query(params: Params) -> tuple[Tensor, Tensor]:
         prediction = predicted(model, learner, params, query_x, support_x, fixed, recipe.protocol)
-        value = apply_loss(loss, prediction, query_y)
-        return value, measured(recipe.score, loss, prediction, query_y)
+        with _read(model, learner, params, fixed, loss, recipe.score):
+            value = apply_loss(loss, prediction, query_y)
+            points = measured(recipe.score, loss, prediction, query_y)
+        _refuse_leaks(model, value, "query")
+        return value, points
 
     begin = started(model, learner, meta, fixed, support_x, support_y)
     weights = getattr(learner, "step_weights", ())
@@ -210,9 +228,71 @@ def support_loss(
 
     def support(params: Params, first: int = 0, count: int | None = None) -> Tensor:
         x, y = (_circle(t, first, count) for t in (support_x, support_y))
-        return apply_loss(loss, predicted(model, learner, params, x, None, fixed), y)
+        prediction = predicted(model, learner, params, x, None, fixed)
+        with _read(model, learner, params, fixed, loss):
+            value = apply_loss(loss, prediction, y)
+        _refuse_leaks(model, value, "support")
+        return value
 
     return support
+
+
+@contextlib.contextmanager
+def _read(
+    model: nn.Module,
+    learner: Learner,
+    params: Params,
+    fixed: Params,
+    loss: Loss,
+    *scores: ScoreFunction,
+) -> Iterator[None]:
+    """Within, the model has the parameters at which it predicted, for a loss or score that reads them.
+
+    A penalty on the weights does, say. None of PyTorch's losses does, nor a score of this library.
+    """
+    if kind_of(loss) is not None and all(map(built_in, scores)):
+        yield
+        return
+    body = split_head(params)[0] if makes_heads(learner) else params
+    with _standing_in(model, body, fixed):
+        yield
+
+
+_looked: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""Of which sets `_refuse_leaks` has looked at a model's loss."""
+
+NODES = 20_000
+"""The operations that it looks at, at most."""
+
+
+def _refuse_leaks(model: nn.Module, value: Tensor, of: str) -> None:
+    """Refuse a forward or loss that reaches a parameter of the model past the place where it is registered.
+
+    There, and in a closure or a list that holds the parameter itself, the inner loop cannot put another.
+
+    Raises:
+        InputError: the first loss of a model on this set depends on such a parameter.
+    """
+    looked = _looked.setdefault(model, set())
+    if not value.requires_grad or of in looked or _get_current_dispatch_mode_stack():
+        return  # a trace has constants in the place of such parameters
+    looked.add(of)
+    own = {id(p): name for name, p in model.named_parameters()}
+    seen: set[Any] = set()
+    left = [value.grad_fn]
+    while left and len(seen) < NODES:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) in own:
+            raise InputError(
+                f"the forward or the loss reads the parameter '{own[id(variable)]}' of "
+                f"{type(model).__name__} elsewhere than where it is registered, through a list, a partial "
+                "or a closure, where adaptation cannot change it; read it from its module in each call"
+            )
+        left += [following for following, _ in node.next_functions]
 
 
 def _circle(t: Tensor, first: int, count: int | None) -> Tensor:

@@ -15,11 +15,11 @@ from gametalearn import registry
 from gametalearn.build import build_optimizer, build_rule
 from gametalearn.canvas import drawing
 from gametalearn.checkpoint import file_of, kept_in, load_checkpoint
-from gametalearn.commands import given_by, merged
 from gametalearn.config import TrainConfig
 from gametalearn.environment import environment
 from gametalearn.errors import InputError
 from gametalearn.files import replacing, write_json
+from gametalearn.flags import given_by, merged
 from gametalearn.probing.found import Probe
 from gametalearn.probing.measure import probe
 from gametalearn.probing.shown import gains_figure, table

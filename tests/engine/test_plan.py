@@ -297,7 +297,7 @@ def test_what_is_reckoned_bounds_what_a_program_holds(name: str) -> None:
     (chunk,) = chunks_of(data, tasks)
     trace = trace_scores if scores else trace_gradients
     recipe = Recipe(model, learner, default_loss, default_score)
-    peak = Peak(trace(recipe, meta, fixed_tensors(model), chunk).module)
+    peak = Peak(trace(recipe, meta, fixed_tensors(model, meta), chunk).module)
     with torch.inference_mode():
         peak.run(*program_inputs(model, meta), *chunk)
     held = reckoned(meta, data, learner, scores).held
