@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"  # pyproject.toml reads it here
 
 HERE = Path(__file__).parent
+MODULES = {path.stem for path in HERE.iterdir() if path.is_dir() or path.suffix == ".py"}
+"""Their names as they are written: ``Run`` is no module, even where a file system finds ``run.py`` by it."""
 
 
 def __getattr__(name: str) -> Any:
     if name.startswith("__") and name != "__all__":  # what the import system looks for
         raise AttributeError(name)
-    if (HERE / name).is_dir() or (HERE / f"{name}.py").exists():
+    if name in MODULES:
         return importlib.import_module(f"gametalearn.{name}")
     return getattr(importlib.import_module("gametalearn.public"), name)
 

@@ -155,10 +155,10 @@ def query_loss(
 
     def query(params: Params) -> tuple[Tensor, Tensor]:
         prediction = predicted(model, learner, params, query_x, support_x, fixed, recipe.protocol)
-        with _read(model, learner, params, fixed, loss, recipe.score):
+        with _readable(model, learner, params, fixed, loss, recipe.score):
             value = apply_loss(loss, prediction, query_y)
             points = measured(recipe.score, loss, prediction, query_y)
-        _refuse_leaks(model, value, "query")
+        _refuse_leaks(model, loss, value, "query")
         return value, points
 
     begin = started(model, learner, meta, fixed, support_x, support_y)
@@ -229,16 +229,16 @@ def support_loss(
     def support(params: Params, first: int = 0, count: int | None = None) -> Tensor:
         x, y = (_circle(t, first, count) for t in (support_x, support_y))
         prediction = predicted(model, learner, params, x, None, fixed)
-        with _read(model, learner, params, fixed, loss):
+        with _readable(model, learner, params, fixed, loss):
             value = apply_loss(loss, prediction, y)
-        _refuse_leaks(model, value, "support")
+        _refuse_leaks(model, loss, value, "support")
         return value
 
     return support
 
 
 @contextlib.contextmanager
-def _read(
+def _readable(
     model: nn.Module,
     learner: Learner,
     params: Params,
@@ -258,25 +258,25 @@ def _read(
         yield
 
 
-_looked: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
-"""Of which sets `_refuse_leaks` has looked at a model's loss."""
+_looked: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()
+"""The losses, and whether of the support or the query set, that `_refuse_leaks` has looked at for a model."""
 
 NODES = 20_000
 """The operations that it looks at, at most."""
 
 
-def _refuse_leaks(model: nn.Module, value: Tensor, of: str) -> None:
+def _refuse_leaks(model: nn.Module, loss: Loss, value: Tensor, of: str) -> None:
     """Refuse a forward or loss that reaches a parameter of the model past the place where it is registered.
 
-    There, and in a closure or a list that holds the parameter itself, the inner loop cannot put another.
+    In a list, a partial or a closure that holds the parameter itself, the inner loop cannot put another.
 
     Raises:
-        InputError: the first loss of a model on this set depends on such a parameter.
+        InputError: the first value of this loss for the model, on this set, depends on such a parameter.
     """
-    looked = _looked.setdefault(model, set())
-    if not value.requires_grad or of in looked or _get_current_dispatch_mode_stack():
+    looked, what = _looked.setdefault(model, set()), (of, getattr(loss, "__code__", type(loss)))
+    if not value.requires_grad or what in looked or _get_current_dispatch_mode_stack():
         return  # a trace has constants in the place of such parameters
-    looked.add(of)
+    looked.add(what)
     own = {id(p): name for name, p in model.named_parameters()}
     seen: set[Any] = set()
     left = [value.grad_fn]

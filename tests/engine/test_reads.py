@@ -134,6 +134,7 @@ def test_a_parameter_that_is_read_past_its_place_is_refused(method: Any) -> None
     with pytest.raises(InputError, match=r"reads the parameter 'layer.weight' of Leaky elsewhere"):
         meta_gradients(Leaky().double(), batch, MAML(0.1, 1), method=method)
     model = network(5)
+    meta_gradients(model, batch, MAML(0.1, 1), method=method)
     held = list(model.parameters())
 
     def penalised(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
