@@ -37,7 +37,7 @@ from gametalearn.scores import default_score
 from tests.support import runs
 from tests.support.runs import lines, untimed
 
-# F.l1_loss and forwards that draw random numbers are looped over
+# forwards that draw random numbers are looped over
 pytestmark = pytest.mark.filterwarnings("ignore:.*computed task by task")
 
 

@@ -216,6 +216,23 @@ class Capture(TorchFunctionMode):
         self.copied.append(_Origin.of(y, (x,), ()))
         return y
 
+    def absolute(self, x: Tensor, **options: Any) -> Tensor | None:
+        """As ``x sign(x)``: PyTorch's second derivative of `abs` is a zero that no trace on fakes takes."""
+        if options or not x.is_floating_point():
+            return None
+        return x * ((x > 0).to(x.dtype) - (x < 0).to(x.dtype))
+
+    def l1_loss(
+        self, input: Tensor, target: Tensor, *args: Any, reduction: str = "mean", **options: Any
+    ) -> Tensor | None:
+        given = [value for value in (*args, *options.values()) if value is not None]
+        if given or input.shape != target.shape:
+            return None
+        size = self.absolute(input - target)
+        if size is None or reduction not in ("mean", "sum", "none"):
+            return None
+        return size if reduction == "none" else getattr(size, reduction)()
+
     def data(self, x: Tensor) -> Tensor:
         return x.detach()  # functorch knows no other way out of a derivative
 
@@ -258,6 +275,10 @@ _RULES: dict[Any, Callable[..., Tensor | None]] = {
     Tensor.relu_: Capture.relu_,
     F.max_pool2d: Capture.max_pool2d,
     torch.max_pool2d: Capture.max_pool2d,
+    F.l1_loss: Capture.l1_loss,
+    **dict.fromkeys(
+        (torch.abs, torch.absolute, Tensor.abs, Tensor.absolute, Tensor.__abs__), Capture.absolute
+    ),
     **{norm: _in_order(norm) for norm in (F.group_norm, torch.group_norm)},
     **dict.fromkeys(
         (Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__contains__),
