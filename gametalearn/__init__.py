@@ -5,7 +5,7 @@ is at work, and can answer Ctrl-C, before the seconds that torch takes.
 """
 
 import importlib
-from pathlib import Path
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"  # pyproject.toml reads it here
 
-HERE = Path(__file__).parent
-MODULES = {path.stem for path in HERE.iterdir() if path.is_dir() or path.suffix == ".py"}
+MODULES = {module.name for module in pkgutil.iter_modules(globals()["__path__"])}
 """Their names as they are written: ``Run`` is no module, even where a file system finds ``run.py`` by it."""
 
 

@@ -150,9 +150,8 @@ class Team:
 
     def tasks(self, gradients: TaskGradients, count: int, stop: bool) -> Tasks:
         """Tell all processes of the tasks that are computed here, out of ``count``."""
-        # in float64: a sum of finite entries may leave the range of half precision
-        sums = gradients.rows.sum(1, dtype=torch.float64)
-        finite = torch.isfinite(sums) & torch.isfinite(gradients.loss)
+        least, most = torch.aminmax(gradients.rows, dim=1)  # a sum of finite entries may overflow
+        finite = torch.isfinite(least) & torch.isfinite(most) & torch.isfinite(gradients.loss)
         loss, score, group = gradients.loss, gradients.score, gradients.group
         if self.size == 1:
             return Tasks(loss, score, group, finite, slice(0, count), stop)

@@ -30,6 +30,7 @@ from gametalearn.copies import copied
 from gametalearn.dependence import settled
 from gametalearn.distributed import ALONE, Team
 from gametalearn.engine.loop import first_order
+from gametalearn.engine.state import reaches
 from gametalearn.engine.task import (
     fixed_tensors,
     split_head,
@@ -39,7 +40,7 @@ from gametalearn.engine.task import (
 )
 from gametalearn.episodes import Source, TaskBatch, draw
 from gametalearn.errors import InputError, summary
-from gametalearn.gradients import adapt_and_score, meta_of
+from gametalearn.gradients import adapt_and_score, meta_of, require_instance
 from gametalearn.losses import Loss, default_loss, kind_of
 from gametalearn.normalisation import Protocol, check_statistics, protocol_of
 from gametalearn.peek import score_for
@@ -159,8 +160,8 @@ def evaluate(
     """Adapt ``model`` to each of a stream of episodes and measure it on their queries.
 
     Dropout is off, whatever mode the model is in: where it has such layers that are on, a copy is
-    evaluated, or with a loss or score of your own, which may read the model, the model itself with
-    these layers off meanwhile.
+    evaluated; with a loss or score that reads the model, the model itself with these layers off
+    meanwhile, in which it should not be trained.
 
     Args:
         model: any module; it is not changed, and several threads may evaluate it at once. Episodes
@@ -190,6 +191,7 @@ def evaluate(
         InputError: no parameter to adapt, a protocol that the model does not know, running
             statistics that were never estimated, or no score that fits the loss.
     """
+    require_instance(learner)
     for name, count in (("episodes", episodes), ("tasks_at_once", tasks_at_once)):
         if not isinstance(count, SupportsIndex) or operator.index(count) < 1:
             raise InputError(f"evaluate: {name} must be an integer of at least 1, got {count}")
@@ -256,14 +258,13 @@ _off: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 def _without_dropout(model: nn.Module, loss: Loss, score: ScoreLike) -> Iterator[nn.Module]:
     """Within, the model with dropout off: a copy in which it is, if it has any that is on.
 
-    A loss or score of the user's own may read what a forward leaves on the model. For such the model itself is
-    given, its dropout switched off for as long as this lasts.
+    For a loss or score that reads the model it is the model itself, its dropout off for as long as this lasts.
     """
     with swapping:
         on = [m for m in model.modules() if _drops(m) or _off.get(m)]
         if not on:
             tested = model
-        elif kind_of(loss) is not None and built_in(score_function(score)):
+        elif not _read_by(model, loss, score):
             tested, on = copied(model), []
             for module in filter(_drops, list(tested.modules())):
                 module.train(False)
@@ -279,6 +280,16 @@ def _without_dropout(model: nn.Module, loss: Loss, score: ScoreLike) -> Iterator
             for module in on:
                 _off[module] -= 1
                 module.training = not _off[module]
+
+
+def _read_by(model: nn.Module, *parts: object) -> bool:
+    """Whether one of some losses and scores may read the model: a penalty, or what a forward left there."""
+    own = [part for part in parts if kind_of(part) is None and not _is_score(part)]
+    return any(reaches(part, model.modules()) for part in own)
+
+
+def _is_score(part: Any) -> bool:
+    return isinstance(part, str) or part is default_score or built_in(score_function(part))
 
 
 def _trained(model: nn.Module, learner: Learner, meta: Params | None) -> Params:
@@ -404,10 +415,11 @@ def adapt(
     with torch.inference_mode(False), _explained(model):
         with swapping:
             result = copied(model)
-            # What a forward writes down stays in a copy, unless a loss of the user's own may read it there.
-            scratch = copied(model) if kind_of(loss) is not None else model
+            # What a forward writes down stays in a copy, unless the loss reads it on the model.
+            scratch = model if _read_by(model, loss, default_score) else result
         for module in filter(_drops, list(result.modules())):
             module.train(False)
+        scratch = copied(result) if scratch is result else scratch
         start = {name: p.detach().clone() for name, p in meta.items()}
         x, y = (placed(model, t).clone() for t in (support_x, support_y))
         with _without_dropout(scratch, loss, default_score) as tested:

@@ -149,7 +149,9 @@ def _value(file: Path, key: str, value: Any, action: argparse.Action) -> Any:
         value = ",".join(f"{name}={part}" for name, part in value.items())
     if isinstance(value, bool) and action.nargs == "?":  # a flag that may stand without a value
         return action.const if value else action.default
-    if field := settings_of(TrainConfig).get(action.dest):
+    field = settings_of(TrainConfig).get(action.dest)
+    # evaluate's --protocol has more choices than a run's
+    if field is not None and (action.choices or ()) == field.metadata["choices"]:
         try:
             check(field, value)
         except InputError as error:

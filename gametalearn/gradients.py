@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from gametalearn.adaptation import (
     HEAD,
-    RATE,
     Learner,
     Params,
     fitted,
@@ -202,20 +201,17 @@ def meta_of(model: nn.Module, learner: Learner, meta: Params | None) -> Params:
         InputError: there are none, one is given that the model does not have, or a name is taken.
     """
     kind = type(model).__name__
-    if isinstance(learner, type):
-        raise InputError(
-            f"learner {learner.__name__} is a class; pass an instance, such as "
-            f"{learner.__name__}(inner_lr=0.01, steps=5)"
-        )
+    require_instance(learner)
     with swapping:
         if meta is None:
             meta = learner.meta_parameters(model_parameters(model))
         names = {name for name, _ in model.named_parameters()}
-    if others := [n for n in meta if n not in names and not n.startswith(RATE)]:
-        others = [n for n in others if n not in learner.meta_parameters(model_parameters(model))]
+    if others := {n for n in meta if n not in names}:
+        others -= learner.meta_parameters(model_parameters(model)).keys()
         if others:
             raise InputError(
-                f"meta: {kind} has no parameter '{others[0]}'; its names are those of named_parameters()"
+                f"meta: {kind} has no parameter '{min(others)}', nor has {type(learner).__name__}; its names "
+                "are those of named_parameters()"
             )
     if makes_heads(learner) and (taken := [n for n in names if n.startswith(HEAD)]):
         raise InputError(
@@ -230,6 +226,15 @@ def meta_of(model: nn.Module, learner: Learner, meta: Params | None) -> Params:
             "that should, with requires_grad_()"
         )
     return meta
+
+
+def require_instance(learner: Learner) -> None:
+    """Raise an `InputError` for a class in the place of a learner."""
+    if isinstance(learner, type):
+        raise InputError(
+            f"learner {learner.__name__} is a class; pass an instance, such as "
+            f"{learner.__name__}(inner_lr=0.01, steps=5)"
+        )
 
 
 def _nothing(meta: Params) -> Tensor:

@@ -261,7 +261,7 @@ def train_and_test(
     run: Planned, terms: Terms, team: Team = ALONE, outlook: Outlook | None = None
 ) -> Result:
     """Train one rule on one seed, and test it unless this very test was done."""
-    with using_threads(run.config.threads):
+    with using_threads(run.config.threads if team.size == 1 else 0):  # else each has its share
         return _train_and_test(run, terms, team, outlook)
 
 

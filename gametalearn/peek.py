@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gametalearn.adaptation import Learner, Params, fitted, model_parameters
 from gametalearn.engine.swap import swapped
@@ -36,16 +36,24 @@ def written_buffers(model: nn.Module, meta: Params, task: TaskBatch) -> list[str
     """
     x = task.support_x[0]
     with swapping, undisturbed(x.device), torch.inference_mode(False), torch.no_grad():
-        own = own_parameters(model, meta)
-        before = fixed_tensors(model, own)
+        own = {n: p.clone() for n, p in own_parameters(model, meta).items()}
+        before, found = fixed_tensors(model, own), []
         copies = {n: t.clone() for n, t in before.items()}
-        with (
-            contextlib.suppress(Exception),
-            swapped(model, {**copies, **own}),
-        ):  # training tells why
+        # what fails here, training reports
+        with contextlib.suppress(Exception), swapped(model, {**copies, **own}):
             model(x.clone())
-        left = [n for n, _ in model.named_buffers() if n not in statistics_of(model)]
-    return [n for n in left if not torch.allclose(copies[n], before[n], 0, 0, equal_nan=True)]
+            left = ((n, t) for n, t in model.named_buffers() if n not in statistics_of(model))
+            found = [n for n, t in left if n in before and not _same(t, before[n])]
+    return found
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same numbers; those of a sparse layout count as the same."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.layout != torch.strided or other.layout != torch.strided:
+        return one.layout == other.layout
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def score_for(

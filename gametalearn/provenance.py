@@ -170,7 +170,11 @@ def same_run(there: Any, config: TrainConfig, moved: bool = False, *, exact: boo
     differ: older versions took it without a word.
     """
     form = placeless if moved else absolute
-    return _settings(there, form, exact) == _settings(config.as_dict(), form, exact)
+    before, now = _settings(there, form, exact), _settings(config.as_dict(), form, exact)
+    for kind in before.keys() & now.keys() & {*registry.KINDS}:
+        if registry.alike(str(before[kind]), str(now[kind])):
+            before[kind] = now[kind]
+    return before == now
 
 
 def _settings(values: Any, form: Callable[[str], str], exact: bool) -> dict[str, Any]:
@@ -193,7 +197,9 @@ def other_settings(
     other = _settings(there, absolute, exact)
     for kind in registry.KINDS:
         before, now = str(other.get(kind)), str(getattr(config, kind))
-        if before != now and (registry.is_handed_in(before) or registry.is_handed_in(now)):
+        if not registry.alike(before, now) and (
+            registry.is_handed_in(before) or registry.is_handed_in(now)
+        ):
             word = {"dataset": "source", "meta_optimizer": "optimizer"}.get(kind, kind)
             before, now = (name.removeprefix(registry.HANDED_IN) for name in (before, now))
             return (

@@ -38,6 +38,7 @@ __all__ = [
     "OFFERED",
     "Itself",
     "Part",
+    "alike",
     "built_in",
     "call",
     "from_outside",
@@ -190,12 +191,59 @@ def handed_in(part: object) -> str:
 
 
 def _computed(part: object) -> str:
-    """What tells a lambda from others: a digest of what it computes. Other functions go by their name."""
+    """What tells a lambda from others: a digest of what it computes, and the Python whose code that is.
+
+    Other functions go by their name.
+    """
     code = getattr(part, "__code__", None)
     if code is None or code.co_name != "<lambda>":
         return ""
-    constants = [value for value in code.co_consts if not hasattr(value, "co_code")]
-    return f" {zlib.crc32(repr((code.co_code, constants, code.co_names)).encode()):08x}"
+    cells = [
+        cell.cell_contents for cell in getattr(part, "__closure__", None) or () if _filled(cell)
+    ]
+    told = (
+        _content(code),
+        list(map(_brief, [*(getattr(part, "__defaults__", None) or ()), *cells])),
+    )
+    version = ".".join(map(str, sys.version_info[:2]))
+    return f" ({zlib.crc32(repr(told).encode()):08x}, Python {version})"
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # nothing was assigned to it yet
+        return False
+
+
+def _content(code: Any) -> tuple[Any, ...]:
+    """A code object's instructions, names and constants, the same in every process."""
+    constants = [
+        _content(value) if hasattr(value, "co_code")
+        else sorted(map(repr, value)) if isinstance(value, frozenset)
+        else value
+        for value in code.co_consts
+    ]  # fmt: skip
+    return code.co_code, constants, code.co_names
+
+
+def alike(before: str, now: str) -> bool:
+    """Whether two settings may stand for one part: as far as both tell what was handed in.
+
+    Older versions told the name alone, and a lambda's digest holds for one version of Python.
+
+    >>> alike("handed-in:MAML", "handed-in:MAML (steps=3)")
+    True
+    >>> alike("handed-in:MAML (steps=2)", "handed-in:MAML (steps=3)"), alike("maml", "fomaml")
+    (False, False)
+    """
+    if before == now or not (is_handed_in(before) and is_handed_in(now)):
+        return before == now
+    (one, _, more), (other, _, too) = before.partition(" ("), now.partition(" (")
+    versions = more.rpartition("Python ")[1:], too.rpartition("Python ")[1:]
+    return one == other and (
+        not more or not too or ("Python " in more and versions[0] != versions[1])
+    )
 
 
 def handed_in_with(part: object) -> str:

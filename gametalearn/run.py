@@ -75,6 +75,11 @@ class Parts:
     rule_factory: Callable[..., Rule] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("learner", "loss"):
+            if isinstance(given := getattr(self, name), type):
+                raise InputError(
+                    f"{name} {given.__name__} is a class; pass an instance, such as {given.__name__}()"
+                )
         settings = {"source": "dataset", "validation": "dataset", "optimizer": "meta_optimizer"}
         for name in ("model", "source", "validation", "learner", "rule", "loss", "optimizer"):
             if isinstance(given := getattr(self, name), str):

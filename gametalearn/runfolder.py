@@ -18,7 +18,7 @@ from gametalearn.checkpoint import file_of, kept_in, load_checkpoint, save_check
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
 from gametalearn.environment import unusable
-from gametalearn.errors import InputError, summary
+from gametalearn.errors import InputError, SharedError, summary
 from gametalearn.files import held, replacing
 from gametalearn.losses import Loss, default_loss
 from gametalearn.metrics import Metrics
@@ -224,6 +224,7 @@ def save(run: Run, outer: Outer, metrics: Metrics) -> None:
 def restore(run: Run, outer: Outer, content: dict[str, Any]) -> None:
     """Put a checkpoint's content into a run that was just started."""
     try:
+        _check_adapted(run, content)
         run.put(content["meta"])
         run.model.load_state_dict(content["model"])
         _set_modes(run.model, content)
@@ -234,6 +235,8 @@ def restore(run: Run, outer: Outer, content: dict[str, Any]) -> None:
             seconds = {"total": seconds, "elapsed": seconds}
         run.seconds, run.elapsed = float(seconds["total"]), float(seconds["elapsed"])
         run.best, run.skipped = dict(content["best"]), int(content["skipped"])
+    except SharedError:
+        raise
     except MISFIT as error:
         raise _misfit(Path("checkpoint.pt"), error) from error
 
@@ -311,20 +314,26 @@ def load_run(
     run = team.everywhere(lambda: start(config, parts, out, team, known=_data_of(content) or None))
     try:
         run.model.load_state_dict(content["model"])
-        if others := sorted(content["meta"].keys() ^ run.meta.keys()):
-            raise InputError(
-                f"{file}: the run did{'' if others[0] in content['meta'] else ' not'} adapt '{others[0]}', "
-                "and this model and learner differ in that; pass them as they were, with the same "
-                "parameters frozen"
-            )
+        _check_adapted(run, content)
         run.put(content["meta"])
         run.iteration = int(content["iteration"])
         _set_modes(run.model, content)
+    except SharedError:
+        raise
     except MISFIT as error:
         raise _misfit(file, error) from error
     best = content if file.name == "best.pt" else content.get("best", {})
     run.best = {k: best[k] for k in ("iteration", "value", "meta") if k in best}
     return run
+
+
+def _check_adapted(run: Run, content: Mapping[str, Any]) -> None:
+    """Refuse a model and a learner that adapt other parameters than the run's did."""
+    if others := sorted(content["meta"].keys() ^ run.meta.keys()):
+        raise SharedError(
+            f"the run did{'' if others[0] in content['meta'] else ' not'} adapt '{others[0]}', and this model "
+            "and learner differ in that; pass them as they were, with the same parameters frozen"
+        )
 
 
 def _set_modes(model: nn.Module, content: Mapping[str, Any]) -> None:
@@ -371,16 +380,15 @@ def _check_parts(folder: Path, config: TrainConfig, parts: Parts, given: Mapping
     named = parts.named(config)
     for kind in EVALUATED:
         there, here = str(getattr(config, kind)), given.get(kind, str(getattr(named, kind)))
-        outside = registry.from_outside(kind, there) and (
-            registry.short(there.split(":")[1])
-            == here.removeprefix(registry.HANDED_IN).partition(" (")[0]
+        outside = registry.from_outside(kind, there) and registry.alike(
+            registry.HANDED_IN + registry.short(there.split(":")[1]), here
         )
         absent = (
             registry.is_handed_in(there)
             and kind not in given
             and (_is_default(getattr(parts, kind)))
         )
-        if absent or not (there == here or outside):
+        if absent or not (registry.alike(there, here) or outside):
             name = there.removeprefix(registry.HANDED_IN)
             other = "" if absent else f", not {here.removeprefix(registry.HANDED_IN)}"
             raise InputError(

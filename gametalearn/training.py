@@ -139,7 +139,7 @@ def train_parts(
     with contextlib.ExitStack() as stack:
         # settings and data that do not fit are found before the folder is touched
         data = team.on_first(lambda: verified(folder, config, overwrite, moved) if folder else None)
-        stack.enter_context(using_threads(config.threads))
+        stack.enter_context(using_threads(config.threads if team.size == 1 else 0))
         run = team.everywhere(lambda: start(config, parts, folder, team))
         run.outer = outer = team.everywhere(lambda: outer_of(run, parts))
         validation = team.everywhere(lambda: _validation(config, parts))

@@ -26,9 +26,11 @@ from gametalearn import (
     meta_gradients,
     train,
 )
+from gametalearn.checkpoint import load_checkpoint, save_checkpoint
 from gametalearn.cli import main
 from gametalearn.episodes import draw
-from gametalearn.registry import handed_in
+from gametalearn.registry import alike, handed_in
+from gametalearn.run import Parts, start
 from gametalearn.settings import read_toml
 from gametalearn.update import clip
 from tests.support import runs
@@ -111,6 +113,27 @@ def test_lambdas_are_told_apart() -> None:
     assert handed_in(first) != handed_in(second)
     assert handed_in(first) == handed_in(lambda p, t: (p - t).pow(2).mean())
 
+    def power(exponent: int, more: float = 1.0) -> Any:
+        return lambda p, t, scale=more: scale * (p - t).pow(exponent).mean()
+
+    assert len({handed_in(f) for f in (power(2), power(4), power(2, 3.0), power(2))}) == 3
+    told = handed_in(first)
+    assert alike("handed-in:<lambda>", told)  # a run of an older version
+    assert not alike(handed_in(second), told)
+    assert alike(told.replace("Python 3", "Python 2"), told)  # other instructions for the same code
+
+
+def test_a_run_whose_files_tell_the_name_alone_goes_on(tmp_path: Path) -> None:
+    train(tiny(iterations=3), tmp_path / "a", learner=MAML(0.01, 1), progress=False)
+    file = tmp_path / "a" / "config.toml"
+    file.write_text(file.read_text().replace("handed-in:MAML (inner_lr=0.01)", "handed-in:MAML"))
+    for name in ("checkpoint.pt", "best.pt"):
+        content = load_checkpoint(tmp_path / "a" / name)
+        content["config"]["learner"] = "handed-in:MAML"
+        save_checkpoint(tmp_path / "a" / name, content)
+    assert load_run(tmp_path / "a", learner=MAML(0.01, 1)).iteration
+    assert train(tiny(), tmp_path / "a", learner=MAML(0.01, 1), progress=False).iteration == 6
+
 
 def test_the_best_of_a_run_that_was_loaded_at_its_end(tmp_path: Path) -> None:
     config = tiny(iterations=12, validate_every=3, meta_lr=0.1)
@@ -148,8 +171,10 @@ def test_a_run_is_loaded_with_the_parameters_and_modes_that_it_was_trained_with(
     tmp_path: Path,
 ) -> None:
     train(tiny(), tmp_path / "a", model=maker(True, True), progress=False)
-    with pytest.raises(InputError, match=r"the run did not adapt '0\.\w+', and this model"):
+    with pytest.raises(InputError, match=r"^the run did not adapt '0\.\w+', and this model"):
         load_run(tmp_path / "a", model=maker(False, True))
+    with pytest.raises(InputError, match=r"^the run did not adapt '0\.\w+', and this model"):
+        train(tiny(iterations=9), tmp_path / "a", model=maker(False, True), progress=False)
     run = load_run(tmp_path / "a", model=maker(True, False))
     assert [module.training for module in run.model.modules()] == [True, True, False, True, True]
     assert evaluate(run.model, run.episodes("test"), run.test_learner, 4).protocol == "inductive"
@@ -213,7 +238,22 @@ def test_parameters_of_a_loss_are_not_learned_and_that_is_said() -> None:
         train(tiny(iterations=1), loss=Tempered(), score=score, progress=False)
 
 
-@pytest.mark.filterwarnings("ignore:gametalearn. Sequential is computed task by task")
+class Averaging(nn.Module):
+    """Assigns to its buffer."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.register_buffer("mean", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Any:
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        return self.layer(x)
+
+
+@pytest.mark.filterwarnings("ignore:gametalearn. (Sequential|Averaging) is computed task by task")
 def test_buffers_that_a_forward_maintains_are_not_and_that_is_said() -> None:
     def normed() -> nn.Module:
         layer = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
@@ -221,6 +261,13 @@ def test_buffers_that_a_forward_maintains_are_not_and_that_is_said() -> None:
 
     with pytest.warns(UserWarning, match=r"writes into its buffers \(2\.parametrizations\.weight"):
         train(tiny(iterations=1), model=normed, progress=False)
+    with pytest.warns(UserWarning, match=r"Averaging writes into its buffers \(mean\)"):
+        train(tiny(iterations=1), model=Averaging, progress=False)
+    with_graph = Two()
+    with_graph.register_buffer("graph", torch.eye(3).to_sparse())
+    before = [p.detach().clone() for p in with_graph.parameters()]
+    begun = start(tiny(), Parts(model=with_graph))  # no warning: nothing is written
+    assert all(torch.equal(p, q) for p, q in zip(begun.model.parameters(), before, strict=True))
 
 
 def test_a_protocol_that_the_model_does_not_know_is_refused_before_it_is_trained(
@@ -297,6 +344,8 @@ def test_clipping_of_gradients_whose_squares_overflow() -> None:
         ("train --dataset sinusoid", "meta_batch = 3\nmeta-batch = 4",
          "both 'meta_batch' and 'meta-batch' are there; keep one"),
         ("evaluate RUN", "dataset = 5", "--dataset must be text, got 5"),
+        ("evaluate RUN", "protocol = 'both'", "no run there"),
+        ("evaluate RUN", "protocol = 'all'", "protocol must be one of auto, transductive, inductive, both"),
     ],
 )  # fmt: skip
 def test_values_of_files_that_are_no_settings(
@@ -330,6 +379,10 @@ def test_what_is_no_instance_or_has_nothing_to_adapt() -> None:
         InputError, match=r"learner MAML is a class; pass an instance, such as MAML\("
     ):
         meta_gradients(Two(), Sinusoid(seed=0).sample(1), kind)
+    with pytest.raises(InputError, match=r"learner MAML is a class; pass an instance"):
+        evaluate(Two(), Sinusoid(seed=0), kind, 4)
+    with pytest.raises(InputError, match=r"learner MAML is a class; pass an instance"):
+        train(tiny(), learner=kind, progress=False)
     with pytest.raises(InputError, match="Identity has no parameters: there is nothing to adapt"):
         train(tiny(), model=nn.Identity, progress=False)
 

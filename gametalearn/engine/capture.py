@@ -216,17 +216,18 @@ class Capture(TorchFunctionMode):
         self.copied.append(_Origin.of(y, (x,), ()))
         return y
 
-    def absolute(self, x: Tensor, **options: Any) -> Tensor | None:
+    def absolute(self, input: Tensor, **options: Any) -> Tensor | None:
         """As ``x sign(x)``: PyTorch's second derivative of `abs` is a zero that no trace on fakes takes."""
-        if options or not x.is_floating_point():
+        if options or not input.is_floating_point():
             return None
-        return x * ((x > 0).to(x.dtype) - (x < 0).to(x.dtype))
+        return input * ((input > 0).to(input.dtype) - (input < 0).to(input.dtype))
 
     def l1_loss(
         self, input: Tensor, target: Tensor, *args: Any, reduction: str = "mean", **options: Any
     ) -> Tensor | None:
         given = [value for value in (*args, *options.values()) if value is not None]
-        if given or input.shape != target.shape:
+        cast = torch.is_autocast_enabled(input.device.type)  # which may compute the loss in float32
+        if given or cast or input.shape != target.shape:
             return None
         size = self.absolute(input - target)
         if size is None or reduction not in ("mean", "sum", "none"):

@@ -21,6 +21,7 @@ from gametalearn.engine.quantities import GRADIENTS, SCORES, Quantities
 from gametalearn.engine.swap import swapping
 from gametalearn.engine.task import Data, Measured, Recipe, Result, fixed_tensors
 from gametalearn.engine.workers import run_all
+from gametalearn.errors import InputError
 
 __all__ = ["chunks_of", "program_inputs", "replay_gradients", "replay_scores"]
 
@@ -80,8 +81,12 @@ def _replay(
     with swapping:  # whoever else is at this program waits until it has been compared
         entry.calls += 1
         for number, chunk in enumerate(chunks if plan.verify else chunks[: entry.calls in CHECKED]):
-            if not _agree(quantities, recipe, meta, chunk, entry, part(number), plan.verify):
-                break
+            try:
+                if not _agree(quantities, recipe, meta, chunk, entry, part(number), plan.verify):
+                    break
+            except InputError:  # so it is told again in the next call
+                forget(entry)
+                raise
     return results if entry.program is not None else quantities.loop(recipe, meta, data)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+import weakref
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,9 +18,9 @@ from gametalearn.adaptation import HEAD, Gradient, Learner, Params, SupportLoss,
 from gametalearn.engine.swap import dense_embeddings, eager, swapped, swapping
 from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError
-from gametalearn.losses import Loss, apply_loss, kind_of
+from gametalearn.losses import Loss, apply_loss
 from gametalearn.normalisation import Protocol, way_of
-from gametalearn.scores import ScoreFunction, built_in, measured
+from gametalearn.scores import ScoreFunction, measured
 from gametalearn.trees import mapped
 
 __all__ = [
@@ -79,8 +80,11 @@ def fixed_tensors(model: nn.Module, meta: Collection[str]) -> Params:
 
 @contextlib.contextmanager
 def _standing_in(model: nn.Module, params: Params, fixed: Params) -> Iterator[None]:
-    """Within, the model computes with ``params`` and copies of ``fixed``, so that it can be differentiated."""
-    copies = {n: t.clone() for n, t in fixed.items()}  # a forward may write into buffers
+    """Within, the model computes with ``params`` and what is ``fixed``, so that it can be differentiated.
+
+    What a forward writes into ``fixed`` tensors, it writes into copies.
+    """
+    copies = {n: t.clone() for n, t in fixed.items()}
     with (
         swapped(model, {**copies, **params}),
         dense_embeddings(model),
@@ -112,9 +116,15 @@ def predict(
     """
     fixed = fixed_tensors(model, params) if fixed is None else fixed
     with _standing_in(model, params, fixed):
-        if support_x is None:
-            return model(x.clone())
-        return _queries(model, x, support_x, way_of(model, protocol))
+        return _called(model, x, support_x, protocol)
+
+
+def _called(
+    model: nn.Module, x: Tensor, support_x: Tensor | None, protocol: Protocol | None
+) -> Any:
+    if support_x is None:
+        return model(x.clone())
+    return _queries(model, x, support_x, way_of(model, protocol))
 
 
 def _queries(model: nn.Module, x: Tensor, support_x: Tensor, way: Protocol | None) -> Any:
@@ -154,11 +164,11 @@ def query_loss(
     support = support_loss(model, learner, loss, fixed, support_x, support_y)
 
     def query(params: Params) -> tuple[Tensor, Tensor]:
-        prediction = predicted(model, learner, params, query_x, support_x, fixed, recipe.protocol)
-        with _readable(model, learner, params, fixed, loss, recipe.score):
+        with _predicting(model, learner, params, fixed) as predicted:
+            prediction = predicted(query_x, support_x, recipe.protocol)
             value = apply_loss(loss, prediction, query_y)
             points = measured(recipe.score, loss, prediction, query_y)
-        _refuse_leaks(model, loss, value, "query")
+        _refuse_leaks(model, loss, params, value, "query")
         return value, points
 
     begin = started(model, learner, meta, fixed, support_x, support_y)
@@ -194,6 +204,26 @@ def started(
     return {**own, **{HEAD + name: value for name, value in head.items()}}
 
 
+@contextlib.contextmanager
+def _predicting(
+    model: nn.Module, learner: Learner, params: Params, fixed: Params | None
+) -> Iterator[Callable[[Tensor, Tensor | None, Protocol | None], Any]]:
+    """Within, the model has ``params``, and predicts; for a learner that makes one, with the head among them.
+
+    A loss or a score that reads the model (a penalty on its weights, or what the forward has left there) belongs
+    inside, where it finds what the prediction was made with, and no other thread's.
+    """
+    body, head = split_head(params) if makes_heads(learner) else (params, None)
+    fixed = fixed_tensors(model, body) if fixed is None else fixed
+    with _standing_in(model, body, fixed):
+
+        def predicted(x: Tensor, support_x: Tensor | None, protocol: Protocol | None) -> Any:
+            output = _called(model, x, support_x, protocol)
+            return output if head is None else learner.predict(head, output)  # type: ignore[attr-defined]
+
+        yield predicted
+
+
 def predicted(
     model: nn.Module,
     learner: Learner,
@@ -204,10 +234,8 @@ def predicted(
     protocol: Protocol | None = None,
 ) -> Any:
     """`predict`, and then the head among ``params`` if the learner makes one."""
-    if not makes_heads(learner):
-        return predict(model, params, x, support_x, fixed, protocol)
-    body, head = split_head(params)
-    return learner.predict(head, predict(model, body, x, support_x, fixed, protocol))  # type: ignore[attr-defined]
+    with _predicting(model, learner, params, fixed) as of:
+        return of(x, support_x, protocol)
 
 
 def split_head(params: Params) -> tuple[Params, Params]:
@@ -228,44 +256,22 @@ def support_loss(
 
     def support(params: Params, first: int = 0, count: int | None = None) -> Tensor:
         x, y = (_circle(t, first, count) for t in (support_x, support_y))
-        prediction = predicted(model, learner, params, x, None, fixed)
-        with _readable(model, learner, params, fixed, loss):
-            value = apply_loss(loss, prediction, y)
-        _refuse_leaks(model, loss, value, "support")
+        with _predicting(model, learner, params, fixed) as predicted:
+            value = apply_loss(loss, predicted(x, None, None), y)
+        _refuse_leaks(model, loss, params, value, "support")
         return value
 
     return support
 
 
-@contextlib.contextmanager
-def _readable(
-    model: nn.Module,
-    learner: Learner,
-    params: Params,
-    fixed: Params,
-    loss: Loss,
-    *scores: ScoreFunction,
-) -> Iterator[None]:
-    """Within, the model has the parameters at which it predicted, for a loss or score that reads them.
+_clean: WeakKeyDictionary[nn.Module, dict[tuple[str, int], weakref.ref[Any]]] = WeakKeyDictionary()
+"""The losses that `_refuse_leaks` has looked at for a model, and found clean on the support or query set."""
 
-    A penalty on the weights does, say. None of PyTorch's losses does, nor a score of this library.
-    """
-    if kind_of(loss) is not None and all(map(built_in, scores)):
-        yield
-        return
-    body = split_head(params)[0] if makes_heads(learner) else params
-    with _standing_in(model, body, fixed):
-        yield
+NODES, LOSSES = 20_000, 64
+"""The operations that it looks at, and the losses that it remembers for a model, at most."""
 
 
-_looked: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()
-"""The losses, and whether of the support or the query set, that `_refuse_leaks` has looked at for a model."""
-
-NODES = 20_000
-"""The operations that it looks at, at most."""
-
-
-def _refuse_leaks(model: nn.Module, loss: Loss, value: Tensor, of: str) -> None:
+def _refuse_leaks(model: nn.Module, loss: Loss, params: Params, value: Tensor, of: str) -> None:
     """Refuse a forward or loss that reaches a parameter of the model past the place where it is registered.
 
     In a list, a partial or a closure that holds the parameter itself, the inner loop cannot put another.
@@ -273,11 +279,16 @@ def _refuse_leaks(model: nn.Module, loss: Loss, value: Tensor, of: str) -> None:
     Raises:
         InputError: the first value of this loss for the model, on this set, depends on such a parameter.
     """
-    looked, what = _looked.setdefault(model, set()), (of, getattr(loss, "__code__", type(loss)))
-    if not value.requires_grad or what in looked or _get_current_dispatch_mode_stack():
-        return  # a trace has constants in the place of such parameters
-    looked.add(what)
-    own = {id(p): name for name, p in model.named_parameters()}
+    with swapping:
+        known, place = _clean.setdefault(model, {}), (of, id(loss))
+        before = known.get(place)
+        if not value.requires_grad or (before is not None and before() is loss):
+            return
+        if (
+            _get_current_dispatch_mode_stack()
+        ):  # a trace has constants in the place of such parameters
+            return
+        own = {id(p): name for name, p in model.named_parameters() if name in params}
     seen: set[Any] = set()
     left = [value.grad_fn]
     while left and len(seen) < NODES:
@@ -290,9 +301,14 @@ def _refuse_leaks(model: nn.Module, loss: Loss, value: Tensor, of: str) -> None:
             raise InputError(
                 f"the forward or the loss reads the parameter '{own[id(variable)]}' of "
                 f"{type(model).__name__} elsewhere than where it is registered, through a list, a partial "
-                "or a closure, where adaptation cannot change it; read it from its module in each call"
+                "or a closure, where adaptation cannot change it; read it from its module in each call, or "
+                "detach() it if it is to stay as it is"
             )
         left += [following for following, _ in node.next_functions]
+    if len(known) >= LOSSES:
+        known.clear()
+    with contextlib.suppress(TypeError):  # what cannot be noted is looked at again
+        known[place] = weakref.ref(loss)
 
 
 def _circle(t: Tensor, first: int, count: int | None) -> Tensor:

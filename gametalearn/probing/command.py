@@ -27,7 +27,7 @@ from gametalearn.probing.steps import Step, through
 from gametalearn.progress import counting
 from gametalearn.run import Run
 from gametalearn.runfolder import load_run
-from gametalearn.settings import refuse_other_options, refuse_unused, settings_of, unmet
+from gametalearn.settings import check, refuse_other_options, refuse_unused, settings_of, unmet
 from gametalearn.weighting import Rule, shared_columns
 
 __all__ = ["SCHEMA", "run"]
@@ -88,6 +88,7 @@ def _settings(args: argparse.Namespace, config: TrainConfig, rules: list[str]) -
     """The run's settings, overridden by those that were given; options of rules are added to its own."""
     given = {k: v for k, v in given_by(args).items() if k not in RUN_S_OWN}
     options: dict[str, dict[str, Any]] = given.pop("rule_options", {})
+    check(settings_of(config)["rule_options"], options)
     refuse_other_options(options, rules, rules)
     given["rule_options"] = merged(config.rule_options, options)
     threads = args.threads or torch.get_num_threads()  # the run's own suit several runs at once

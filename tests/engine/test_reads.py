@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -131,8 +133,10 @@ class Leaky(nn.Module):
 @pytest.mark.parametrize("method", ["loop", "auto"])
 def test_a_parameter_that_is_read_past_its_place_is_refused(method: Any) -> None:
     batch = episodes().sample(2)
-    with pytest.raises(InputError, match=r"reads the parameter 'layer.weight' of Leaky elsewhere"):
-        meta_gradients(Leaky().double(), batch, MAML(0.1, 1), method=method)
+    leaky = Leaky().double()
+    for _ in range(4):
+        with pytest.raises(InputError, match=r"the parameter 'layer.weight' of Leaky elsewhere"):
+            meta_gradients(leaky, batch, MAML(0.1, 1), method=method)
     model = network(5)
     meta_gradients(model, batch, MAML(0.1, 1), method=method)
     held = list(model.parameters())
@@ -196,6 +200,40 @@ def test_such_a_loss_is_tested_without_dropout_and_the_modes_come_back() -> None
     second = adapt(model, batch.support_x[0], batch.support_y[0], MAML(0.3, 3), loss=loss)
     for p, q in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.filterwarnings("ignore:gametalearn. WithAuxiliary is computed task by task")
+def test_the_term_may_be_a_buffer_and_several_threads_have_their_own() -> None:
+    torch.manual_seed(11)
+    model, batch, learner = WithAuxiliary().double(), episodes().sample(4), MAML(0.3, 2)
+
+    def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(prediction, target) + 5 * model.auxiliary
+
+    wanted, _ = adapt_and_score(model, batch, learner, loss=loss)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            runs = [
+                pool.submit(adapt_and_score, model, batch, learner, loss=loss) for _ in range(8)
+            ]
+            for run in runs:
+                torch.testing.assert_close(run.result()[0], wanted)
+    finally:
+        sys.setswitchinterval(before)
+    del model.auxiliary
+    model.register_buffer("auxiliary", torch.zeros((), dtype=torch.float64))
+    found, _ = adapt_and_score(model, batch, learner, loss=loss)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_loss_that_does_not_read_the_model_leaves_its_modes_alone() -> None:
+    model, modes = network(12, dropout=0.5), set()
+    loss: Any = lambda p, t: F.nll_loss(p.log_softmax(1), t)  # noqa: E731
+    evaluate(model, episodes(), MAML(0.1, 1), 20, loss=loss, score="accuracy",
+             progress=lambda _: modes.add(model[2].training))  # fmt: skip
+    assert modes == {True}
 
 
 def test_names_of_meta_parameters_and_of_heads() -> None:

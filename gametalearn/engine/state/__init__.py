@@ -36,7 +36,7 @@ import random
 import threading
 import types
 import weakref
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ from gametalearn.engine.state.records import Watch
 from gametalearn.engine.state.walk import Visits, Walk
 from gametalearn.engine.torchscript import SCRIPTED, refuse_scripted
 
-__all__ = ["Past", "Watch", "watch"]
+__all__ = ["Past", "Watch", "reaches", "watch"]
 
 _CALLED = frozenset({
     "training", "forward", "backward", "setup_context", "vmap", "jvp", "apply",
@@ -74,21 +74,35 @@ def watch(root: object, own: Iterable[nn.Module] = ()) -> tuple[Watch, Past]:
     Raises:
         UnreplayableError: something cannot be taken down.
     """
+    walk, key = _walked(root, frozenset(map(id, own)))
+    return Watch((type(root), key), tuple(walk.checks)), walk.past
+
+
+def reaches(root: object, some: Iterable[object]) -> bool:
+    """Whether a loss, say, can reach one of some objects; also where that cannot be found out."""
+    try:
+        walk, _ = _walked(root, frozenset())
+    except UnreplayableError:
+        return True
+    return any(walk.met(one) for one in some)
+
+
+def _walked(root: object, own: frozenset[int]) -> tuple[Walk, Hashable]:
+    """A walk from ``root``, and the key of what it found."""
     names: set[str] = set(_CALLED)
-    everything, arguments = False, frozenset(map(id, own))
+    everything = False
     try:
         while True:  # a function that is found may name attributes of what was seen before
-            walk = Walk(arguments, frozenset(names), everything, _ALWAYS, _ONCE)
+            walk = Walk(own, frozenset(names), everything, _ALWAYS, _ONCE)
             key = walk.of(root, "")
             if walk.found <= names and walk.computed <= everything:
-                break
+                return walk, key
             names |= walk.found
             everything |= walk.computed
     except RecursionError:
         raise UnreplayableError(
             "it depends on values that refer to each other too deeply"
         ) from None
-    return Watch((type(root), key), tuple(walk.checks)), walk.past
 
 
 _BUILTIN = (
