@@ -145,7 +145,7 @@ def test_a_config_is_checked():
         TrainConfig.of("sinusoid", learner="maml++")
     with pytest.raises(InputError, match="unknown settings metabatch"):
         TrainConfig.of("sinusoid", metabatch=2)
-    with pytest.raises(InputError, match="needs model='mlp'"):
+    with pytest.raises(InputError, match="needs `model` mlp"):
         dataclasses.replace(TrainConfig.of("glyphs"), dataset="sinusoid")
 
 

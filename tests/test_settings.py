@@ -251,5 +251,8 @@ def test_other_data_may_have_one_way_and_any_channels() -> None:
     assert TrainConfig.of("mine:Tables", ways=1, channels=5).channels == 5
     with pytest.raises(InputError, match="`ways` must be at least 1, got 0"):
         TrainConfig.of("mine:Tables", ways=0)
-    with pytest.raises(InputError, match="needs model='mlp', ways=1; got model='mlp', ways=2"):
+    with pytest.raises(
+        InputError,
+        match="needs `model` mlp and `ways` 1, which are its defaults; got model mlp and ways 2",
+    ):
         TrainConfig(dataset="sinusoid", model="mlp", ways=2)

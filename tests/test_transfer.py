@@ -129,7 +129,7 @@ def test_several_runs_are_tested_on_the_same_other_data(
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        ("sinusoid", "dataset 'sinusoid' needs model='mlp', ways=1"),
+        ("sinusoid", "dataset 'sinusoid' needs --model mlp and --ways 1"),
         ("nonesuch", "unknown data set 'nonesuch'"),
         ("folder:{t}/nowhere", "but there is no folder {t}/nowhere;"),
         ("folder:{t}/nowhere+folder:{t}/two", "folder: {t}/nowhere is not a folder"),
