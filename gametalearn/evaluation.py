@@ -49,6 +49,7 @@ from gametalearn.records import one_line
 from gametalearn.scores import (
     SCORES,
     Format,
+    ScoreFunction,
     ScoreLike,
     built_in,
     default_score,
@@ -264,7 +265,7 @@ def _without_dropout(model: nn.Module, loss: Loss, score: ScoreLike) -> Iterator
         on = [m for m in model.modules() if _drops(m) or _off.get(m)]
         if not on:
             tested = model
-        elif not _read_by(model, loss, score):
+        elif not _read_by(model, loss, score_function(score)):
             tested, on = copied(model), []
             for module in filter(_drops, list(tested.modules())):
                 module.train(False)
@@ -282,14 +283,10 @@ def _without_dropout(model: nn.Module, loss: Loss, score: ScoreLike) -> Iterator
                 module.training = not _off[module]
 
 
-def _read_by(model: nn.Module, *parts: object) -> bool:
+def _read_by(model: nn.Module, *parts: Loss | ScoreFunction) -> bool:
     """Whether one of some losses and scores may read the model: a penalty, or what a forward left there."""
-    own = [part for part in parts if kind_of(part) is None and not _is_score(part)]
+    own = [part for part in parts if kind_of(part) is None and not built_in(part)]
     return any(reaches(part, model.modules()) for part in own)
-
-
-def _is_score(part: Any) -> bool:
-    return isinstance(part, str) or part is default_score or built_in(score_function(part))
 
 
 def _trained(model: nn.Module, learner: Learner, meta: Params | None) -> Params:
@@ -415,11 +412,10 @@ def adapt(
     with torch.inference_mode(False), _explained(model):
         with swapping:
             result = copied(model)
-            # What a forward writes down stays in a copy, unless the loss reads it on the model.
-            scratch = model if _read_by(model, loss, default_score) else result
         for module in filter(_drops, list(result.modules())):
             module.train(False)
-        scratch = copied(result) if scratch is result else scratch
+        # What a forward writes down stays in a copy, unless the loss reads it on the model.
+        scratch = model if _read_by(model, loss) else copied(result)
         start = {name: p.detach().clone() for name, p in meta.items()}
         x, y = (placed(model, t).clone() for t in (support_x, support_y))
         with _without_dropout(scratch, loss, default_score) as tested:

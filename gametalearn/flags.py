@@ -117,13 +117,11 @@ def read_config(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
         options.pop(name, None)
     written: dict[str, str] = {}
     for key, value in read_toml(file).items():
-        first = written.setdefault(key.replace("-", "_"), key)
-        if first != key and first not in (
-            "rule-options",
-            "rule_options",
-        ):  # tables, which are joined
+        name = key.replace("-", "_")
+        first = written.setdefault(name, key)
+        if first != key and name != "rule_options":  # tables, which are joined
             raise InputError(f"{file}: both '{first}' and '{key}' are there; keep one of them")
-        action = options.get(key.replace("-", "_"))
+        action = options.get(name)
         if action is None:
             known = sorted(name.replace("_", "-") for name in options)
             raise InputError(

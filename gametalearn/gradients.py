@@ -128,8 +128,9 @@ def meta_gradients(
 
     Raises:
         InputError: no parameter requires gradients, or the forward or the loss reads one past the place
-            where it is registered; a loss or a score that does not fit the predictions, a label without an output, a protocol that the model does not know, or an
-            operation of which PyTorch has no second derivative.
+            where it is registered; a loss or a score that does not fit the predictions, a label without
+            an output, a protocol that the model does not know, or an operation of which PyTorch has no
+            second derivative.
     """
     check_protocol(model, protocol)
     require_batch(batch, "meta_gradients: `batch` is")

@@ -42,8 +42,10 @@ def written_buffers(model: nn.Module, meta: Params, task: TaskBatch) -> list[str
         # what fails here, training reports
         with contextlib.suppress(Exception), swapped(model, {**copies, **own}):
             model(x.clone())
-            left = ((n, t) for n, t in model.named_buffers() if n not in statistics_of(model))
-            found = [n for n, t in left if n in before and not _same(t, before[n])]
+            written = {
+                n for n, t in model.named_buffers() if n in before and not _same(t, before[n])
+            }
+            found = sorted(written - statistics_of(model))
     return found
 
 

@@ -236,9 +236,13 @@ def alike(before: str, now: str) -> bool:
     True
     >>> alike("handed-in:MAML (steps=2)", "handed-in:MAML (steps=3)"), alike("maml", "fomaml")
     (False, False)
+    >>> alike("handed-in:partial of huber", "handed-in:partial of huber (delta=2)")
+    False
     """
     if before == now or not (is_handed_in(before) and is_handed_in(now)):
         return before == now
+    if (HANDED_IN + "partial of ") in (before + now):  # these have always told their arguments
+        return False
     (one, _, more), (other, _, too) = before.partition(" ("), now.partition(" (")
     versions = more.rpartition("Python ")[1:], too.rpartition("Python ")[1:]
     return one == other and (

@@ -55,8 +55,8 @@ class TensorBoard:
             if name != "iteration":
                 writer.add_scalar(name, value, step)
         for kind in ("raw", "effective"):
-            if record[kind]:
-                writer.add_histogram(f"weights/{kind}", np.asarray(record[kind]), step)
+            if known := [weight for weight in record[kind] if weight is not None]:
+                writer.add_histogram(f"weights/{kind}", np.asarray(known), step)
         writer.flush()
 
     def _writer(self, run: Run, step: int) -> Any:

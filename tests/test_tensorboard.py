@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from gametalearn import InputError, TrainConfig, compare, train
+from gametalearn import InputError, TrainConfig, Uniform, Weights, compare, train
 from gametalearn.cli import main
 from gametalearn.tensorboard import TensorBoard
 
@@ -55,6 +56,23 @@ def assert_same(run: Path) -> None:
         assert event.step == record["iteration"]
         assert values.num == len(record["effective"])
         assert values.sum == pytest.approx(sum(record["effective"]))
+
+
+class Partly(Uniform):
+    """Of whose raw weights one is no number."""
+
+    def forward(self, gradients: Any) -> Weights:
+        raw, effective = torch.ones(3), super().forward(gradients).effective
+        raw[0] = float("inf")
+        return Weights(raw, effective)
+
+
+def test_weights_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+    train(config(iterations=2), tmp_path / "a", rule=Partly(), progress=False, watch=TensorBoard())
+    assert [e.histogram_value.num for e in logged(tmp_path / "a").Histograms("weights/raw")] == [
+        2,
+        2,
+    ]
 
 
 def test_it_logs_what_metrics_has_and_the_first_meta_batch(tmp_path: Path) -> None:

@@ -284,9 +284,7 @@ def _refuse_leaks(model: nn.Module, loss: Loss, params: Params, value: Tensor, o
         before = known.get(place)
         if not value.requires_grad or (before is not None and before() is loss):
             return
-        if (
-            _get_current_dispatch_mode_stack()
-        ):  # a trace has constants in the place of such parameters
+        if _get_current_dispatch_mode_stack():  # a trace has constants where these parameters are
             return
         own = {id(p): name for name, p in model.named_parameters() if name in params}
     seen: set[Any] = set()

@@ -19,6 +19,7 @@ from gametalearn import (
     InputError,
     MetaSGD,
     ProtoMAML,
+    Score,
     adapt,
     clear_programs,
     evaluate,
@@ -162,14 +163,15 @@ class WithAuxiliary(nn.Module):
         return self.top(self.drop(hidden))
 
 
+def with_its_term(model: WithAuxiliary) -> Any:
+    return lambda p, t: F.cross_entropy(p, t) + 5 * model.auxiliary
+
+
 @pytest.mark.filterwarnings("ignore:gametalearn. WithAuxiliary is computed task by task")
 def test_a_loss_may_read_what_the_forward_left_on_the_model() -> None:
     torch.manual_seed(6)
     model, batch, learner = WithAuxiliary().double(), episodes().sample(1), MAML(0.3, 3)
-
-    def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(prediction, target) + 5 * model.auxiliary
-
+    loss = with_its_term(model)
     gradients = meta_gradients(model, batch, learner, loss=loss)
     fitted = adapt(model, batch.support_x[0], batch.support_y[0], learner, loss=loss)
     update = [
@@ -183,10 +185,7 @@ def test_a_loss_may_read_what_the_forward_left_on_the_model() -> None:
 def test_such_a_loss_is_tested_without_dropout_and_the_modes_come_back() -> None:
     torch.manual_seed(7)
     model = WithAuxiliary(dropout=0.6).double()
-
-    def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(prediction, target) + 5 * model.auxiliary
-
+    loss = with_its_term(model)
     found = evaluate(model, episodes(), MAML(0.3, 3), 20, loss=loss, score="accuracy")
     assert model.drop.training
     batch = episodes().sample(1)
@@ -206,10 +205,7 @@ def test_such_a_loss_is_tested_without_dropout_and_the_modes_come_back() -> None
 def test_the_term_may_be_a_buffer_and_several_threads_have_their_own() -> None:
     torch.manual_seed(11)
     model, batch, learner = WithAuxiliary().double(), episodes().sample(4), MAML(0.3, 2)
-
-    def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(prediction, target) + 5 * model.auxiliary
-
+    loss = with_its_term(model)
     wanted, _ = adapt_and_score(model, batch, learner, loss=loss)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -226,6 +222,17 @@ def test_the_term_may_be_a_buffer_and_several_threads_have_their_own() -> None:
     model.register_buffer("auxiliary", torch.zeros((), dtype=torch.float64))
     found, _ = adapt_and_score(model, batch, learner, loss=loss)
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:gametalearn. WithAuxiliary is computed task by task")
+def test_a_score_may_read_it_too() -> None:
+    torch.manual_seed(13)
+    model = WithAuxiliary(dropout=0.6).double()
+    size = Score("size", lambda p, t: model.auxiliary.detach())
+    found = evaluate(model, episodes(), MAML(0.3, 2), 8, score=size)
+    still = evaluate(model.eval(), episodes(), MAML(0.3, 2), 8, score=size)
+    assert (found.values == still.values).all()
+    assert len(set(found.values.tolist())) == 8  # no constant of another forward
 
 
 def test_a_loss_that_does_not_read_the_model_leaves_its_modes_alone() -> None:
