@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,8 @@ def compare(
         InputError: unknown or repeated rules, settings or parts that do not fit, or a folder that
             holds runs of other settings.
     """
-    named = rules if isinstance(rules, Mapping) else {rule: rule for rule in rules}
-    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    named, numbers = _rules(rules), _seeds(seeds)
     folder = None if out is None else Path(out)
-    if not named or len(named) < len(rules):
-        raise InputError(
-            f"`rules` must name at least one rule, and each rule once; got {list(rules)}"
-        )
     if episodes < 2:
         raise InputError(f"`episodes` must be at least 2, got {episodes}")
     if jobs < 1:
@@ -175,6 +171,35 @@ def compare(
     if folder is not None and team.first:
         write_results(folder, comparison)
     return comparison
+
+
+def _rules(rules: Any) -> dict[str, str | Callable[..., Any]]:
+    """The rules by their names; a rule that is given by its name has that."""
+    if isinstance(rules, str) or not isinstance(rules, Iterable):
+        raise InputError(f"`rules` must be a list of names, such as ['uniform']; got {rules!r}")
+    given = list(rules.items() if isinstance(rules, Mapping) else ((rule, rule) for rule in rules))
+    for name, rule in given:
+        if not isinstance(name, str):
+            raise InputError(f"`rules`: {name!r} needs a name, as in {{'mine': MyRule}}")
+        if not isinstance(rule, str) and not callable(rule):
+            raise InputError(
+                f"`rules` '{name}': {rule!r} is neither a rule's name nor a class or function that makes one"
+            )
+    if not given or len(dict(given)) < len(given):
+        raise InputError(
+            f"`rules` must name at least one rule, and each rule once; got {[n for n, _ in given]}"
+        )
+    return dict(given)
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    """The numbers of the seeds, which `runs_of` checks; N stands for 0 to N - 1."""
+    if isinstance(seeds, bool | str) or not isinstance(seeds, Integral | Iterable):
+        raise InputError(f"`seeds` must be a number of seeds or a list of them, got {seeds!r}")
+    numbers = range(int(seeds)) if isinstance(seeds, Integral) else seeds
+    return tuple(
+        n if isinstance(n, bool) or not isinstance(n, Integral) else int(n) for n in numbers
+    )
 
 
 def _free(runs: Sequence[Planned], first: TrainConfig) -> None:

@@ -2,6 +2,7 @@ import dataclasses
 import json
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from gametalearn.models import MLP
 from gametalearn.report import plot_comparison
 from gametalearn.stored import earlier_looks, read_results
 from gametalearn.training import train
-from gametalearn.weighting import Uniform
+from gametalearn.weighting import GradNorm, Uniform
 from tests.support.runs import tiny, untimed, weights
 
 
@@ -86,6 +87,15 @@ def test_plots_are_written(tmp_path):
         (["uniform"], [], 5, "`seeds`"),
         (["uniform"], 1, 1, "`episodes`"),
         (["unifrom"], 1, 5, "unifrom"),
+        ("uniform", 1, 5, "a list of names, such as .'uniform'.; got 'uniform'"),
+        (3, 1, 5, "a list of names"),
+        ([3], 1, 5, "3 needs a name"),
+        ([GradNorm], 1, 5, "needs a name, as in"),
+        ({"mine": 3}, 1, 5, "'mine': 3 is neither a rule's name nor"),
+        (["uniform"], "3", 5, "a number of seeds or a list of them, got '3'"),
+        (["uniform"], 2.0, 5, "a number of seeds or a list of them, got 2.0"),
+        (["uniform"], True, 5, "a number of seeds or a list of them, got True"),
+        (["uniform"], [0.5], 5, "`seed` must be an integer"),
     ],
 )
 def test_bad_arguments_are_found_before_anything_is_trained(
@@ -294,3 +304,10 @@ def test_overwriting_takes_the_results_away_first(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         compare(quick(), ["uniform"], 1, 2, tmp_path, overwrite=True, progress=False)
     assert not (tmp_path / "results.json").exists()
+
+
+def test_seeds_may_be_numpy_integers():
+    plain = compare(tiny(), ["uniform"], [1, 2], 5, progress=False)
+    numpy = compare(tiny(), ["uniform"], list(np.arange(1, 3)), 5, progress=False)
+    assert numpy.seeds == plain.seeds == (1, 2)
+    assert type(numpy.seeds[0]) is int

@@ -105,6 +105,8 @@ def probe(
             raise InputError(f"`{name}` must be at least 1, got {value}")
     if length is not None and not length > 0:
         raise InputError(f"`length` must be positive, got {length}")
+    if isinstance(rules, str):
+        raise InputError(f"`rules` must be a list of names, such as ['uniform']; got {rules!r}")
     made = rules if isinstance(rules, Mapping) else {name: make_rule(name) for name in rules}
     if not made:
         raise InputError("`rules`: name one or more, such as uniform,agreement")

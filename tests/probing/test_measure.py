@@ -253,6 +253,7 @@ def test_the_step_is_the_one_that_the_optimiser_takes():
         ({"reference": 0}, "`reference` must be at least 1, got 0"),
         ({"length": 0.0}, "`length` must be positive, got 0.0"),
         ({"rules": []}, "`rules`: name one or more"),
+        ({"rules": "uniform"}, "a list of names, such as"),
         ({"rules": ["unifrom"]}, "unknown rule 'unifrom'; did you mean 'uniform'"),
         (
             {"length": 1e30},
