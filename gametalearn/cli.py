@@ -203,7 +203,9 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     add("--jobs", type=int, default=1, metavar="N",
         help="Number of runs to train at once, each with --threads threads. Default: 1.")  # fmt: skip
     add("--quiet", action="store_true", help="Show no progress on stderr.")
-    add("--overwrite", action="store_true", help="Train everything from the beginning.")
+    add("--overwrite", action="store_true",
+        help="Train everything from the beginning. If that is interrupted, the same command without "
+        "--overwrite continues.")  # fmt: skip
     add("--tensorboard", action="store_true", help=TENSORBOARD)
     add("--plan", action="store_true",
         help="Train nothing, and print one `gametalearn train` command per run, for xargs, GNU "

@@ -23,7 +23,7 @@ from gametalearn.progress import brought_to
 from gametalearn.provenance import other_settings, same_run
 from gametalearn.results import Comparison, Result, write_results
 from gametalearn.run import Watch
-from gametalearn.runfolder import settings_in
+from gametalearn.runfolder import settings_in, start_over
 from gametalearn.scores import ScoreLike, default_score
 from gametalearn.singles import Asked, check_given, collected, single_runs
 from gametalearn.terminal import tell
@@ -83,7 +83,8 @@ def compare(
             the rules see, for the relative changes Delta_m (`gametalearn.tradeoffs`). A mapping names
             for some of them folders whose ``seedN`` are runs that are there; they are tested, and the
             other objectives' trained.
-        overwrite: train everything again.
+        overwrite: train everything again. What was there is deleted before the first training, so that
+            the same call without it continues if this one is interrupted.
         progress: show progress on stderr.
         jobs: runs trained at once, each by a worker process with ``config.threads`` threads;
             above 1 it needs ``out``, and what is handed in must pickle. The results do not depend on
@@ -134,8 +135,8 @@ def compare(
         check_sendable(jobs, terms)
     if not overwrite:
         team.on_first(lambda: _free(runs, first.config))
-    elif folder is not None and team.first:  # until all is trained again, there are none
-        (folder / "results.json").unlink(missing_ok=True)
+    else:
+        team.on_first(lambda: _start_over(runs, folder))
     there = [run for run in runs if not overwrite and run.tested and run.tested.exists()]
     standing = Standing(
         [*named, *dict.fromkeys(run.rule for run in alone)], numbers, baseline,
@@ -200,6 +201,15 @@ def _seeds(seeds: Any) -> tuple[int, ...]:
     return tuple(
         n if isinstance(n, bool) or not isinstance(n, Integral) else int(n) for n in numbers
     )
+
+
+def _start_over(runs: Sequence[Planned], folder: Path | None) -> None:
+    """Keep nothing that was there: if this one is interrupted, what goes on must not take it for its own."""
+    if folder is not None:
+        (folder / "results.json").unlink(missing_ok=True)
+    for run in runs:
+        if run.place is not None:
+            start_over(run.place)
 
 
 def _free(runs: Sequence[Planned], first: TrainConfig) -> None:

@@ -45,6 +45,7 @@ __all__ = [
     "save",
     "save_best",
     "settings_in",
+    "start_over",
 ]
 
 BELONGS = ("config.toml", "metrics.jsonl", RECORD)
@@ -136,12 +137,7 @@ def claim(
                 raise InputError(other_settings(folder, there, config, exact=exact))
         elif any(folder.iterdir()) and not overwrite:
             raise InputError(f"{folder} is not empty and holds no run; choose another `out`")
-        kept = [file_of(folder, iteration).name for iteration in kept_in(folder)]
-        for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "lake.json", "probe.json", RECORD,
-                     *kept):  # fmt: skip
-            (folder / name).unlink(missing_ok=True)
-        for old in folder.glob("evaluation*.json"):
-            old.unlink()
+        _empty(folder)
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror}); choose another `out`"
@@ -149,6 +145,26 @@ def claim(
     _write_config(file, config)
     keep(folder, data)
     return None
+
+
+def start_over(folder: Path) -> None:
+    """Leave nothing of a run that is there but its settings, so that it begins anew.
+
+    Raises:
+        InputError: another process is using the folder.
+    """
+    if folder.exists():
+        with held(folder):
+            _empty(folder)
+
+
+def _empty(folder: Path) -> None:
+    kept = [file_of(folder, iteration).name for iteration in kept_in(folder)]
+    for name in ("checkpoint.pt", "best.pt", "metrics.jsonl", "lake.json", "probe.json", RECORD,
+                 *kept):  # fmt: skip
+        (folder / name).unlink(missing_ok=True)
+    for old in folder.glob("evaluation*.json"):
+        old.unlink()
 
 
 def _write_config(file: Path, config: TrainConfig) -> None:

@@ -294,16 +294,28 @@ def test_other_settings_are_found_before_anything_is_trained(tmp_path):
     assert not (tmp_path / "agreement").exists()
 
 
-def test_overwriting_takes_the_results_away_first(tmp_path, monkeypatch):
-    compare(quick(), ["uniform"], 1, 2, tmp_path, progress=False)
+def test_overwriting_keeps_nothing_that_a_later_comparison_could_take_for_new(
+    tmp_path, monkeypatch
+):
+    first = compare(quick(), ["uniform"], 2, 2, tmp_path, progress=False)
+    rows = []
+
+    def spoiled(*args, **more):  # what was to change since: here, the code of the gradients
+        rows.append(found := meta_gradients(*args, **more))
+        return dataclasses.replace(found, rows=found.rows + 1.0)
 
     def stopped(*args, **more):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gametalearn.training.meta_gradients", stopped)
     with pytest.raises(KeyboardInterrupt):
-        compare(quick(), ["uniform"], 1, 2, tmp_path, overwrite=True, progress=False)
+        compare(quick(), ["uniform"], 2, 2, tmp_path, overwrite=True, progress=False)
     assert not (tmp_path / "results.json").exists()
+    monkeypatch.setattr("gametalearn.training.meta_gradients", spoiled)
+    later = compare(quick(), ["uniform"], 2, 2, tmp_path, progress=False)
+    assert len(rows) == 2 * quick().iterations
+    for before, now in zip(first.results["uniform"], later.results["uniform"], strict=True):
+        assert before.evaluation.values.tolist() != now.evaluation.values.tolist()
 
 
 def test_seeds_may_be_numpy_integers():
