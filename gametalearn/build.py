@@ -54,10 +54,6 @@ def build_source(config: TrainConfig, split: str) -> Source:
     names = config.datasets
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise InputError(f"`dataset` {shown(config.dataset)}: {twice[0]} appears twice")
-    if config.regression and len(names) > 1:
-        raise InputError(
-            f"`dataset` {shown(config.dataset)}: sinusoid cannot be combined with images"
-        )
     parts = [_source(config, name, split, seed + 2**32 * i) for i, name in enumerate(names)]
     source = parts[0]
     if len(parts) > 1:

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from gametalearn.logs import Record, Records
+from gametalearn.errors import InputError
+from gametalearn.logs import Record, Records, records_of
 from gametalearn.statistics import FEWEST
 from gametalearn.stored import earlier_looks, other_looks
 from gametalearn.tables import HALF_A_POINT, TWENTIETH, verdict_of
 from gametalearn.units import Units
 
-__all__ = ["cautions", "seen_before"]
+__all__ = ["at_once", "cautions"]
 
 USUAL = 5
 """Seeds that `compare` trains by default; fewer are called few."""
@@ -54,9 +55,14 @@ def cautions(
     ]
 
 
-def seen_before(folder: Path, results: dict[str, Any]) -> list[str]:
-    """What was chosen after earlier results in this folder had been seen; sentences."""
-    return [*_looks(results, earlier_looks(folder, results)), *other_looks(folder, results)]
+def at_once(folder: Path, results: dict[str, Any]) -> list[str]:
+    """What the terminal says below the table: what was chosen after earlier results in this folder had been
+    seen, and the rules that did nothing; sentences."""
+    try:
+        idle = _idle(records_of(folder, results))
+    except InputError:  # the plots, which need the runs' metrics too, say so
+        idle = []
+    return [*_looks(results, earlier_looks(folder, results)), *other_looks(folder, results), *idle]
 
 
 def _few_seeds(results: dict[str, Any]) -> list[str]:
@@ -170,8 +176,8 @@ def _controls(results: dict[str, Any]) -> list[str]:
     if not family or "norm-control" in rules:
         return []
     return [
-        f"{', '.join(family)} changes the length of the updates as well as their direction. Without "
-        "norm-control among the rules the comparison cannot say which of the two mattered."
+        f"{', '.join(family)} change{'s' * (len(family) == 1)} the length of the updates as well as their "
+        "direction. Without norm-control among the rules the comparison cannot say which of the two mattered."
     ]
 
 

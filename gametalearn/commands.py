@@ -175,7 +175,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Train several rules, and compare them."""
-    from gametalearn.cautions import seen_before
+    from gametalearn.cautions import at_once
     from gametalearn.comparison import compare
     from gametalearn.jobs import Terms, begun, commands_of, runs_of
     from gametalearn.progress import duration
@@ -221,7 +221,7 @@ def compare(args: argparse.Namespace) -> None:
         )  # fmt: skip
         if team.first:
             print(comparison.table(), flush=True)
-            for caution in seen_before(args.out, comparison.as_dict()):
+            for caution in at_once(args.out, comparison.as_dict()):
                 print(textwrap.fill(caution, WIDTH), flush=True)
             print(
                 f"\nThis took {duration(time.monotonic() - began)}, with validation and tests; training "

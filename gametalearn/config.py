@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from gametalearn import registry
 from gametalearn.errors import InputError
-from gametalearn.places import absolute, folder_of, names_in
+from gametalearn.places import absolute, folder_of, names_in, shown
 from gametalearn.settings import check, refuse_unused, setting, settings_of, unmet
 from gametalearn.shares import divided, numbers_in
 from gametalearn.words import did_you_mean
@@ -257,6 +257,11 @@ class TrainConfig:
             raise InputError(
                 f"`share` {self.share} adds up to {sum(numbers)} tasks, but `meta_batch` is "
                 f"{self.meta_batch}; make them equal"
+            )
+        if self.regression and len(self.datasets) > 1:
+            raise InputError(
+                f"`dataset` {shown(self.dataset)}: sinusoid is regression and cannot be combined with other data "
+                "sets; in Python, MixedSource joins several of it"
             )
         built_in = self.model in registry.BUILT_IN["model"]
         if self.regression and built_in and (self.model, self.ways) != ("mlp", 1):

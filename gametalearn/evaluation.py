@@ -63,7 +63,8 @@ B = TypeVar("B", TaskBatch, Tensor)
 __all__ = ["Evaluation", "Protocol", "adapt", "ci95", "evaluate", "placed", "protocol_of"]
 
 CHUNK = 16
-"""Episodes that are drawn at once, however many are adapted together."""
+"""Episodes that are drawn at once, however many are adapted together; of several objectives, about as
+many, so that each has the same number."""
 
 
 def ci95(values: np.ndarray[Any, Any], group: np.ndarray[Any, Any] | None = None) -> float:
@@ -200,7 +201,9 @@ def evaluate(
     learner = learner.for_test(learner.steps)
     meta = _trained(model, learner, meta)
     table = torch.zeros(2, episodes, dtype=torch.float64)  # score and group
-    several = CHUNK * max(1, tasks_at_once // CHUNK)
+    period = getattr(stream, "period", 1)  # of a MixedSource
+    chunk = period * max(1, CHUNK // period)
+    several = chunk * max(1, tasks_at_once // chunk)
     with swapping:
         check_statistics(model)
     with _without_dropout(model, loss, score) as model:
@@ -209,7 +212,7 @@ def evaluate(
             mine = number % team.size == team.rank
             # every process has the first episode, so that all settle the same
             part = slice(None) if mine else slice(0, 1 if number == 0 else 0)
-            sizes = [min(CHUNK, stop - first) for first in range(start, stop, CHUNK)]
+            sizes = [min(chunk, stop - first) for first in range(start, stop, chunk)]
             drawn = [
                 draw(stream, size, part if not i or mine else slice(0))
                 for i, size in enumerate(sizes)

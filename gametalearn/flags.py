@@ -13,6 +13,7 @@ from gametalearn.config import TrainConfig, default_text
 from gametalearn.errors import InputError
 from gametalearn.settings import (
     check,
+    is_part,
     parse_rule_options,
     read_toml,
     sentences_of,
@@ -61,7 +62,8 @@ def _add_setting(
         more["choices"] = field.metadata["choices"]
     else:
         kind: Any = {"int": int, "float": float}.get(str(field.type), str)
-        more |= {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "NAME")}
+        name = "NAME" if is_part(field) else field.name.upper()
+        more |= {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, name)}
     group.add_argument(f"--{field.name.replace('_', '-')}", **more)
 
 

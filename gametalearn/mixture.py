@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -61,13 +62,11 @@ class MixedSource:
 
     def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
         """Draw ``num_tasks`` episodes, source after source; return those in ``part``."""
-        k = len(self.sources)
-        if self.share == "fixed":
-            counts = divided(num_tasks, self.counts or [1] * k)
-        else:
+        counts = self.divided(num_tasks)
+        if counts is None:
             weights = torch.tensor(self.share, dtype=torch.float64)
             drawn = torch.multinomial(weights, num_tasks, True, generator=self._generator)
-            counts = torch.bincount(drawn, minlength=k).tolist()
+            counts = torch.bincount(drawn, minlength=len(self.sources)).tolist()
         batches, wanted, first = [], range(num_tasks)[part], 0
         for i, (source, count) in enumerate(zip(self.sources, counts, strict=True)):
             if count:
@@ -77,6 +76,20 @@ class MixedSource:
                 batches.append(batch)
                 first += count
         return TaskBatch.cat(batches)
+
+    def divided(self, num_tasks: int) -> list[int] | None:
+        """How many of a meta-batch's tasks come from each source; None where that is drawn."""
+        if self.share != "fixed":
+            return None
+        return divided(num_tasks, self.counts or [1] * len(self.sources))
+
+    @property
+    def period(self) -> int:
+        """The fewest tasks that can be divided just as the shares say; a test draws multiples of it."""
+        if self.share != "fixed":
+            return 1
+        counts = self.counts or [1] * len(self.sources)
+        return sum(counts) // math.gcd(*counts)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

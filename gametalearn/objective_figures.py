@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from gametalearn.canvas import (
     tidy,
 )
 from gametalearn.logs import Record, Records
-from gametalearn.objective_tables import ALONE
+from gametalearn.objective_tables import ALONE, MOST
 from gametalearn.tables import subject
 from gametalearn.tradeoffs import non_dominated
 from gametalearn.units import Units
@@ -34,9 +34,6 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 NAMED = 8
 """Objectives drawn by name; if there are more, those with the largest and the smallest values."""
 
-MOST = 12
-"""The most objectives that a trade-off plot shows."""
-
 FACTS = {
     "r": "relative inverse training rate r",
     "kappa": "performance indicator kappa",
@@ -49,14 +46,17 @@ MARKS = "osD^vP*X<>hp"
 def objective_weights(results: dict[str, Any], records: Records, width: float = 8) -> Figure | None:
     """Each objective's weight in the updates over time, a panel for each rule that distinguishes them.
 
-    The sum of the effective weights of an objective's tasks, 0 where it has none, its mean over seeds and
-    their range. None if there is one objective, or if all always have the same weight.
+    The sum of the effective weights of an objective's tasks, its mean over seeds and their range. Where
+    objectives have no task in some meta-batches, and a sum would follow their number, the mean weight of
+    its tasks instead, where it has some, as a multiple of equal weights 1/T. None if there is one
+    objective, or if all always have the same weight.
     """
-    found, absent = {}, False
-    names = {n for runs in records.values() for run in runs for r in run for n in r.objectives}
+    names, absent = _names(records), False
+    for runs in records.values():
+        absent |= any(set(r.objectives) not in (set(names), set()) for run in runs for r in run)
+    found = {}
     for rule, runs in records.items():
-        absent |= any(set(r.objectives) not in (names, set()) for run in runs for r in run)
-        curves = _curves(runs, lambda record: _weight_sums(record, names))
+        curves = _curves(runs, _multiples if absent else _weight_sums)
         ends = [end for c in curves.values() for end in (np.nanmin(c), np.nanmax(c))]
         if len(curves) > 1 and max(ends) - min(ends) > 1e-9:
             found[rule] = curves
@@ -68,33 +68,37 @@ def objective_weights(results: dict[str, Any], records: Records, width: float = 
     panels = drawn.subplots(lines, columns, sharex=True, squeeze=False).flatten()
     for axes in panels[len(found) :]:
         axes.remove()
-    named = _named(found.values())
+    named = _named(records, names)
     handles: dict[str, Any] = {}
     for number, (axes, (rule, curves)) in enumerate(zip(panels, found.items(), strict=False)):
         handles |= _lines(axes, _iterations(records[rule]), curves, named)
         axes.set_title(shortened(rule, 40), fontsize=9)
-        axes.set_ylabel("effective weight")
-        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_ylabel("weight, times 1/T" if absent else "effective weight")
+        axes.axhline(float(absent), color="black", linewidth=0.8)
         if number >= len(found) - columns:
             axes.set_xlabel("meta-iteration")
             axes.tick_params(labelbottom=True)
         tidy(axes, "y")
-    zero = ", 0 without a task" if absent else ""
-    entitle(drawn, _about(results), f"effective weights by objective{zero}; {_bands(records)}")
+    what = "effective weights by objective"
+    if absent:
+        what = "mean effective weight of an objective's tasks, 1 if all are equal"
+    entitle(drawn, _about(results), f"{what}; {_bands(records)}")
     legend_below(drawn, list(handles.values()))
     return drawn
 
 
 def rule_facts(
-    results: dict[str, Any], rule: str, runs: list[list[Record]], fact: str, width: float = 7
+    results: dict[str, Any], records: Records, rule: str, fact: str, width: float = 7
 ) -> Figure | None:
     """What drives a rule, for each objective over time: ``r`` of GradNorm, ``kappa`` of DTP."""
+    runs = records[rule]
     curves = _curves(runs, lambda record: record.facts.get(fact, {}))
     if not curves:
         return None
+    named = _named(records, _names(records) or list(curves))
     drawn = figure(width, 4.2)
     axes = drawn.subplots()
-    handles = _lines(axes, _iterations(runs), curves, _named([curves]))
+    handles = _lines(axes, _iterations(runs), curves, named)
     axes.set_xlabel("meta-iteration")
     axes.set_ylabel(FACTS.get(fact, fact))
     if fact == "r":
@@ -209,11 +213,29 @@ def _minus(mine: Sequence[float | None], others: Sequence[float | None]) -> list
     return [None if a is None or b is None else a - b for a, b in pairs]
 
 
-def _weight_sums(record: Record, names: Iterable[str] = ()) -> dict[str, float]:
-    sums = dict.fromkeys(names if record.objectives else (), 0.0)
+def _names(records: Records) -> list[str]:
+    """The objectives that were trained on, in the order in which they appear."""
+    return list(
+        dict.fromkeys(
+            n for runs in records.values() for run in runs for r in run for n in r.objectives
+        )
+    )
+
+
+def _weight_sums(record: Record) -> dict[str, float]:
+    sums: dict[str, float] = {}
     for name, value in zip(record.objectives, record.effective, strict=False):
         sums[name] = sums.get(name, 0.0) + float(value)
     return sums
+
+
+def _multiples(record: Record) -> dict[str, float]:
+    """The mean weight of each present objective's tasks, as a multiple of 1/T."""
+    tasks = len(record.objectives)
+    return {
+        name: total * tasks / record.objectives.count(name)
+        for name, total in _weight_sums(record).items()
+    }
 
 
 def _iterations(runs: list[list[Record]]) -> list[int]:
@@ -256,13 +278,20 @@ def _smoothed(values: Array, half: int) -> Array:
     return np.where(there, mean, math.nan)
 
 
-def _named(found: Any) -> list[str]:
-    """The objectives that get their own colours, by their mean in the first panel."""
-    first = next(iter(found))
-    ranked = sorted(first, key=lambda name: -float(np.nanmean(first[name])))
-    if len(ranked) > NAMED:
-        ranked = [*ranked[: NAMED // 2], *ranked[-NAMED // 2 :]]
-    return ranked
+def _named(records: Records, names: Sequence[str]) -> list[str]:
+    """The objectives that get their own colours, the same in every plot of a comparison.
+
+    All of them if they are few; else those with the largest and the smallest weights over all rules.
+    """
+    if len(names) <= NAMED:
+        return list(names)
+    told: dict[str, list[float]] = {name: [] for name in names}
+    for runs in records.values():
+        for record in (r for run in runs for r in run):
+            for name, value in _multiples(record).items():
+                told[name].append(value)
+    ranked = sorted(names, key=lambda name: -float(np.mean(told[name])) if told[name] else 0.0)
+    return [*ranked[: NAMED // 2], *ranked[-NAMED // 2 :]]
 
 
 def _lines(

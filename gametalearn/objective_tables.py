@@ -16,6 +16,9 @@ __all__ = ["ALONE", "objective_notes", "objective_tables"]
 ALONE = "(alone)"
 """The line for the models that each learned one objective."""
 
+MOST = 12
+"""The most groups of one data set, such as alphabets, that get a column each."""
+
 Table = tuple[str, list[str], list[list[str]]]
 """A caption, a header and the cells below it."""
 
@@ -25,7 +28,7 @@ def objective_tables(results: dict[str, Any], width: float = math.inf) -> list[T
 
     The means, with those of models that learned one objective alone below them; the differences from the
     baseline; those from the single-objective models; mean rank and Delta_m. A table has as many columns
-    as fit into ``width``; for dozens of alphabets (``--objectives group``) there is only the last table.
+    as fit into ``width``; for more than `MOST` groups (``--objectives group``) there is only the last table.
     None for one objective.
     """
     rules, metric = results["rules"], results["metric"]
@@ -36,7 +39,7 @@ def objective_tables(results: dict[str, Any], width: float = math.inf) -> list[T
     found: list[Table] = []
     seeds = len(next(iter(rules.values()))["seeds"])
     bracket = " [95%]" if seeds >= FEWEST else ""
-    if results["config"].get("objectives") != "group":
+    if results["config"].get("objectives") != "group" or len(next(iter(means.values()))) <= MOST:
         single = results.get("single", {})
         lines = {**means, **({ALONE: single} if single else {})}
         units = {  # of each objective, as their scores may be of different size
@@ -86,7 +89,7 @@ def _percent(change: dict[str, Any]) -> str:
 def objective_notes(results: dict[str, Any]) -> list[str]:
     """What the columns of `objective_tables` mean."""
     rules = results["rules"].values()
-    found = []
+    found = _absent(results)
     if images := results.get("brought_to"):
         shown = image_size(images["image_size"], images["channels"])
         found.append(f"Images of all objectives were converted to {shown}.")
@@ -106,6 +109,20 @@ def objective_notes(results: dict[str, Any]) -> list[str]:
                 "Delta_m is undefined: a model that learned one objective alone has a mean of 0."
             )
     return [*found, *_of_single(results), *_of_balance(results)]
+
+
+def _absent(results: dict[str, Any]) -> list[str]:
+    """Objectives that had no test episode on some seeds; the rules' episodes are the same."""
+    own = next(iter(results["rules"].values())).get("objectives", {})
+    without = [name for name, entry in own.items() if None in entry.get("by_seed", ())]
+    if not without:
+        return []
+    one = len(without) == 1
+    return [
+        f"On some seeds, {', '.join(without)} had no test episode; means on these seeds are over the others, "
+        f"and {'its own is' if one else 'their own are'} over the seeds on which there were some. More "
+        "--episodes help."
+    ]
 
 
 def _of_single(results: dict[str, Any]) -> list[str]:

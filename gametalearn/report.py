@@ -223,9 +223,9 @@ def _of_objectives(
             "The effective weight of each objective in the updates.", "",
         ),
     ]  # fmt: skip
-    for rule, runs in records.items():
+    for rule in records:
         for fact, what in FACTS.items():
-            drawn = rule_facts(results, rule, runs, fact, *width)
+            drawn = rule_facts(results, records, rule, fact, *width)
             name = re.sub(r"[^\w.-]+", "-", f"{fact}-{rule}")
             found.append((name, drawn, f"The {what} of each objective, by which {rule} goes.", ""))
     return [(name, drawn, *more) for name, drawn, *more in found if drawn is not None]  # type: ignore[misc]
@@ -256,6 +256,10 @@ def _settings(config: dict[str, Any]) -> list[dict[str, Any]]:
     """Each setting with its default, those that differ first."""
     try:
         usual = TrainConfig.of(config["dataset"]).as_dict() | {"dataset": TrainConfig.dataset}
+        following = TrainConfig.of(
+            **{name: config[name] for name in ("dataset", "iterations", "share")}
+        )
+        usual |= {name: getattr(following, name) for name in ("validate_every", "meta_batch")}
     except (InputError, LookupError, TypeError, ValueError):
         usual = {}
     lines = []

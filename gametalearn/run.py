@@ -26,12 +26,14 @@ from gametalearn.build import (
     objective_names,
 )
 from gametalearn.config import TrainConfig
+from gametalearn.disagreement import Disagreement
 from gametalearn.distributed import ALONE, Team
 from gametalearn.episodes import Source, input_shape_of
 from gametalearn.errors import InputError
 from gametalearn.evaluation import placed
 from gametalearn.gradients import meta_of
 from gametalearn.losses import Loss, default_loss
+from gametalearn.mixture import MixedSource
 from gametalearn.normalisation import check_protocol
 from gametalearn.peek import score_for, written_buffers
 from gametalearn.provenance import checked
@@ -331,6 +333,7 @@ def start(
     source = None
     if not loaded:
         source = build_source(config, "train") if parts.source is None else parts.source
+        _check_shares(source, config)
     shape = tuple(known["input_shape"]) if loaded and known else input_shape_of(source)  # type: ignore[arg-type]
     learner = build_learner(config) if parts.learner is None else parts.learner
     model = _model(config, parts, shape, learner)
@@ -357,6 +360,20 @@ def start(
         settled = _score(config, loss, score, model, learner, meta, source)
     return Run(config, model, meta, learner, objectives, loss, settled, shape, out=out, team=team,
                drawn=source)  # fmt: skip
+
+
+def _check_shares(source: Source, config: TrainConfig) -> None:
+    """Refuse a mixture of which one source would never be learned from."""
+    mixed = source.source if isinstance(source, Disagreement) else source
+    if not isinstance(mixed, MixedSource) or not (counts := mixed.divided(config.meta_batch)):
+        return
+    if without := [number for number, count in enumerate(counts) if not count]:
+        names = objective_names(config, source)
+        named = names[without[0]] if without[0] < len(names) else f"source {without[0]}"
+        raise InputError(
+            f"`meta_batch` {config.meta_batch} has no task of {named}, which would never be learned from; "
+            f"{len(counts)} objectives need at least {len(counts)} tasks"
+        )
 
 
 def _warn_of_parameters(loss: Loss, model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from gametalearn.places import names_in
 
 __all__ = [
     "check",
+    "is_part",
     "parse_rule_options",
     "read_toml",
     "refuse_other_options",

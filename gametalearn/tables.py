@@ -79,14 +79,15 @@ def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     if pairs:
         baseline = results["paired"][0]["baseline"]
         header += [f"minus {baseline} [95%]", "p_holm"] if several else [f"minus {baseline}"]
-        header += ["ahead", "verdict"]
+        header += ["ahead", "verdict"] if several else ["ahead"]
     lines = []
     for rule, entry in results["rules"].items():
         line = [rule, units.with_half(entry[metric], entry["ci95"])]
         if pair := pairs.get(rule):
             line.append(units.difference(pair))
             line += [_p_value(pair["p_holm"])] if several else []
-            line += [f"{pair['seeds_ahead']} of {pair['seeds']}", verdict_of(results, pair)]
+            line.append(f"{pair['seeds_ahead']} of {pair['seeds']}")
+            line += [verdict_of(results, pair)] if several else []
         lines.append(line + [""] * (len(header) - len(line)))
     return header, lines
 

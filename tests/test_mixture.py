@@ -1,12 +1,25 @@
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from gametalearn import ANIL, evaluate, train
 from gametalearn.config import TrainConfig
+from gametalearn.disagreement import Disagreement
 from gametalearn.episodes import EpisodeSampler
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
 from gametalearn.mixture import MixedSource
 from gametalearn.shares import divided, numbers_in
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features, self.head = nn.Flatten(), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.features(x))
 
 
 def sampler(ways=3, value=0, classes=6, seed=0, shots=1, queries=2, name="tensors"):
@@ -78,6 +91,38 @@ def test_numbers_divide_each_meta_batch_and_others_in_proportion():
             MixedSource([sampler()] * 3, counts=counts)
     with pytest.raises(InputError, match="give one"):
         MixedSource([sampler()] * 2, [1, 1], counts=[1, 1])
+
+
+@pytest.mark.parametrize("sources", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("tasks_at_once", [1, 16, 50])
+def test_a_test_divides_all_of_its_episodes_equally(sources, tasks_at_once):
+    """They are drawn some at a time, and the remainders of these must not add up for the first sources."""
+    mixed = MixedSource([sampler(value=10 * i, seed=i) for i in range(sources)])
+    found = evaluate(Plain(), mixed, ANIL(0.1, 1), 50, 3, tasks_at_once=tasks_at_once)
+    counts = np.bincount(found.group, minlength=sources)
+    assert counts.tolist() == divided(50, [1] * sources)
+
+
+def test_a_test_keeps_numbers_that_were_set():
+    mixed = MixedSource([sampler(seed=i) for i in range(3)], counts=[6, 2, 4])
+    found = evaluate(Plain(), mixed, ANIL(0.1, 1), 60, 3)
+    assert np.bincount(found.group).tolist() == [30, 10, 20]
+
+
+def test_a_source_that_no_meta_batch_would_have_a_task_of_is_refused(tmp_path):
+    config = TrainConfig(dataset="mixed", ways=3, queries=2, iterations=1, meta_batch=2)
+    for more in ({}, {"counts": [8, 1, 1]}):
+        mixed = MixedSource([sampler(seed=i) for i in range(3)], **more)
+        for source in (mixed, Disagreement(mixed, 0.5)):
+            with pytest.raises(
+                InputError, match=r"`meta_batch` 2 has no task of source [12], which"
+            ):
+                train(config, tmp_path / "a", model=Plain(), source=source, validation=mixed)
+    drawn = MixedSource([sampler(seed=i) for i in range(3)], share=[8, 1, 1])
+    train(
+        config, model=Plain(), source=drawn, validation=drawn, progress=False
+    )  # at times it has one
+    assert not (tmp_path / "a").exists()
 
 
 def test_division_is_whole_near_the_exact_one_and_keeps_equal_shares():

@@ -80,7 +80,7 @@ def test_all_of_it_is_seen(objectives: int, width: float | None) -> None:
         for figure in (
             trade_off(results, **more),
             objective_weights(results, dict.fromkeys(LEVELS, runs), **more),
-            rule_facts(results, "gradnorm", runs, "r", **more),
+            rule_facts(results, {"gradnorm": runs}, "gradnorm", "r", **more),
         ):
             assert figure is not None
             assert_all_seen(figure, said(figure))
@@ -88,17 +88,66 @@ def test_all_of_it_is_seen(objectives: int, width: float | None) -> None:
 
 
 def test_the_weights_of_an_objective_are_the_sums_of_its_tasks() -> None:
+    figure = objective_weights(compared(2), {"gradnorm": logged(2)})
+    assert figure is not None
+    assert labels_of(figure) == ["objective-0", "objective-1"]
+    for k in range(2):
+        np.testing.assert_allclose(curve(figure, f"objective-{k}")[:, 1], k + 1.0)
+    assert "effective weights by objective" in said(figure)
+
+
+def test_of_objectives_without_a_task_at_times_the_tasks_weights_are_drawn() -> None:
+    """T is 4 or 6; a sum would be 0 where there is no task, and says how many there are otherwise."""
     results, runs = compared(3), logged(3)
     figure = objective_weights(results, {"gradnorm": runs})
     assert figure is not None
-    assert sorted(labels_of(figure)) == ["objective-0", "objective-1", "objective-2"]
+    assert labels_of(figure) == ["objective-0", "objective-1", "objective-2"]
     for k in range(3):
-        found = curve(figure, f"objective-{k}")
-        there = {10 * i for i in range(1, 31) if k < 2 or (i + k) % 3}
-        wanted = [[i, (k + 1.0) * (i in there)] for i in range(10, 301, 10)]  # 0 without a task
-        np.testing.assert_allclose(found, wanted)
-    assert "0 without a task" in said(figure)
+        there = [i for i in range(1, 31) if k < 2 or (i + k) % 3]
+        wanted = [[10 * i, (k + 1) / 2 * (6 if (i + 2) % 3 else 4)] for i in there]
+        np.testing.assert_allclose(
+            curve(figure, f"objective-{k}")[~np.isnan(curve(figure, f"objective-{k}")[:, 1])],
+            wanted,
+        )
+    assert "1 if all are equal" in said(figure)
     assert "gradnorm" in said(figure)
+    plain = [[dataclasses.replace(r, effective=np.full(len(r.effective), 1 / len(r.effective))) for r in run]
+             for run in runs]  # fmt: skip
+    assert objective_weights(results, {"uniform": plain}) is None
+
+
+def test_objectives_keep_their_colours_from_plot_to_plot() -> None:
+    """The order of their values differs between plots, and between the rules' panels."""
+    results, runs = compared(2), logged(2)
+    turned = [
+        [
+            dataclasses.replace(
+                r, effective=r.effective[::-1].copy(),
+                facts={"kappa": {"objective-0": 0.9, "objective-1": 0.1}},
+            )
+            for r in run
+        ]
+        for run in runs
+    ]  # fmt: skip
+    records = {"gradnorm": runs, "dtp": turned}
+    drawn = [
+        objective_weights(results, records),
+        rule_facts(results, records, "gradnorm", "r"),
+        rule_facts(results, records, "dtp", "kappa"),
+    ]
+    seen: dict[str, set[Any]] = {"objective-0": set(), "objective-1": set()}
+    for figure in drawn:
+        assert figure is not None
+        for axes in figure.axes:
+            for line in axes.get_lines():
+                if line.get_label() in seen:
+                    seen[str(line.get_label())].add(line.get_color())
+    assert [len(colours) for colours in seen.values()] == [1, 1]
+    assert seen["objective-0"] != seen["objective-1"]
+
+
+def test_only_objectives_that_differ_are_drawn() -> None:
+    results = compared(2)
     still = [[dataclasses.replace(r, effective=np.ones(4), objectives=r.objectives[:4]) for r in run]
              for run in logged()]  # fmt: skip
     assert objective_weights(results, {"uniform": still}) is None
@@ -120,18 +169,21 @@ def test_a_running_mean_is_over_what_is_there_and_told() -> None:
     assert figure is not None
     assert "running mean over 11 logged iterations" in said(figure)
     there = np.array([(i + 2) % 3 > 0 for i in range(1, 201)])
-    window = [there[max(0, i - 5) : i + 6] for i in range(200)]
-    wanted = [3.0 * part.mean() for part in window]  # 3 where it has a task, else 0
-    np.testing.assert_allclose(curve(figure, "objective-2")[:, 1], wanted)
+    tasks = np.where(there, 6, 4)  # T
+    window = [tasks[max(0, i - 5) : i + 6] for i in range(200)]
+    wanted = [0.5 * part.mean() for part in window]
+    np.testing.assert_allclose(curve(figure, "objective-0")[:, 1], wanted)
+    own = curve(figure, "objective-2")[:, 1]
+    np.testing.assert_allclose(own[~np.isnan(own)], 1.5 * 6)  # only where it has a task
 
 
 def test_what_a_rule_goes_by() -> None:
     results, runs = compared(), logged()
-    figure = rule_facts(results, "gradnorm", runs, "r")
+    figure = rule_facts(results, {"gradnorm": runs}, "gradnorm", "r")
     assert figure is not None
     np.testing.assert_allclose(curve(figure, "objective-1")[:, 1], 1.1 + 0.01)  # of seeds 0, 1, 2
     assert "relative inverse training rate r" in said(figure)
-    assert rule_facts(results, "gradnorm", runs, "kappa") is None
+    assert rule_facts(results, {"gradnorm": runs}, "gradnorm", "kappa") is None
 
 
 def test_two_objectives_stand_against_each_other_with_their_front() -> None:

@@ -178,6 +178,15 @@ def test_numbers_of_tasks_are_a_balance(capsys, tmp_path):
         )
 
 
+def test_a_rule_that_did_nothing_yet_is_told_below_the_table(capsys, tmp_path):
+    """dwa's weights are equal in its first two periods."""
+    name = f"folder:{divided_pictures(tmp_path / 'dots')}"
+    command = f"compare --dataset glyphs+{name} --rules uniform,dwa {TINY} --iterations 2 --seeds 1"
+    code, out, _ = run(capsys, f"{command} --episodes 4 --out", tmp_path / "a")
+    assert code == 0
+    assert "dwa weighted the tasks as uniform does: this comparison" in " ".join(out.split())
+
+
 def test_at_equal_weights_a_rule_is_uniform_where_numbers_do_not_divide(capsys, tmp_path):
     """5 tasks of two data sets are 3 and 2."""
     name = f"folder:{divided_pictures(tmp_path / 'dots')}"
@@ -329,9 +338,31 @@ def the_same_twice(folder):
     return "train --dataset glyphs+glyphs --out {t}/a", "glyphs appears twice"
 
 
+def fewer_tasks_than_data_sets(folder):
+    divided_pictures(folder / "dots", classes=10)
+    return (
+        "train --dataset glyphs+folder:{t}/dots --queries 2 --meta-batch 1 --out {t}/a",
+        "--meta-batch 1 has no task of folder:",
+    )
+
+
+def numbers_with_images(folder):
+    return "train --dataset glyphs+sinusoid --out {t}/a", "sinusoid is regression and cannot be"
+
+
+def a_list_without_brackets(folder):
+    return (
+        "train --dataset glyphs --objectives group --rule dtp --rule-options dtp.gamma=1,2 --out {t}/a",
+        "got '1,2'; a list is written as [1, 2]",
+    )
+
+
 @pytest.mark.parametrize(
     "case",
     [
+        fewer_tasks_than_data_sets,
+        numbers_with_images,
+        a_list_without_brackets,
         a_pickle,
         a_table,
         a_truncated_image,

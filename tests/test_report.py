@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import html
 import re
 from html.parser import HTMLParser
@@ -20,7 +21,7 @@ from gametalearn.config import TrainConfig
 from gametalearn.evaluation import Evaluation
 from gametalearn.figures import weights
 from gametalearn.logs import Record, Records
-from gametalearn.report import html_of
+from gametalearn.report import _settings, html_of
 from gametalearn.results import Comparison, Result
 from gametalearn.statistics import over_seeds
 
@@ -118,7 +119,7 @@ def test_a_report_has_what_a_reader_wants() -> None:
     assert again in read.text
     assert read.text.count("gametalearn train --dataset glyphs") == 15
     changed = read.values("class").count("changed")
-    assert changed == len({"iterations", "meta_lr", "threads", "validate_every"})
+    assert changed == len({"iterations", "meta_lr", "threads"})
 
 
 def test_every_picture_is_told_in_words_and_has_ids_of_its_own() -> None:
@@ -205,6 +206,17 @@ def test_a_rule_that_never_did_otherwise_than_uniform_is_told() -> None:
     text = said(found, {**logged, "dwa": logged["uniform"]})
     assert "dwa weighted the tasks as uniform does: this comparison says nothing about it." in text
     assert "dwa begins after two of its periods" in text
+
+
+def test_settings_that_follow_from_others_are_not_marked_as_changed() -> None:
+    given = {"iterations": 30, "share": "glyphs=3,omniglot=5", "inner_lr": 0.5}
+    config = TrainConfig.of("glyphs+omniglot", **given)
+    assert (config.validate_every, config.meta_batch) == (3, 8)
+    changed = {line["cells"][0] for line in _settings(config.as_dict()) if line["changed"]}
+    assert changed == {"dataset", "iterations", "share", "inner-lr"}
+    other = dataclasses.replace(config, validate_every=5)
+    changed = {line["cells"][0] for line in _settings(other.as_dict()) if line["changed"]}
+    assert "validate-every" in changed
 
 
 def test_cautions_come_from_the_data() -> None:

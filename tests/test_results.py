@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gametalearn.cautions import seen_before
+from gametalearn.cautions import at_once
 from gametalearn.config import TrainConfig
 from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation
@@ -189,6 +189,37 @@ def test_each_objective_has_digits_that_fit_it() -> None:
     assert any(line[:1] == ["dwa"] and "+0.125" in line for line in lines)
 
 
+def test_an_objective_without_test_episodes_on_a_seed_is_told() -> None:
+    """Seed 1 has none of omniglot's."""
+    made = comparison({"uniform": [[0.5, 0.7, 0.9]] * 3, "dwa": [[0.5, 0.6, 0.7]] * 3}, [0, 0, 1])
+    assert "had no test episode" not in made.table()
+    for results in made.results.values():
+        without = dataclasses.replace(results[1].evaluation, group=np.zeros(3, dtype=np.int64))
+        results[1] = dataclasses.replace(results[1], evaluation=without)
+    assert made.as_dict()["rules"]["uniform"]["objectives"]["omniglot"]["by_seed"] == [
+        0.9,
+        None,
+        0.9,
+    ]
+    said = " ".join(made.table().split())
+    assert (
+        "On some seeds, omniglot had no test episode; means on these seeds are over the others"
+        in said
+    )
+
+
+@pytest.mark.parametrize(("groups", "each"), [(2, True), (12, True), (13, False)])
+def test_a_few_groups_of_one_data_set_have_columns(groups: int, each: bool) -> None:
+    values = np.linspace(0.3, 0.9, 2 * groups)
+    made = comparison({"uniform": [values] * 3, "dwa": [values - 0.1] * 3}, [*range(groups)] * 2)
+    config = TrainConfig.of("glyphs", objectives="group")
+    names = tuple(f"script-{k}" for k in range(groups))
+    text = dataclasses.replace(made, config=config, objectives=names).table()
+    assert ("each objective minus uniform, points [95%]" in text) == each
+    assert all((name in text) == each for name in names)
+    assert "mean rank" in text
+
+
 @pytest.mark.parametrize(
     ("seeds", "flag"),
     [((0, 1), "--seeds 5"), ((7,), "--seeds 7,0,1,2,3"), ((0, 9), "--seeds 0,9,1,2,3")],
@@ -197,6 +228,9 @@ def test_seeds_are_added_to_those_that_are_there(seeds: tuple[int, ...], flag: s
     few = {rule: values[: len(seeds)] for rule, values in FIVE.items()}
     text = dataclasses.replace(comparison(few), seeds=seeds).table()
     assert f"verdict; {flag} trains only those that are missing" in " ".join(text.split())
+    header = next(line for line in text.splitlines() if line.startswith("rule"))
+    assert header.split()[-3:] == ["minus", "uniform", "ahead"]  # and no verdict
+    assert "no difference shown" not in text
 
 
 def test_means_and_differences_count_each_group_the_same() -> None:
@@ -430,16 +464,16 @@ def test_what_is_chosen_after_a_look_is_told(tmp_path: Path) -> None:
     rules = {**FIVE, "dwa": FIVE["agreement"], "dtp": FIVE["agreement"]}
     found = comparison(rules)
     write_results(tmp_path, found)
-    assert seen_before(tmp_path, found.as_dict()) == []
+    assert at_once(tmp_path, found.as_dict()) == []
     fewer = comparison(FIVE)
-    (said,) = seen_before(tmp_path, fewer.as_dict())
+    (said,) = at_once(tmp_path, fewer.as_dict())
     assert said.startswith("Results of dwa, dtp were written here before, and are left out now")
-    (said,) = seen_before(tmp_path, comparison(rules, primary=("agreement",)).as_dict())
+    (said,) = at_once(tmp_path, comparison(rules, primary=("agreement",)).as_dict())
     assert said.startswith("agreement was named as primary after results had been written")
     some = dataclasses.replace(
         comparison({rule: values[:3] for rule, values in rules.items()}), seeds=(0, 2, 7)
     )
-    (said,) = seen_before(tmp_path, some.as_dict())
+    (said,) = at_once(tmp_path, some.as_dict())
     assert said.startswith("Results of other seeds (1, 3, 4) were written here before")
 
 

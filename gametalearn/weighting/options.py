@@ -45,9 +45,9 @@ def check_options(
             known = f"it takes {', '.join(sorted(takes))}" if takes else "it takes none"
             raise InputError(f"rule '{rule}': no option '{option}'; {known}")
         if option in hints and not _fits(value, hints[option]):
-            raise InputError(
-                f"rule '{rule}': {option} must be {_wanted(hints[option])}, got {value!r}"
-            )
+            wanted = _wanted(hints[option])
+            form = "; a list is written as [1, 2]" if "a list" in wanted else ""
+            raise InputError(f"rule '{rule}': {option} must be {wanted}, got {value!r}{form}")
 
 
 def _hints(cls: Callable[..., object]) -> dict[str, Any]:
