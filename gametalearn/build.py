@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,10 @@ from gametalearn.disagreement import Disagreement
 from gametalearn.episodes import EpisodeSampler, Source
 from gametalearn.errors import InputError
 from gametalearn.losses import Loss
-from gametalearn.mixture import MixedSource
+from gametalearn.mixture import MixedSource, seed_of
 from gametalearn.models import MLP, Conv4, ResNet12
-from gametalearn.places import shown
+from gametalearn.places import folder_of, shown
+from gametalearn.randomness import word
 from gametalearn.scores import ScoreLike
 from gametalearn.weighting import Rule, make_rule
 
@@ -54,9 +56,11 @@ def build_source(config: TrainConfig, split: str) -> Source:
     names = config.datasets
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise InputError(f"`dataset` {shown(config.dataset)}: {twice[0]} appears twice")
-    parts = [_source(config, name, split, seed + 2**32 * i) for i, name in enumerate(names)]
+    parts = [_source(config, name, split, seed_of(seed, i)) for i, name in enumerate(names)]
     source = parts[0]
     if len(parts) > 1:
+        if split == "train":
+            _warn_of_shared_classes(config, parts)
         if config.objectives == "group":
             raise InputError(
                 "`objectives` group takes one data set; of several, each is an objective already"
@@ -97,6 +101,29 @@ def _source(config: TrainConfig, name: str, split: str, seed: int) -> Source:
         within_group=config.objectives == "group",
         shuffle_support=config.inner_batch > 0,
     )
+
+
+def _warn_of_shared_classes(config: TrainConfig, parts: Sequence[Source]) -> None:
+    """Say so if a class of one folder's training has the name of one of another's validation or test."""
+    folders = [name for name in config.datasets if folder_of(name) is not None]
+    trained = {
+        label: name
+        for name, part in zip(config.datasets, parts, strict=True)
+        if name in folders and isinstance(part, EpisodeSampler)
+        for label in part.dataset.classes
+    }
+    for name in folders if len(folders) > 1 else ():
+        for split in ("val", "test"):
+            other = _source(config, name, split, 0)
+            names = other.dataset.classes if isinstance(other, EpisodeSampler) else ()
+            if shared := [label for label in names if trained.get(label, name) != name]:
+                more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+                warnings.warn(
+                    f"the class '{shared[0]}'{more} of the {split} classes of {shown(name)} is by its name among the "
+                    f"training classes of {shown(trained[shared[0]])}: if they are the same, these classes are not "
+                    "unseen; divide both folders alike, by train/, val/ and test/ or splits.csv",
+                    stacklevel=2,
+                )
 
 
 def _classes(name: str, source: Source) -> int:
@@ -145,7 +172,7 @@ def make_model(
             f"shape {tuple(shape)}; take `model` mlp, or one of your own"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(word(config.seed))
         model = registry.call("model", config.model, part, offered, fixed)
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` {config.model} gives a {type(model).__name__}, not an nn.Module")

@@ -14,7 +14,7 @@ from gametalearn.settings import check, refuse_unused, setting, settings_of, unm
 from gametalearn.shares import divided, numbers_in
 from gametalearn.words import did_you_mean
 
-__all__ = ["DEFAULTS", "RESUMABLE", "TrainConfig", "default_text"]
+__all__ = ["DEFAULTS", "RESUMABLE", "TrainConfig", "default_text", "usual_test_steps"]
 
 _SMALL = {
     "model": "conv4", "hidden": 64, "pool": "stride",
@@ -399,6 +399,13 @@ class TrainConfig:
         """Settings from a file; those that did not exist when it was written keep the behaviour of then."""
         before = {name: field.metadata["before"] for name, field in settings_of(cls).items()}
         return {**before, **values}
+
+
+def usual_test_steps(dataset: str) -> int:
+    """The number of inner steps in tests that goes with a data set, or with one that was handed in."""
+    if registry.is_handed_in(dataset):
+        return TrainConfig.test_steps
+    return int(_defaults(dataset, {}).get("test_steps", TrainConfig.test_steps))
 
 
 def _defaults(dataset: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gametalearn.episodes import Source, TaskBatch, draw, input_shape_of
 from gametalearn.errors import InputError
+from gametalearn.randomness import derived, generator
 
 __all__ = ["Disagreement", "Kind"]
 
@@ -59,8 +60,7 @@ class Disagreement:
             )
         self.source, self.share, self.kind, self.seed = source, share, kind, seed
         self.spoiled = torch.zeros(0, dtype=torch.bool)
-        # Far from the seeds of sources, whose streams of random numbers must not be these.
-        self._generator = torch.Generator().manual_seed(seed + 2**40)
+        self._generator = generator(derived(seed, "disagreement"))  # not that of the source
 
     def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
         """Draw ``num_tasks`` tasks, spoil a share of them, and return those in ``part``."""

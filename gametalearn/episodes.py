@@ -17,6 +17,7 @@ from torch import Tensor
 from gametalearn.classes import Classes
 from gametalearn.errors import InputError
 from gametalearn.examples import ClassItems, labelled, read_tasks
+from gametalearn.randomness import derived, generator
 from gametalearn.records import one_line
 from gametalearn.words import counted
 
@@ -268,11 +269,11 @@ class EpisodeSampler:
         self._pools = torch.nn.utils.rnn.pad_sequence(pools, batch_first=True, padding_value=-1)
 
     def _start(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = generator(seed)
         # A separate generator, so that random augmentation leaves the episodes as they are.
         self._augmentation = None
         if self.transform is not None or isinstance(self.dataset, ClassItems):
-            self._augmentation = torch.Generator().manual_seed(seed + 2**41)
+            self._augmentation = generator(derived(seed, "augmentation"))
 
     @functools.cached_property
     def input_shape(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -226,7 +227,42 @@ def meta_of(model: nn.Module, learner: Learner, meta: Params | None) -> Params:
             f"no parameter of {kind} requires gradients: there is nothing to adapt; unfreeze those "
             "that should, with requires_grad_()"
         )
+    with swapping:
+        _refuse_hooks(model, meta)
     return meta
+
+
+_looked_at: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
+"""The hooks of a model's parameters that were called on a gradient of ones and left it as it was."""
+
+
+def _refuse_hooks(model: nn.Module, meta: Params) -> None:
+    """Refuse gradient hooks on parameters, which would not see what is computed at tensors in their place.
+
+    One that only looks on, as loggers register, is called once and then left out.
+
+    Raises:
+        InputError: a hook changes the gradient, or acts when one is accumulated.
+    """
+    for name, parameter in model.named_parameters():
+        hooks: dict[int, Any] = getattr(parameter, "_backward_hooks", None) or {}
+        later = getattr(parameter, "_post_accumulate_grad_hooks", None)
+        if name not in meta or not (hooks or later):
+            continue
+        known = _looked_at.setdefault(model, set())
+        if not later and hooks.keys() <= known:
+            continue
+        ones = torch.ones_like(parameter, requires_grad=False)
+        given = ones.clone()
+        changed = later or any(hook(given) is not None for hook in hooks.values())
+        if changed or not torch.equal(given, ones):
+            raise InputError(
+                f"the parameter '{name}' of {type(model).__name__} has a gradient hook "
+                f"(register_{'post_accumulate_grad_' if later else ''}hook). Meta-gradients and inner steps are computed "
+                "at other tensors, which it would not see, and whether inner steps should go through it nothing "
+                "says: remove it, and mask or scale in the forward instead, as torch.nn.utils.prune does"
+            )
+        known.update(hooks)
 
 
 def require_instance(learner: Learner) -> None:

@@ -27,6 +27,7 @@ from gametalearn.evaluation import Evaluation, evaluate, protocol_of
 from gametalearn.live import Outlook
 from gametalearn.losses import Loss, default_loss
 from gametalearn.progress import counting
+from gametalearn.randomness import word
 from gametalearn.registry import handed_in, is_handed_in
 from gametalearn.results import Result, require_finite, write_evaluation
 from gametalearn.run import Parts, Run, Watch, outer_of, start
@@ -104,7 +105,7 @@ class Terms:
         model = source = None
         if self.model is not None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.manual_seed(word(seed))
                 model = _new(self.model(seed), "model", "build a new one each time it is called")
         if self.source is not None:
             source = _new(
@@ -274,7 +275,8 @@ def _train_and_test(run: Planned, terms: Terms, team: Team, outlook: Outlook | N
     file, iteration = run.tested, int(trained.best["iteration"])
     number = None if run.whole is None else run.whole.datasets.index(run.config.datasets[0])
     of: dict[str, Any] = {} if number is None else {"objective": number, "of": terms.episodes}
-    if terms.test is not None:  # episodes that no setting tells
+    # what no setting tells: episodes that were handed in, or how an earlier version drew several data sets'
+    if terms.test is not None or len((run.whole or run.config).datasets) > 1:
         of["drawn"] = team.on_first(lambda: _fingerprint(terms.tests(run.config), run.config))
     kept = team.on_first(lambda: None if file is None else _kept(file, trained, terms.episodes, of))
     if kept is not None:

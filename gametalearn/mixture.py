@@ -10,9 +10,10 @@ import torch
 
 from gametalearn.episodes import EpisodeSampler, Source, TaskBatch, draw, input_shape_of
 from gametalearn.errors import InputError
+from gametalearn.randomness import derived, generator
 from gametalearn.shares import divided
 
-__all__ = ["MixedSource"]
+__all__ = ["MixedSource", "seed_of"]
 
 
 class MixedSource:
@@ -42,7 +43,7 @@ class MixedSource:
         if not sources:
             raise InputError("MixedSource: at least one source is needed")
         self.sources, self.share, self.counts = list(sources), share, counts
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = generator(derived(seed, "mixture"))
         shapes = [_shape(source) for source in self.sources]
         if len(set(shapes)) > 1:
             raise InputError(
@@ -96,9 +97,21 @@ class MixedSource:
         """Of every source's inputs."""
         return input_shape_of(self.sources[0])
 
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """A name for each source: of its data set if it tells one, and with its number if two are alike."""
+        names = [_name(source) for source in self.sources]
+        return tuple(
+            name if names.count(name) == 1 else f"{name} {number}"
+            for number, name in enumerate(names)
+        )
+
     def with_seed(self, seed: int) -> MixedSource:
-        """Independent sources over the same data that start from ``seed``."""
-        sources = [source.with_seed(seed) for source in self.sources]
+        """Independent sources over the same data: the first starts from ``seed``, others from seeds of their own.
+
+        With one seed, sources of equal numbers of classes would draw the same classes in the same order.
+        """
+        sources = [s.with_seed(seed_of(seed, number)) for number, s in enumerate(self.sources)]
         return MixedSource(sources, self.share, seed, counts=self.counts)
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,6 +128,11 @@ class MixedSource:
             source.load_state_dict(inner)
 
 
+def seed_of(seed: int, number: int) -> int:
+    """The seed of the ``number``-th source of a mixture that starts from ``seed``."""
+    return derived(seed, "source", number) if number else seed
+
+
 def _shape(source: Source) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Ways (1 for regression), and the shapes of one task's support and query set."""
     task = source.with_seed(0).sample(1)
@@ -122,7 +140,11 @@ def _shape(source: Source) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     return ways, tuple(task.support_x.shape[1:]), tuple(task.query_x.shape[1:])
 
 
+def _name(source: Source) -> str:
+    return source.dataset.name if isinstance(source, EpisodeSampler) else type(source).__name__
+
+
 def _described(number: int, source: Source, shape: tuple[Any, ...]) -> str:
-    name = source.dataset.name if isinstance(source, EpisodeSampler) else type(source).__name__
+    name = _name(source)
     ways, support, query = shape
     return f"{number} ({name}) {ways}-way, support {support}, query {query}"

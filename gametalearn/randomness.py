@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,34 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["seeded", "start_from", "undisturbed"]
+__all__ = ["derived", "generator", "seeded", "start_from", "undisturbed", "word"]
+
+
+def derived(seed: int, purpose: str, number: int = 0) -> int:
+    """A seed for a stream of its own beside that of ``seed``, in [0, 2^32).
+
+    PyTorch's generators on a CPU start from the last 32 bits of a seed, so a seed that is only far away, such
+    as ``seed + 2**40``, gives the very same numbers.
+
+    >>> derived(0, "augmentation") == derived(0, "augmentation"), derived(0, "augmentation") == derived(1, "augmentation")
+    (True, False)
+    """
+    told = hashlib.sha256(f"{seed} {purpose} {number}".encode()).digest()
+    return int.from_bytes(told[:4], "big")
+
+
+def word(seed: int) -> int:
+    """A seed in [0, 2^32) as it is, and any other one as one of these: different ones stay different streams.
+
+    >>> word(7), word(2**32 + 7) == 7, word(-1) == word(2**32 - 1)
+    (7, False, False)
+    """
+    return seed if 0 <= seed < 2**32 else derived(seed, "word")
+
+
+def generator(seed: int) -> torch.Generator:
+    """A generator on the CPU that starts from any integer; see `word`."""
+    return torch.Generator().manual_seed(word(seed))
 
 
 @contextmanager

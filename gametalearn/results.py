@@ -179,7 +179,7 @@ class Comparison:
         return {
             "schema": SCHEMA,
             "dataset": config.dataset,
-            "ways": None if config.regression else config.ways,
+            "ways": None if config.regression or config.ways == 1 else config.ways,
             "shots": config.shots,
             "queries": config.queries,
             "learner": config.learner,
@@ -271,10 +271,8 @@ class Comparison:
         self, rule: str, baseline: str | None = None
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """All values, or differences from a baseline's, and their strata: seed and objective."""
-        strata = [
-            seed * len(self.objectives) + r.evaluation.group
-            for seed, r in enumerate(self.results[rule])
-        ]
+        groups = 1 + max(int(r.evaluation.group.max()) for r in self.results[rule])
+        strata = [seed * groups + r.evaluation.group for seed, r in enumerate(self.results[rule])]
         return np.concatenate(self._values(rule, baseline)), np.concatenate(strata)
 
     def _values(self, rule: str, baseline: str | None) -> list[np.ndarray[Any, Any]]:

@@ -25,10 +25,10 @@ from gametalearn.build import (
     make_model,
     objective_names,
 )
-from gametalearn.config import TrainConfig
+from gametalearn.config import TrainConfig, usual_test_steps
 from gametalearn.disagreement import Disagreement
 from gametalearn.distributed import ALONE, Team
-from gametalearn.episodes import Source, input_shape_of
+from gametalearn.episodes import Source, draw, input_shape_of
 from gametalearn.errors import InputError
 from gametalearn.evaluation import placed
 from gametalearn.gradients import meta_of
@@ -110,6 +110,9 @@ class Parts:
         }
         if self.learner is not None:  # one of the library's may have any settings
             changes["learner"] = registry.handed_in_with(self.learner)
+            steps = getattr(self.learner, "steps", None)
+            if config.test_steps == usual_test_steps(config.dataset) and isinstance(steps, int):
+                changes["test_steps"] = steps  # the default goes with the data set's own learner
         changes |= self._sizes(config)
         score = as_score(self.score)
         if score is not None:
@@ -138,11 +141,25 @@ class Parts:
         return train
 
 
-def sizes_of(source: object) -> dict[str, int]:
-    """Ways, shots and queries of a source that has them, as an `EpisodeSampler`; of others nothing."""
+def sizes_of(source: Source | None) -> dict[str, int]:
+    """Ways, shots and queries of a source that has them, as an `EpisodeSampler`, or as an episode shows.
+
+    Ways are 1 for regression. Nothing where classes have different numbers of examples.
+    """
+    if source is None:
+        return {}
     found = {name: getattr(source, name, None) for name in ("ways", "shots", "queries")}
     told = {name: value for name, value in found.items() if isinstance(value, int)}
-    return told if len(told) == len(found) else {}
+    if len(told) == len(found):
+        return told
+    task = draw(source.with_seed(0), 1)
+    ways = 1
+    if not task.support_y.is_floating_point() and task.support_y.ndim == 2:
+        ways = len(set(task.support_y.flatten().tolist()))
+    shots, queries = (part.shape[1] / ways for part in (task.support_x, task.query_x))
+    if not (shots.is_integer() and queries.is_integer() and min(shots, queries) >= 1):
+        return {}
+    return {"ways": ways, "shots": int(shots), "queries": int(queries)}
 
 
 @dataclass

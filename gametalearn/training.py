@@ -312,12 +312,14 @@ def _by_objective(run: Run, tasks: Tasks, weights: Weights) -> dict[str, dict[st
     And ``effective``, the sum of its tasks' effective weights.
     """
     found = {}
-    for number, name in enumerate(run.objectives):
+    numbers = sorted(set(tasks.group.tolist()))
+    named = max(numbers) < len(run.objectives)  # a source may have groups and no names for them
+    for number in numbers:
         own = tasks.group == number
-        if bool(own.any()):
-            values = {"loss": tasks.loss[own], run.score.name: tasks.score[own]}
-            found[name] = {k: _finite_or_none(float(v.double().mean())) for k, v in values.items()}
-            found[name]["effective"] = float(weights.effective.to(own.device)[own].double().sum())
+        values = {"loss": tasks.loss[own], run.score.name: tasks.score[own]}
+        name = run.objectives[number] if named else f"group {number}"
+        found[name] = {k: _finite_or_none(float(v.double().mean())) for k, v in values.items()}
+        found[name]["effective"] = float(weights.effective.to(own.device)[own].double().sum())
     return found
 
 

@@ -111,11 +111,11 @@ def test_a_test_keeps_numbers_that_were_set():
 
 def test_a_source_that_no_meta_batch_would_have_a_task_of_is_refused(tmp_path):
     config = TrainConfig(dataset="mixed", ways=3, queries=2, iterations=1, meta_batch=2)
-    for more in ({}, {"counts": [8, 1, 1]}):
-        mixed = MixedSource([sampler(seed=i) for i in range(3)], **more)
+    for counts in (None, [8, 1, 1]):
+        mixed = MixedSource([sampler(seed=i) for i in range(3)], counts=counts)
         for source in (mixed, Disagreement(mixed, 0.5)):
             with pytest.raises(
-                InputError, match=r"`meta_batch` 2 has no task of source [12], which"
+                InputError, match=r"`meta_batch` 2 has no task of tensors [12], which"
             ):
                 train(config, tmp_path / "a", model=Plain(), source=source, validation=mixed)
     drawn = MixedSource([sampler(seed=i) for i in range(3)], share=[8, 1, 1])

@@ -14,7 +14,20 @@ import torch
 from torch import nn
 
 import gametalearn
-from gametalearn import InputError, TrainConfig, compare, evaluate, load_run, registry, train
+from gametalearn import (
+    MAML,
+    Disagreement,
+    InputError,
+    MixedSource,
+    Sinusoid,
+    TaskBatch,
+    TrainConfig,
+    compare,
+    evaluate,
+    load_run,
+    registry,
+    train,
+)
 from gametalearn.cli import main
 from gametalearn.settings import read_toml
 
@@ -350,3 +363,56 @@ def test_a_name_where_a_part_is_handed_in_is_refused(part: str) -> None:
     handed: Any = {part: "reptile"}
     with pytest.raises(InputError, match=rf"{part}='reptile' is a name, .*TrainConfig.of\(..., "):
         train(TrainConfig.of("sinusoid", iterations=1), progress=False, **handed)
+
+
+class Tens(own.Tables):  # type: ignore[misc,name-defined]
+    """10-way 5-shot episodes with 3 queries per class, of which nothing tells but the episodes."""
+
+    def sample(self, num_tasks: int) -> Any:
+        x = torch.randn(num_tasks, 80, 2)
+        y = torch.arange(10).repeat(8).expand(num_tasks, 80)
+        return TaskBatch(x[:, :50], y[:, :50], x[:, 50:], y[:, 50:])
+
+    def with_seed(self, seed: int) -> Any:
+        return Tens()
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        (Tens(), (10, 5, 3)),
+        (MixedSource([Tens(), Tens()]), (10, 5, 3)),
+        (Disagreement(MixedSource([Tens(), Tens()]), 0.2), (10, 5, 3)),
+        (Sinusoid(7, 4), (1, 7, 4)),
+    ],
+)
+def test_what_was_handed_in_is_recorded_as_it_is(source: Any, wanted: tuple[int, ...]) -> None:
+    ways, shots, queries = wanted
+    inputs = 1 if ways == 1 else 2
+
+    def model(seed: int) -> Any:
+        return torch.nn.Linear(inputs, ways)
+
+    given = TrainConfig.of(iterations=1, meta_batch=4, validation_episodes=4, inner_lr=0.01)
+    found = compare(given, ["uniform"], 1, 4, model=model, source=lambda s: source.with_seed(s),
+                    validation=lambda s: source.with_seed(9), test=lambda s: source.with_seed(8),
+                    progress=False)  # fmt: skip
+    told = found.as_dict()
+    assert (told["ways"], told["shots"], told["queries"]) == (
+        None if ways == 1 else ways,
+        shots,
+        queries,
+    )
+    what = "regression 7-shot" if ways == 1 else "10-way 5-shot"
+    assert what in found.table().splitlines()[0]
+
+
+def test_a_learner_that_is_handed_in_is_tested_with_its_own_steps() -> None:
+    """The settings' default goes with the data set's own learner; another number is another wish."""
+    made = {"progress": False, "learner": MAML(0.05, 5)}
+    given = {"iterations": 1, "meta_batch": 2, "validation_episodes": 2, "hidden": 4}
+    run = train(TrainConfig.of("glyphs", **given), **made)
+    assert run.test_learner.steps == run.config.test_steps == 5
+    run = train(TrainConfig.of("glyphs", **given, test_steps=7), **made)
+    assert run.test_learner.steps == 7
+    assert train(TrainConfig.of("glyphs", **given), progress=False).test_learner.steps == 3

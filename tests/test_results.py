@@ -189,6 +189,25 @@ def test_each_objective_has_digits_that_fit_it() -> None:
     assert any(line[:1] == ["dwa"] and "+0.125" in line for line in lines)
 
 
+def test_strata_are_seeds_and_groups_also_where_groups_have_no_names() -> None:
+    """A source need not name its groups; seed 1's group 0 must not join seed 0's group 1."""
+    generator = np.random.default_rng(0)
+    level, group = np.array([0.2, 0.5, 0.8]), np.repeat(np.arange(3), 4)
+    values = {
+        rule: [np.clip(level[group] + 0.1 * generator.standard_normal(12), 0, 1) for _ in range(4)]
+        for rule in ("uniform", "agreement")
+    }
+    named = comparison(values, group)
+    named = dataclasses.replace(named, objectives=("a", "b", "c"))
+    plain = dataclasses.replace(named, objectives=("all",))
+    ours, theirs = plain.as_dict(), named.as_dict()
+    for rule in values:
+        assert ours["rules"][rule]["ci95_episodes"] == theirs["rules"][rule]["ci95_episodes"]
+    assert ours["paired"][0]["episodes"] == theirs["paired"][0]["episodes"]
+    low, high = ours["paired"][0]["episodes"]["ci95"]
+    assert (low + high) / 2 == pytest.approx(ours["paired"][0]["difference"])
+
+
 def test_an_objective_without_test_episodes_on_a_seed_is_told() -> None:
     """Seed 1 has none of omniglot's."""
     made = comparison({"uniform": [[0.5, 0.7, 0.9]] * 3, "dwa": [[0.5, 0.6, 0.7]] * 3}, [0, 0, 1])

@@ -19,6 +19,7 @@ from gametalearn.episodes import TaskBatch, require_batch
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients, finite_scores
 from gametalearn.losses import Loss, apply_loss, default_loss
+from gametalearn.randomness import generator
 from gametalearn.scores import ScoreLike, default_score, measured, score_function
 from gametalearn.weighting.weights import Rule, Weights
 
@@ -187,7 +188,7 @@ class TasksetSource:
             if value < least:
                 raise InputError(f"TasksetSource: {name} must be at least {least}, got {value}")
         self.taskset, self.ways, self.shots, self.group = taskset, ways, shots, group
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = generator(seed)
 
     def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
         """Draw ``num_tasks`` episodes, return those in ``part``; the batch's ``classes`` is None."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
+from gametalearn.randomness import generator
 from gametalearn.registry import TORCHJD_PACKAGE
 from gametalearn.weighting.agreement import agreement_weights_from_gramian
 from gametalearn.weighting.options import check_options
@@ -199,7 +200,7 @@ class TorchJDRule(nn.Module):
         self.name = type(aggregator).__name__
         self._count_tasks = isinstance(name, str) and self.name == "NashMTL"
         self._count_tasks &= "n_tasks" not in options
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = generator(seed)
 
     def forward(self, gradients: TaskGradients) -> Weights:
         """The weights of one meta-batch; raw and effective are the same. State advances in training.

@@ -39,7 +39,7 @@ def refuse_links(folder: Path, tree: Mapping[str, Mapping[str, Iterable[str]]]) 
 
 
 def warn_of_copies(where: str, copies: Iterable[Sequence[Place]]) -> None:
-    """Warn of images with the same bytes in two splits, and in two classes.
+    """Warn of images with the same bytes in two splits, in two classes, and twice in one class.
 
     Args:
         where: the folder.
@@ -47,12 +47,15 @@ def warn_of_copies(where: str, copies: Iterable[Sequence[Place]]) -> None:
     """
     splits: list[tuple[Place, Place]] = []
     classes: list[tuple[Place, Place]] = []
+    twice: list[tuple[Place, Place]] = []
     for first, *others in copies:
         for other in others:
             if other[0] != first[0]:
                 splits.append((first, other))
             elif other[1] != first[1]:
                 classes.append((first, other))
+            else:
+                twice.append((first, other))
     if splits:
         (split, _, one), (other_split, _, two) = splits[0]
         warnings.warn(
@@ -65,6 +68,13 @@ def warn_of_copies(where: str, copies: Iterable[Sequence[Place]]) -> None:
         warnings.warn(
             f"{where}: {_images(classes)} in two classes, byte for byte ({one}, {two}{_first(classes)}); "
             "an episode of both contradicts itself, so remove the copies",
+            stacklevel=2,
+        )
+    if twice:
+        (_, _, one), (_, _, two) = twice[0]
+        warnings.warn(
+            f"{where}: {_images(twice)} twice in one class, byte for byte ({one}, {two}{_first(twice)}); "
+            "a copy in the support set tells the label of a query, so remove the copies",
             stacklevel=2,
         )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError
+from gametalearn.randomness import generator
 
 __all__ = ["Sinusoid"]
 
@@ -44,7 +45,7 @@ class Sinusoid:
                 raise InputError(f"Sinusoid: {name} must be at least 1, got {value}")
         self.shots, self.queries, self.seed, self.group = shots, queries, seed, group
         self.input_shape = (1,)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = generator(seed)
 
     def _uniform(self, bounds: tuple[float, float], *size: int) -> Tensor:
         low, high = bounds

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from gametalearn.engine.state.code import is_library_class
 from gametalearn.engine.torchscript import SCRIPTED
 
-__all__ = ["dense_embeddings", "eager", "swapped", "swapping"]
+__all__ = ["dense_embeddings", "eager", "kept_activations", "swapped", "swapping"]
 
 swapping = threading.RLock()
 """Held while a module has other tensors in the place of its own: whoever reads those, waits."""
@@ -101,6 +101,29 @@ class _Dense(TorchFunctionMode):
             else:
                 kwargs = {**(kwargs or {}), "sparse": False}
         return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def kept_activations() -> Iterator[None]:
+    """Within this context, `torch.utils.checkpoint` keeps what a block computes, and its gradient is the same.
+
+    It would compute the block again in the backward pass, when the module has its own parameters again.
+    (``use_reentrant=True`` refuses by itself: PyTorch has no `torch.autograd.grad` of it.)
+    """
+    module = sys.modules.get("torch.utils.checkpoint")
+    hook = getattr(module, "_checkpoint_hook", None)
+    if module is None or hook is None:
+        yield
+        return
+    module._checkpoint_hook = _no_hook  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module._checkpoint_hook = hook  # type: ignore[attr-defined]
+
+
+def _no_hook(*_: Any, **__: Any) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from gametalearn.adaptation import HEAD, Gradient, Learner, Params, SupportLoss, makes_heads
-from gametalearn.engine.swap import dense_embeddings, eager, swapped, swapping
+from gametalearn.engine.swap import dense_embeddings, eager, kept_activations, swapped, swapping
 from gametalearn.episodes import TaskBatch
 from gametalearn.errors import InputError
 from gametalearn.losses import Loss, apply_loss
@@ -89,6 +89,7 @@ def _standing_in(model: nn.Module, params: Params, fixed: Params) -> Iterator[No
         swapped(model, {**copies, **params}),
         dense_embeddings(model),
         eager(),
+        kept_activations(),
         sdpa_kernel(SDPBackend.MATH),  # the fused attentions have no second derivative
     ):
         yield
@@ -168,7 +169,9 @@ def query_loss(
             prediction = predicted(query_x, support_x, recipe.protocol)
             value = apply_loss(loss, prediction, query_y)
             points = measured(recipe.score, loss, prediction, query_y)
+            within = _while_standing_in(model, loss, params, value, "query")
         _refuse_leaks(model, loss, params, value, "query")
+        _refuse_late(model, loss, params, value, "query", within)
         return value, points
 
     begin = started(model, learner, meta, fixed, support_x, support_y)
@@ -258,14 +261,19 @@ def support_loss(
         x, y = (_circle(t, first, count) for t in (support_x, support_y))
         with _predicting(model, learner, params, fixed) as predicted:
             value = apply_loss(loss, predicted(x, None, None), y)
+            within = _while_standing_in(model, loss, params, value, "support")
         _refuse_leaks(model, loss, params, value, "support")
+        _refuse_late(model, loss, params, value, "support", within)
         return value
 
     return support
 
 
 _clean: WeakKeyDictionary[nn.Module, dict[tuple[str, int], weakref.ref[Any]]] = WeakKeyDictionary()
-"""The losses that `_refuse_leaks` has looked at for a model, and found clean on the support or query set."""
+"""The losses that were looked at for a model, and found clean on the support or query set."""
+
+LATE = 1e-4
+"""The relative difference of two gradients of one graph that is no rounding."""
 
 NODES, LOSSES = 20_000, 64
 """The operations that it looks at, and the losses that it remembers for a model, at most."""
@@ -280,9 +288,7 @@ def _refuse_leaks(model: nn.Module, loss: Loss, params: Params, value: Tensor, o
         InputError: the first value of this loss for the model, on this set, depends on such a parameter.
     """
     with swapping:
-        known, place = _clean.setdefault(model, {}), (of, id(loss))
-        before = known.get(place)
-        if not value.requires_grad or (before is not None and before() is loss):
+        if not value.requires_grad or _is_clean(model, loss, of):
             return
         if _get_current_dispatch_mode_stack():  # a trace has constants where these parameters are
             return
@@ -303,10 +309,92 @@ def _refuse_leaks(model: nn.Module, loss: Loss, params: Params, value: Tensor, o
                 "detach() it if it is to stay as it is"
             )
         left += [following for following, _ in node.next_functions]
-    if len(known) >= LOSSES:
-        known.clear()
-    with contextlib.suppress(TypeError):  # what cannot be noted is looked at again
-        known[place] = weakref.ref(loss)
+    _note_clean(model, loss, of)
+
+
+def _is_clean(model: nn.Module, loss: Loss, of: str) -> bool:
+    known = _clean.get(model, {}).get((of, id(loss)))
+    return known is not None and known() is loss
+
+
+def _note_clean(model: nn.Module, loss: Loss, of: str) -> None:
+    with swapping:
+        known = _clean.setdefault(model, {})
+        if len(known) >= LOSSES:
+            known.clear()
+        with contextlib.suppress(TypeError):  # what cannot be noted is looked at again
+            known[of, id(loss)] = weakref.ref(loss)
+
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def _while_standing_in(
+    model: nn.Module, loss: Loss, params: Params, value: Tensor, of: str
+) -> Gradients | None:
+    """The gradient of ``value`` while ``params`` stand in for the model's own, for `_refuse_late`.
+
+    None if this loss was looked at before; or if it would tell nothing: under a trace, where ``params``
+    are equal to the model's own, or, of the support set, where the graph goes on beyond them.
+    """
+    if not value.requires_grad or _is_clean(model, loss, f"late {of}"):
+        return None
+    if _get_current_dispatch_mode_stack():
+        return None
+    if of == "support" and not all(p.is_leaf for p in params.values()):
+        return None  # the query loss at the end of this path tells the same
+    return _gradients_again(params, value)
+
+
+def _gradients_again(params: Params, value: Tensor) -> Gradients:
+    wanted = [p for p in params.values() if p.requires_grad]
+    devices = {p.device for p in wanted if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(0)  # hooks may draw
+        return torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
+
+
+def _refuse_late(
+    model: nn.Module, loss: Loss, params: Params, value: Tensor, of: str, within: Gradients | None
+) -> None:
+    """Refuse a model or loss whose backward pass reads parameters of the model when it runs.
+
+    By then the model has its own again, not those of the inner step that the gradient is of: in a function
+    that computes its block again, or a hook that reads a parameter. (Checkpointed blocks keep what they
+    computed instead, see `gametalearn.engine.swap.kept_activations`.)
+
+    Args:
+        model, loss, params, value, of: as in `_refuse_leaks`.
+        within: the gradient by `_while_standing_in`, which is compared with the same one now.
+
+    Raises:
+        InputError: it does.
+    """
+    if within is None:
+        return
+    with swapping:
+        own = dict(model.named_parameters())
+        if all(n not in own or torch.equal(own[n], p) for n, p in params.items()):
+            return
+    for one, other in zip(within, _gradients_again(params, value), strict=True):
+        if _apart(one, other):
+            raise InputError(
+                f"the backward pass of {type(model).__name__} reads its parameters anew, in a gradient hook or in "
+                "a function that computes its block again, when the inner loop's are no longer in their place; "
+                "read them in the forward, where a hook can hold them, or leave the recomputation out"
+            )
+    _note_clean(model, loss, f"late {of}")
+
+
+def _apart(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two gradients of one graph differ by more than rounding."""
+    if one is None or other is None:
+        return one is not other
+    there = torch.isfinite(one)
+    if not torch.equal(there, torch.isfinite(other)):
+        return True
+    one, other = one[there], other[there]
+    return bool(((one - other).abs() > LATE * one.abs().amax()).any()) if len(one) else False
 
 
 def _circle(t: Tensor, first: int, count: int | None) -> Tensor:

@@ -160,7 +160,8 @@ def probe(
     for b in range(meta_batches):
         drawn = {tasks: draw() for tasks, draw in streams.items()}
         gradients = gradients_of(drawn["same"])
-        drawn["same"] = drawn["same"][:same]
+        # spread over the meta-batch, as tasks of several objectives come one objective after the other
+        drawn["same"] = drawn["same"][torch.arange(same) * meta_batch // same]
         joined = TaskBatch.cat(list(drawn.values()))
         before[:, b] = losses(joined, meta)
         mean = combine(gradients.rows, gradients.rows.new_full((meta_batch,), 1 / meta_batch))

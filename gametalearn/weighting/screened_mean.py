@@ -140,7 +140,7 @@ class ScreenedMean(nn.Module):
             facts["opposed"][k] = cosines.mean()
             if lower.any() and self._opposed(cosines):
                 weights[upper] = 0
-                weights[lower] = float(own.sum() / lower.sum()) / len(values)
+                weights[lower] = int(own.sum()) / int(lower.sum()) / len(values)
                 facts["left_out"][k] = upper.sum()
         self.facts = facts
         return weights

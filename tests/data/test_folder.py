@@ -1,12 +1,15 @@
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from gametalearn.build import build_source
 from gametalearn.cli import main
+from gametalearn.config import TrainConfig
 from gametalearn.data import folder as module
 from gametalearn.data import load_dataset
 from gametalearn.data.catalog import clean, describe
@@ -403,9 +406,9 @@ def test_copies_are_told_when_they_are_packed(tmp_path: Path) -> None:
         r"2 images are in two splits, byte for byte \(train/a/0.png in train, test/d/copy0.png in test, "
         r"first\); few-shot splits must not share images, so remove the copies"
     )
-    with pytest.warns(UserWarning, match=text) as told:
+    twice = r"2 images are twice in one class, byte for byte \(val/c/0.png, val/c/same0.png, first\); a copy in"
+    with pytest.warns(UserWarning, match=text), pytest.warns(UserWarning, match=twice):
         load_folder(source, "train", tmp_path / "root")
-    assert len(told) == 1
     load_folder(source, "test", tmp_path / "root")
 
 
@@ -448,3 +451,31 @@ def test_twelve_bits_in_sixteen_are_told(tmp_path: Path) -> None:
     text = r"8 of 9 images are almost black \(no value above 15 of 255\); scale .* 12 bits in 16, .* by 16"
     with pytest.warns(UserWarning, match=text):
         load_folder(tmp_path / "in", "train", tmp_path / "root")
+
+
+def test_a_class_that_is_trained_on_in_one_folder_and_tested_in_another_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photographs and drawings of the same things, each folder divided by itself."""
+    monkeypatch.setenv("GAMETALEARN_DATA", str(tmp_path / "data"))
+    for folder, swapped in (("photo", False), ("sketch", True), ("alike", False)):
+        for split in ("train", "val", "test"):
+            for i, name in enumerate(("a", "b")):
+                place = {"train": "test", "test": "train"}.get(split, split) if swapped else split
+                for k in range(2):
+                    save(tmp_path / folder / place / f"{split}-{name}" / f"{k}.png", 10 * i + k)
+
+    def started(*folders: str) -> None:
+        names = "+".join(f"folder:{tmp_path / name}" for name in folders)
+        build_source(TrainConfig.of(names, ways=2, queries=1), "train")
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        started("photo", "alike")
+    assert not [one for one in told if "training classes" in str(one.message)]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        started("photo", "sketch")
+    said = [str(one.message) for one in told if "training classes" in str(one.message)]
+    assert len(said) == 2
+    assert said[0].startswith("the class 'test-a' and 1 more of the test classes of folder:")
