@@ -2,7 +2,7 @@
 
 For each rule: the validated score on the way, the cosine between its update and the mean gradient, its length
 relative to the mean's, the effective number of tasks, the share of negative weights, the share of the weight that
-corrupted tasks had, and the time that the gradients and the rule took. What a run logged is averaged over its
+corrupted tasks had, that of each of several objectives in the last tenth of the training, and the time that the gradients and the rule took. What a run logged is averaged over its
 iterations, then over seeds, with a 95% interval. It is written as course.json, from which tables.py makes a table.
 
 example:
@@ -49,6 +49,18 @@ def corrupted(run: Path) -> float | None:
     return float(np.mean(shares)) if shares else None
 
 
+def shares(logged: dict[str, Any]) -> Found:
+    """Each objective's share of the weight in the last tenth of the training, where all always have tasks."""
+    own = {
+        name.split("/")[1]: np.abs(values[-max(1, len(values) // 10) :]).mean()
+        for name, values in logged.items()
+        if name.startswith("objectives/") and name.endswith("/effective")
+    }
+    if len(own) < 2 or not np.isfinite(list(own.values())).all():
+        return {}
+    return {f"share/{name}": float(value / sum(own.values())) for name, value in own.items()}
+
+
 def of_run(run: Path, score: str) -> Found:
     """Averages over the logged iterations of one run, and its validated scores."""
     logged = read_metrics(run)
@@ -64,6 +76,7 @@ def of_run(run: Path, score: str) -> Found:
     found: Found = {name: float(value) for name, value in numbers.items()}
     if (share := corrupted(run)) is not None:
         found["corrupted_weight"] = share
+    found |= shares(logged)
     curve = zip(logged["iteration"][there], validated[there], strict=True)
     return {**found, "validation": {int(at): float(value) for at, value in curve}}
 

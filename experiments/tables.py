@@ -28,7 +28,7 @@ from gametalearn import InputError
 from gametalearn.objective_tables import objective_tables
 from gametalearn.probing.found import STEPS
 from gametalearn.stored import read_results
-from gametalearn.tables import rows, title
+from gametalearn.tables import options_set, rows, title
 from gametalearn.units import Units
 
 HERE = Path(__file__).parent
@@ -45,14 +45,14 @@ def markdown(results: dict[str, Any]) -> str:
         [*header, "ms per iteration"],
         *([*line, ms] for line, ms in zip(lines, cost, strict=True)),
     ]
-    made = results["environment"]
+    made, options = results["environment"], "".join(f" {one}" for one in options_set(results))
     several: list[str] = []
     for caption, head, body in objective_tables(results):
         several += ["", f"{caption[0].upper()}{caption[1:]}:", "", *lined([head, *body])]
     return "\n".join([
         f"{title(results)}.", "", *lined(table), *several, "",
         f"gametalearn {made['gametalearn']}, torch {made['versions']['torch']}, {made['device']}, "
-        f"threads per run: {made['threads'] or 'all'}.", "",
+        f"threads per run: {made['threads'] or 'all'}.{options}", "",
     ])  # fmt: skip
 
 
@@ -107,6 +107,8 @@ def course(folder: Path) -> str:
               "length, times the mean's", f"effective tasks of {tasks}", "negative weights %", "rule, ms"]  # fmt: skip
     if spoiled := "corrupted_weight" in first:
         header.append("corrupted tasks' weight %")
+    objectives = [name for name in first if name.startswith("share/")]
+    header += [f"{name.removeprefix('share/')}'s weight at the end %" for name in objectives]
     lines = []
     for rule, one in rules.items():
         line = [
@@ -118,7 +120,8 @@ def course(folder: Path) -> str:
             f"{100 * one['negative_share']['mean']:.1f}",
             f"{1000 * one['rule_seconds']['mean']:.1f}",
         ]
-        lines.append([*line, f"{100 * one['corrupted_weight']['mean']:.0f}"] if spoiled else line)
+        line += [f"{100 * one['corrupted_weight']['mean']:.0f}"] if spoiled else []
+        lines.append([*line, *(f"{100 * one[name]['mean']:.0f}" for name in objectives)])
     said = [""]
     if spoiled and len(rules) > 2:
         weight = [one["corrupted_weight"]["mean"] for one in rules.values()]

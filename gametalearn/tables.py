@@ -22,6 +22,7 @@ __all__ = [
     "aligned",
     "needed",
     "notes",
+    "options_set",
     "rows",
     "sentence",
     "subject",
@@ -187,12 +188,7 @@ def notes(results: dict[str, Any]) -> list[str]:
                 f" p_holm is the p-value of a paired t test over seeds, {_families(results)}; a verdict "
                 f"needs p_holm < {LEVEL}."
             )
-    if options := results["config"].get("rule_options"):
-        told = (
-            f"{rule} ({', '.join(f'{name} {value}' for name, value in own.items())})"
-            for rule, own in options.items()
-        )
-        found.append(f"Options that were set: {', '.join(told)}.")
+    found += options_set(results)
     if versions := results.get("versions"):
         found.append(
             f"These runs were made by different versions ({'; '.join(map(str, versions))}), which may "
@@ -214,6 +210,15 @@ def notes(results: dict[str, Any]) -> list[str]:
             "between these trained models, and says nothing about other seeds."
         )
     return found
+
+
+def options_set(results: dict[str, Any]) -> list[str]:
+    """The options of rules that were set, in a sentence; none where there are none."""
+    told = [
+        f"{rule} ({', '.join(f'{name} {value}' for name, value in own.items())})"
+        for rule, own in (results["config"].get("rule_options") or {}).items()
+    ]
+    return [f"Options that were set: {', '.join(told)}."] if told else []
 
 
 def _further(results: dict[str, Any]) -> str:

@@ -409,8 +409,13 @@ def test_what_was_handed_in_is_recorded_as_it_is(source: Any, wanted: tuple[int,
 
 def test_a_learner_that_is_handed_in_is_tested_with_its_own_steps() -> None:
     """The settings' default goes with the data set's own learner; another number is another wish."""
-    made = {"progress": False, "learner": MAML(0.05, 5)}
-    given = {"iterations": 1, "meta_batch": 2, "validation_episodes": 2, "hidden": 4}
+    made: dict[str, Any] = {"progress": False, "learner": MAML(0.05, 5)}
+    given: dict[str, Any] = {
+        "iterations": 1,
+        "meta_batch": 2,
+        "validation_episodes": 2,
+        "hidden": 4,
+    }
     run = train(TrainConfig.of("glyphs", **given), **made)
     assert run.test_learner.steps == run.config.test_steps == 5
     run = train(TrainConfig.of("glyphs", **given, test_steps=7), **made)

@@ -343,15 +343,27 @@ def _while_standing_in(
         return None
     if of == "support" and not all(p.is_leaf for p in params.values()):
         return None  # the query loss at the end of this path tells the same
-    return _gradients_again(params, value)
+    wanted = [p for p in params.values() if p.requires_grad]
+    devices = {p.device for p in wanted if p.device.type == "cuda"}
+    before = _random(devices)
+    found = _gradients_again(params, value)
+    if all(map(torch.equal, before, _random(devices))):
+        return found
+    torch.set_rng_state(
+        before[0]
+    )  # a hook draws: it did not, and another time it would draw otherwise
+    for device, state in zip(devices, before[1:], strict=True):
+        torch.cuda.set_rng_state(state, device)
+    return None
+
+
+def _random(devices: Collection[torch.device]) -> list[Tensor]:
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
 
 
 def _gradients_again(params: Params, value: Tensor) -> Gradients:
     wanted = [p for p in params.values() if p.requires_grad]
-    devices = {p.device for p in wanted if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(0)  # hooks may draw
-        return torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
+    return torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
 
 
 def _refuse_late(

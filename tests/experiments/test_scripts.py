@@ -301,6 +301,16 @@ def test_the_course_of_a_comparison_is_the_average_of_its_logs(tmp_path: Path, c
     both = (f"{100 * found['rules']['uniform']['validation'][at]['mean']:.2f}" for at in ("2", "4"))
     assert f" | 4 | {', '.join(both)} | 1.000 | 4.00 | 0.0 |" in uniform
     assert last == "| a paper | 48.70 ± 1.84 |  |  | 60,000 |  |  |  |  | 84 pixels |"
+    logged = {
+        f"objectives/{n}/effective": np.array(v)
+        for n, v in (("a", [9] * 18 + [1, 3]), ("b", [6.0] * 20))
+    }
+    assert read_course.shares({**logged, "objectives/a/loss": np.ones(20)}) == {
+        "share/a": 0.25,
+        "share/b": 0.75,
+    }
+    some = {"objectives/c/effective": np.array([np.nan] * 20)}  # a group without a task
+    assert read_course.shares({**logged, **some}) == read_course.shares({}) == {}
     assert read_course.main([str(tmp_path / "none")]) == 2
     assert "results.json: cannot be read" in capsys.readouterr().err
 

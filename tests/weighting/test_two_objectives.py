@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torchjd.linalg import QuadprogProjector
 
 from gametalearn import TaskGradients, make_rule
+from gametalearn.bridges.torchjd import TorchJDRule
 
 F64 = torch.float64
 STEPS = 400
@@ -104,20 +106,25 @@ def test_normalized_mean_evens_out_what_each_adds() -> None:
     assert float((control.effective @ unequal().rows).norm()) == pytest.approx(float(update.norm()))
 
 
-def test_upgrad_lets_the_long_one_not_harm_the_short_one() -> None:
+@pytest.mark.parametrize(("times", "reg_eps"), [(10, 1e-4), (100, 1e-9), (1000, 1e-11)])
+def test_upgrad_lets_the_long_one_not_harm_the_short_one(times: float, reg_eps: float) -> None:
     """Quinton and Rey 2024: no update opposes an objective; with the plain mean, the long one wins.
 
-    10 times: at 100 TorchJD's addition to the Gramian, 1e-4 of its size, is as large as the short one.
+    With TorchJD's own ``reg_eps`` of 1e-4 that holds at 10 times the length: it is added to the Gramian relative
+    to its size, and at 100 times outweighs the short gradients (as docs/tutorials/plain-loop.md says).
     """
     turned = torch.tensor([[-0.5, 0.1, 0.9, 0], [-0.5, -0.1, 0.9, 0]], dtype=F64)
-    batch = dataclasses.replace(unequal(), rows=torch.cat([unequal().rows[:2], 10 * turned]))
-    mean, upgrad = (
-        after(name, [batch])[0].effective @ batch.rows for name in ("uniform", "torchjd:UPGrad")
-    )
+    batch = dataclasses.replace(unequal(), rows=torch.cat([unequal().rows[:2], times * turned]))
+    mean = after("uniform", [batch])[0].effective @ batch.rows
     short = batch.rows[0]
     assert float(mean @ short) < -0.3 * float(mean.norm() * short.norm())
+    projector = QuadprogProjector(reg_eps=reg_eps)
+    upgrad = TorchJDRule("UPGrad", projector=projector)(batch).effective @ batch.rows
     for row in batch.rows:
         assert float(upgrad @ row) > -0.02 * float(upgrad.norm() * row.norm())
+    plain = after("torchjd:UPGrad", [batch])[0].effective @ batch.rows
+    opposes = float(plain @ short) < -0.1 * float(plain.norm() * short.norm())
+    assert opposes == (times > 10)
 
 
 # ---------------------------------------------------------------------------------------------
