@@ -167,7 +167,9 @@ class TrainConfig:
         1.0, "learning rate of the inner loop; it multiplies the gradient of a mean loss", MODEL,
         above=0)
     inner_steps: int = setting(1, "number of inner steps in training", MODEL, least=0)
-    test_steps: int = setting(3, "number of inner steps in validation and test", MODEL, least=0)
+    test_steps: int = setting(
+        3, "number of inner steps in validation and test; a learner that is handed in keeps its own, unless this "
+        "differs from the data set's default", MODEL, least=0)
     inner_optimizer: str = setting(
         "sgd", "optimiser of the inner loop; adam uses beta1 = 0, as Reptile's code does", MODEL,
         choices=("sgd", "adam"), learners=("reptile",))

@@ -29,6 +29,7 @@ from gametalearn.adaptation import Learner, Params, fitted, makes_heads, model_p
 from gametalearn.copies import copied
 from gametalearn.dependence import settled
 from gametalearn.distributed import ALONE, Team
+from gametalearn.engine.late import refuse_late
 from gametalearn.engine.loop import first_order
 from gametalearn.engine.state import reaches
 from gametalearn.engine.task import (
@@ -42,6 +43,7 @@ from gametalearn.episodes import Source, TaskBatch, draw
 from gametalearn.errors import InputError, summary
 from gametalearn.gradients import adapt_and_score, meta_of, require_instance
 from gametalearn.losses import Loss, default_loss, kind_of
+from gametalearn.mixture import MixedSource
 from gametalearn.normalisation import Protocol, check_statistics, protocol_of
 from gametalearn.peek import score_for
 from gametalearn.predictor import WithHead, bake
@@ -180,7 +182,7 @@ def evaluate(
             `gametalearn.normalisation.Protocol`); by default what the model does. That is known by
             types for this library's models and for batch normalisation, and measured on the first
             episode otherwise.
-        tasks_at_once: episodes adapted together, at least 1; above 16, in multiples of 16. Memory and
+        tasks_at_once: episodes adapted together, at least 1; above 16, in multiples of 16 (or of what divides equally among several data sets). Memory and
             time depend on it, the episodes do not.
         progress: called with the number of episodes done since its last call.
         team: processes that all call this and split the episodes among them; the values are those that
@@ -201,7 +203,7 @@ def evaluate(
     learner = learner.for_test(learner.steps)
     meta = _trained(model, learner, meta)
     table = torch.zeros(2, episodes, dtype=torch.float64)  # score and group
-    period = getattr(stream, "period", 1)  # of a MixedSource
+    period = stream.period if isinstance(stream, MixedSource) else 1
     chunk = period * max(1, CHUNK // period)
     several = chunk * max(1, tasks_at_once // chunk)
     with swapping:
@@ -423,6 +425,7 @@ def adapt(
         x, y = (placed(model, t).clone() for t in (support_x, support_y))
         with _without_dropout(scratch, loss, default_score) as tested:
             fixed = fixed_tensors(tested, meta)
+            refuse_late(tested, learner, loss, meta, x, y)
             support = support_loss(tested, learner, loss, fixed, x, y)
             with torch.no_grad():
                 begin = started(tested, learner, start, fixed, x, y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import re
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from gametalearn.adaptation import (
     makes_heads,
     model_parameters,
 )
+from gametalearn.engine.late import refuse_late
 from gametalearn.engine.loop import loop_gradients, loop_scores
 from gametalearn.engine.plan import Method, choose
 from gametalearn.engine.replay import replay_gradients, replay_scores
@@ -144,6 +146,8 @@ def meta_gradients(
     if not len(batch):
         none, size = _nothing(meta), sum(p.numel() for p in meta.values())
         return TaskGradients(none.view(0, size), none.view(0, size), none, none, batch.group)
+    _refuse_later(model, meta)
+    refuse_late(model, learner, loss, meta, data[0][0], data[1][0])
     plan = choose(meta, data, recipe.learner, method=method, chunk=chunk, threads=threads)
     with _second_derivatives():
         if plan.method == "loop" or constant_memory:
@@ -186,6 +190,7 @@ def adapt_and_score(
     if not len(batch):
         return _nothing(meta), _nothing(meta)
     recipe = Recipe(model, fitted(learner, batch.support_y), loss, function, protocol)
+    refuse_late(model, learner, loss, meta, data[0][0], data[1][0])
     plan = choose(
         meta, data, recipe.learner, method=method, chunk=chunk, threads=threads, scores=True
     )
@@ -233,36 +238,52 @@ def meta_of(model: nn.Module, learner: Learner, meta: Params | None) -> Params:
 
 
 _looked_at: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
-"""The hooks of a model's parameters that were called on a gradient of ones and left it as it was."""
+"""The hooks of a model's parameters that left a gradient as it was."""
 
 
 def _refuse_hooks(model: nn.Module, meta: Params) -> None:
     """Refuse gradient hooks on parameters, which would not see what is computed at tensors in their place.
 
-    One that only looks on, as loggers register, is called once and then left out.
+    One that only looks on, as loggers register, is called once, with made-up numbers, and then left out.
 
     Raises:
-        InputError: a hook changes the gradient, or acts when one is accumulated.
+        InputError: a hook changes the gradient, or fails on these numbers.
     """
+    known = _looked_at.setdefault(model, set())
     for name, parameter in model.named_parameters():
         hooks: dict[int, Any] = getattr(parameter, "_backward_hooks", None) or {}
-        later = getattr(parameter, "_post_accumulate_grad_hooks", None)
-        if name not in meta or not (hooks or later):
-            continue
-        known = _looked_at.setdefault(model, set())
-        if not later and hooks.keys() <= known:
-            continue
-        ones = torch.ones_like(parameter, requires_grad=False)
-        given = ones.clone()
-        changed = later or any(hook(given) is not None for hook in hooks.values())
-        if changed or not torch.equal(given, ones):
-            raise InputError(
-                f"the parameter '{name}' of {type(model).__name__} has a gradient hook "
-                f"(register_{'post_accumulate_grad_' if later else ''}hook). Meta-gradients and inner steps are computed "
-                "at other tensors, which it would not see, and whether inner steps should go through it nothing "
-                "says: remove it, and mask or scale in the forward instead, as torch.nn.utils.prune does"
-            )
-        known.update(hooks)
+        if name in meta and not hooks.keys() <= known:
+            if not all(map(_looks_on, hooks.values(), itertools.repeat(parameter))):
+                raise InputError(_of_hook(model, name, "register_hook"))
+            known.update(hooks)
+
+
+def _refuse_later(model: nn.Module, meta: Params) -> None:
+    """Refuse hooks on accumulated gradients, as nothing is accumulated."""
+    for name, parameter in model.named_parameters():
+        if name in meta and getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise InputError(_of_hook(model, name, "register_post_accumulate_grad_hook"))
+
+
+def _looks_on(hook: Any, parameter: Tensor) -> bool:
+    """Whether a hook leaves gradients of both signs, from 0.001 to 1,000, as they are."""
+    size = torch.logspace(-3, 3, parameter.numel(), dtype=torch.float32)
+    size[1::2] *= -1
+    given = size.to(parameter.device, parameter.dtype).view(parameter.shape)
+    before = given.clone()
+    try:
+        found = hook(given)
+    except Exception:  # of what else it wants, nothing is known
+        return False
+    return torch.equal(given, before) and (found is None or torch.equal(found, before))
+
+
+def _of_hook(model: nn.Module, name: str, kind: str) -> str:
+    return (
+        f"the parameter '{name}' of {type(model).__name__} has a gradient hook ({kind}). Meta-gradients and inner "
+        "steps are computed at other tensors, which it would not see, and whether inner steps should go through it "
+        "nothing says: remove it, and mask or scale in the forward instead, as torch.nn.utils.prune does"
+    )
 
 
 def require_instance(learner: Learner) -> None:

@@ -26,6 +26,7 @@ from gametalearn.errors import InputError
 from gametalearn.evaluation import Evaluation, evaluate, protocol_of
 from gametalearn.live import Outlook
 from gametalearn.losses import Loss, default_loss
+from gametalearn.mixture import MixedSource
 from gametalearn.progress import counting
 from gametalearn.randomness import word
 from gametalearn.registry import handed_in, is_handed_in
@@ -291,8 +292,9 @@ def _train_and_test(run: Planned, terms: Terms, team: Team, outlook: Outlook | N
 
 
 def _fingerprint(source: Source, config: TrainConfig) -> str:
-    """What tells a run's test episodes from others': a digest of the first one."""
-    task = source.with_seed(stream_seed(config.seed, "test")).sample(1)
+    """What tells a run's test episodes from others': a digest of the first ones, of each of several sources."""
+    count = source.period if isinstance(source, MixedSource) else 1
+    task = source.with_seed(stream_seed(config.seed, "test")).sample(count)
     digest = hashlib.sha256()
     for part in (task.support_x, task.support_y, task.query_x, task.query_y):
         plain = part.double() if part.is_floating_point() else part

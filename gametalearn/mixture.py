@@ -20,7 +20,8 @@ class MixedSource:
     """A meta-batch drawn from K sources; the number of a task's source is its ``group``.
 
     Args:
-        sources: K sources whose episodes have equal shapes.
+        sources: K sources whose episodes have equal shapes. Give each a seed of its own, as `with_seed` does:
+            samplers of one seed draw the same classes where they have equally many.
         share: ``"fixed"``, equal numbers of tasks per source (the first ones get the remainder), or a
             sequence of K positive weights, by which each task's source is drawn at random.
         counts: K numbers of tasks instead, in proportion to which each meta-batch is divided: their

@@ -174,7 +174,16 @@ def same_run(there: Any, config: TrainConfig, moved: bool = False, *, exact: boo
     for kind in before.keys() & now.keys() & {*registry.KINDS}:
         if registry.alike(str(before[kind]), str(now[kind])):
             before[kind] = now[kind]
+    for kind, told in OF_PARTS.items():  # which older versions did not ask
+        if registry.is_handed_in(str(before.get(kind))) and registry.is_handed_in(
+            str(now.get(kind))
+        ):
+            before.update({name: now[name] for name in told if name in before and name in now})
     return before == now
+
+
+OF_PARTS = {"dataset": ("ways", "shots", "queries"), "learner": ("test_steps",)}
+"""Settings that parts tell if they are handed in."""
 
 
 def _settings(values: Any, form: Callable[[str], str], exact: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from gametalearn.build import (
 from gametalearn.config import TrainConfig, usual_test_steps
 from gametalearn.disagreement import Disagreement
 from gametalearn.distributed import ALONE, Team
-from gametalearn.episodes import Source, draw, input_shape_of
+from gametalearn.episodes import Source, TaskBatch, draw, input_shape_of
 from gametalearn.errors import InputError
 from gametalearn.evaluation import placed
 from gametalearn.gradients import meta_of
@@ -130,8 +131,9 @@ class Parts:
 
     def _sizes(self, config: TrainConfig) -> dict[str, int]:
         """Ways, shots and queries of the episodes that were handed in, as far as they tell."""
-        train, validation = (sizes_of(source) for source in (self.source, self.validation))
-        if train and validation and train["ways"] != validation["ways"] and not self._heads(config):
+        train, validation = sizes_of(self.source), told_by(self.validation)
+        ways = train.get("ways"), validation.get("ways")
+        if None not in ways and ways[0] != ways[1] and not self._heads(config):
             raise InputError(
                 f"train: the validation episodes are {validation['ways']}-way, and those of training "
                 f"{train['ways']}-way; a model has an output for each class, so give both the same ways"
@@ -142,24 +144,39 @@ class Parts:
 
 
 def sizes_of(source: Source | None) -> dict[str, int]:
-    """Ways, shots and queries of a source that has them, as an `EpisodeSampler`, or as an episode shows.
+    """Ways, shots and queries of a source: those that it tells, as an `EpisodeSampler`, others as an episode shows.
 
-    Ways are 1 for regression. Nothing where classes have different numbers of examples.
+    Ways are 1 for regression. An episode shows nothing unless its labels are 0 to ways - 1, each as often as the others.
     """
-    if source is None:
-        return {}
-    found = {name: getattr(source, name, None) for name in ("ways", "shots", "queries")}
-    told = {name: value for name, value in found.items() if isinstance(value, int)}
-    if len(told) == len(found):
+    told = told_by(source)
+    if source is None or len(told) == 3:
         return told
-    task = draw(source.with_seed(0), 1)
-    ways = 1
-    if not task.support_y.is_floating_point() and task.support_y.ndim == 2:
-        ways = len(set(task.support_y.flatten().tolist()))
-    shots, queries = (part.shape[1] / ways for part in (task.support_x, task.query_x))
-    if not (shots.is_integer() and queries.is_integer() and min(shots, queries) >= 1):
+    shown: dict[str, int] = {}
+    with contextlib.suppress(Exception):  # what is wrong with it is said where it is drawn from
+        shown = _shown_by(draw(source.with_seed(0), 1))
+    if any(shown.get(name, value) != value for name, value in told.items()):
+        return told
+    return shown | told
+
+
+def told_by(source: object) -> dict[str, int]:
+    """Those of ways, shots and queries that a source has as attributes."""
+    found = {name: getattr(source, name, None) for name in ("ways", "shots", "queries")}
+    return {name: value for name, value in found.items() if isinstance(value, int)}
+
+
+def _shown_by(task: TaskBatch) -> dict[str, int]:
+    if task.support_y.is_floating_point():
+        return {"ways": 1, "shots": task.support_x.shape[1], "queries": task.query_x.shape[1]}
+    if task.support_y.ndim != 2:
         return {}
-    return {"ways": ways, "shots": int(shots), "queries": int(queries)}
+    if min(int(y.min()) for y in (task.support_y, task.query_y)) < 0:
+        return {}
+    support, query = (y.flatten().bincount().tolist() for y in (task.support_y, task.query_y))
+    ways = len(support)
+    if ways < 2 or ways != len(query) or len(set(support)) > 1 or len(set(query)) > 1:
+        return {}
+    return {"ways": ways, "shots": support[0], "queries": query[0]}
 
 
 @dataclass
@@ -172,6 +189,7 @@ class Run:
         meta: the meta-parameters by name: the model's own, then learned inner rates.
         learner: the inner loop of training.
         objectives: what the numbers in ``group`` stand for.
+        grouped: whether a task had a number beyond them: a source need not name its groups.
         loss: what the inner loop and the meta-gradients differentiate.
         score: by which weights are validated, and which metrics report; settled where it was left
             to the loss.
@@ -201,6 +219,7 @@ class Run:
     seconds: float = 0.0
     elapsed: float = 0.0
     skipped: int = 0
+    grouped: bool = False
     best: dict[str, Any] = field(default_factory=dict)
     out: Path | None = None
     team: Team = ALONE
@@ -388,8 +407,8 @@ def _check_shares(source: Source, config: TrainConfig) -> None:
         names = objective_names(config, source)
         named = names[without[0]] if without[0] < len(names) else f"source {without[0]}"
         raise InputError(
-            f"`meta_batch` {config.meta_batch} has no task of {named}, which would never be learned from; "
-            f"{len(counts)} objectives need at least {len(counts)} tasks"
+            f"`meta_batch` {config.meta_batch} has no task of {named}, which would never be learned from; raise it, to "
+            f"{mixed.period} for the exact shares"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -156,6 +157,7 @@ def start_over(folder: Path) -> None:
     if folder.exists():
         with held(folder):
             _empty(folder)
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
 
 def _empty(folder: Path) -> None:

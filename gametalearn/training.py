@@ -313,11 +313,11 @@ def _by_objective(run: Run, tasks: Tasks, weights: Weights) -> dict[str, dict[st
     """
     found = {}
     numbers = sorted(set(tasks.group.tolist()))
-    named = max(numbers) < len(run.objectives)  # a source may have groups and no names for them
+    run.grouped |= max(numbers, default=0) >= len(run.objectives)
     for number in numbers:
         own = tasks.group == number
         values = {"loss": tasks.loss[own], run.score.name: tasks.score[own]}
-        name = run.objectives[number] if named else f"group {number}"
+        name = f"group {number}" if run.grouped else run.objectives[number]
         found[name] = {k: _finite_or_none(float(v.double().mean())) for k, v in values.items()}
         found[name]["effective"] = float(weights.effective.to(own.device)[own].double().sum())
     return found

@@ -307,6 +307,8 @@ def test_overwriting_keeps_nothing_that_a_later_comparison_could_take_for_new(
     def stopped(*args, **more):
         raise KeyboardInterrupt
 
+    for seed in range(2):  # what --tensorboard writes is no reason to refuse the folder later
+        (tmp_path / "uniform" / f"seed{seed}" / "tensorboard").mkdir()
     monkeypatch.setattr("gametalearn.training.meta_gradients", stopped)
     with pytest.raises(KeyboardInterrupt):
         compare(quick(), ["uniform"], 2, 2, tmp_path, overwrite=True, progress=False)

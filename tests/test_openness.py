@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -29,6 +30,8 @@ from gametalearn import (
     train,
 )
 from gametalearn.cli import main
+from gametalearn.jobs import _fingerprint
+from gametalearn.provenance import same_run
 from gametalearn.settings import read_toml
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -421,3 +424,74 @@ def test_a_learner_that_is_handed_in_is_tested_with_its_own_steps() -> None:
     run = train(TrainConfig.of("glyphs", **given, test_steps=7), **made)
     assert run.test_learner.steps == 7
     assert train(TrainConfig.of("glyphs", **given), progress=False).test_learner.steps == 3
+
+
+class Labels(Tens):
+    """Labels that are not 0 to ways - 1: of which classes an episode has, nothing tells how many there are."""
+
+    period = 0.5  # an attribute of its own, which means nothing to the library
+
+    def __init__(self, *labels: int) -> None:
+        super().__init__()
+        self.labels = labels
+
+    def sample(self, num_tasks: int) -> Any:
+        x, y = torch.randn(num_tasks, 6, 2), torch.tensor(self.labels).expand(num_tasks, 6)
+        return TaskBatch(x, y, x, y)
+
+    def with_seed(self, seed: int) -> Any:
+        return Labels(*self.labels)
+
+
+@pytest.mark.parametrize(
+    "labels", [(2, 2, 5, 5, 7, 7), (1, 1, 1, 1, 1, 1), (0, 0, 0, 0, 0, 0), (0, 1, 1, 0, 1, 1)]
+)
+def test_ways_are_those_of_the_settings_where_an_episode_does_not_show_them(labels: Any) -> None:
+    given = TrainConfig.of(ways=10, queries=4, iterations=1, meta_batch=2, validation_episodes=2)
+    run = train(given, model=torch.nn.Linear(2, 10), source=Labels(*labels),
+                validation=Labels(*labels), progress=False)  # fmt: skip
+    assert (run.config.ways, run.config.shots, run.config.queries) == (10, 1, 4)
+
+
+def test_older_runs_of_handed_in_parts_go_on() -> None:
+    """They have the settings' ways, shots, queries and test steps, which now are those of the parts."""
+    now = TrainConfig(
+        dataset="handed-in:Own", learner="handed-in:Mine", ways=10, shots=5, test_steps=7
+    )
+    before = {**now.as_dict(), "ways": 5, "shots": 1, "test_steps": 3}
+    assert same_run(before, now)
+    assert not same_run({**before, "iterations": 7, "hidden": 8}, now)
+    for part, name in (("dataset", "omniglot"), ("learner", "maml")):
+        changed: dict[str, Any] = {part: name}
+        built_in = dataclasses.replace(now, **changed)
+        assert not same_run({**before, part: name}, built_in)
+
+
+class Sometimes(Tens):
+    """Three groups without names, of which a meta-batch has two."""
+
+    def sample(self, num_tasks: int) -> Any:
+        batch = super().sample(num_tasks)
+        self.turn = getattr(self, "turn", -1) + 1
+        return dataclasses.replace(
+            batch, group=torch.tensor([1, 0, 2][self.turn % 3 :][:1] * num_tasks)
+        )
+
+
+def test_groups_without_names_are_called_by_their_numbers(tmp_path: Path) -> None:
+    given = TrainConfig.of(iterations=6, meta_batch=2, validation_episodes=2, log_every=1)
+    train(given, tmp_path / "a", model=torch.nn.Linear(2, 10), source=Sometimes(), validation=Tens(),
+          progress=False)  # fmt: skip
+    lines = [
+        json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [list(line["objectives"]) for line in lines] == [[f"group {k}"] for k in (1, 0, 2)] * 2
+
+
+def test_a_fingerprint_of_a_mixture_is_of_all_its_sources() -> None:
+    config = TrainConfig.of("sinusoid")
+    first, one, other = Sinusoid(7, 4), Sinusoid(7, 4), Sinusoid(7, 4)
+    other.with_seed = lambda seed: Sinusoid(7, 4, seed + 1)  # type: ignore[method-assign]
+    found = [_fingerprint(MixedSource([first, second]), config) for second in (one, other)]
+    assert found[0] != found[1]
+    assert found[0] == _fingerprint(MixedSource([first, one]), config)

@@ -499,6 +499,7 @@ def test_a_path_mended_in_the_settings_is_as_good(
 # several folders
 
 
+@pytest.mark.filterwarnings("ignore:the class 'c..' .*by its name among the training")
 def test_each_of_several_folders_is_verified(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

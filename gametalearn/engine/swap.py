@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -105,25 +106,27 @@ class _Dense(TorchFunctionMode):
 
 @contextlib.contextmanager
 def kept_activations() -> Iterator[None]:
-    """Within this context, `torch.utils.checkpoint` keeps what a block computes, and its gradient is the same.
+    """Within this context, in this thread, `torch.utils.checkpoint` keeps what a block computes.
 
-    It would compute the block again in the backward pass, when the module has its own parameters again.
-    (``use_reentrant=True`` refuses by itself: PyTorch has no `torch.autograd.grad` of it.)
+    The gradient is the same. It would compute the block again in the backward pass, when the module has its own
+    parameters again. (``use_reentrant=True`` is not for `torch.autograd.grad`: PyTorch refuses it or, for a block of
+    inputs without gradients, warns that there are none.)
     """
     module = sys.modules.get("torch.utils.checkpoint")
     hook = getattr(module, "_checkpoint_hook", None)
     if module is None or hook is None:
         yield
         return
-    module._checkpoint_hook = _no_hook  # type: ignore[attr-defined]
+    here = threading.get_ident()
+
+    def kept(*args: Any, **more: Any) -> Any:
+        return nullcontext() if threading.get_ident() == here else hook(*args, **more)
+
+    module._checkpoint_hook = kept  # type: ignore[attr-defined]
     try:
         yield
     finally:
         module._checkpoint_hook = hook  # type: ignore[attr-defined]
-
-
-def _no_hook(*_: Any, **__: Any) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

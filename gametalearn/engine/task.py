@@ -30,10 +30,13 @@ __all__ = [
     "Recipe",
     "Result",
     "fixed_tensors",
+    "is_clean",
+    "note_clean",
     "predict",
     "predicted",
     "query_loss",
     "split_head",
+    "standing_in",
     "started",
     "support_loss",
     "swapping",
@@ -79,7 +82,7 @@ def fixed_tensors(model: nn.Module, meta: Collection[str]) -> Params:
 
 
 @contextlib.contextmanager
-def _standing_in(model: nn.Module, params: Params, fixed: Params) -> Iterator[None]:
+def standing_in(model: nn.Module, params: Params, fixed: Params) -> Iterator[None]:
     """Within, the model computes with ``params`` and what is ``fixed``, so that it can be differentiated.
 
     What a forward writes into ``fixed`` tensors, it writes into copies.
@@ -116,7 +119,7 @@ def predict(
             `gametalearn.normalisation.check_protocol`); None leaves the model to itself.
     """
     fixed = fixed_tensors(model, params) if fixed is None else fixed
-    with _standing_in(model, params, fixed):
+    with standing_in(model, params, fixed):
         return _called(model, x, support_x, protocol)
 
 
@@ -169,9 +172,7 @@ def query_loss(
             prediction = predicted(query_x, support_x, recipe.protocol)
             value = apply_loss(loss, prediction, query_y)
             points = measured(recipe.score, loss, prediction, query_y)
-            within = _while_standing_in(model, loss, params, value, "query")
         _refuse_leaks(model, loss, params, value, "query")
-        _refuse_late(model, loss, params, value, "query", within)
         return value, points
 
     begin = started(model, learner, meta, fixed, support_x, support_y)
@@ -218,7 +219,7 @@ def _predicting(
     """
     body, head = split_head(params) if makes_heads(learner) else (params, None)
     fixed = fixed_tensors(model, body) if fixed is None else fixed
-    with _standing_in(model, body, fixed):
+    with standing_in(model, body, fixed):
 
         def predicted(x: Tensor, support_x: Tensor | None, protocol: Protocol | None) -> Any:
             output = _called(model, x, support_x, protocol)
@@ -261,9 +262,7 @@ def support_loss(
         x, y = (_circle(t, first, count) for t in (support_x, support_y))
         with _predicting(model, learner, params, fixed) as predicted:
             value = apply_loss(loss, predicted(x, None, None), y)
-            within = _while_standing_in(model, loss, params, value, "support")
         _refuse_leaks(model, loss, params, value, "support")
-        _refuse_late(model, loss, params, value, "support", within)
         return value
 
     return support
@@ -271,9 +270,6 @@ def support_loss(
 
 _clean: WeakKeyDictionary[nn.Module, dict[tuple[str, int], weakref.ref[Any]]] = WeakKeyDictionary()
 """The losses that were looked at for a model, and found clean on the support or query set."""
-
-LATE = 1e-4
-"""The relative difference of two gradients of one graph that is no rounding."""
 
 NODES, LOSSES = 20_000, 64
 """The operations that it looks at, and the losses that it remembers for a model, at most."""
@@ -288,7 +284,7 @@ def _refuse_leaks(model: nn.Module, loss: Loss, params: Params, value: Tensor, o
         InputError: the first value of this loss for the model, on this set, depends on such a parameter.
     """
     with swapping:
-        if not value.requires_grad or _is_clean(model, loss, of):
+        if not value.requires_grad or is_clean(model, loss, of):
             return
         if _get_current_dispatch_mode_stack():  # a trace has constants where these parameters are
             return
@@ -309,104 +305,23 @@ def _refuse_leaks(model: nn.Module, loss: Loss, params: Params, value: Tensor, o
                 "detach() it if it is to stay as it is"
             )
         left += [following for following, _ in node.next_functions]
-    _note_clean(model, loss, of)
+    note_clean(model, loss, of)
 
 
-def _is_clean(model: nn.Module, loss: Loss, of: str) -> bool:
+def is_clean(model: nn.Module, loss: Loss, of: str) -> bool:
+    """Whether a loss was looked at for a model before, by this kind of look, and found clean."""
     known = _clean.get(model, {}).get((of, id(loss)))
     return known is not None and known() is loss
 
 
-def _note_clean(model: nn.Module, loss: Loss, of: str) -> None:
+def note_clean(model: nn.Module, loss: Loss, of: str) -> None:
+    """Remember that it was."""
     with swapping:
         known = _clean.setdefault(model, {})
         if len(known) >= LOSSES:
             known.clear()
         with contextlib.suppress(TypeError):  # what cannot be noted is looked at again
             known[of, id(loss)] = weakref.ref(loss)
-
-
-Gradients = tuple[Tensor | None, ...]
-
-
-def _while_standing_in(
-    model: nn.Module, loss: Loss, params: Params, value: Tensor, of: str
-) -> Gradients | None:
-    """The gradient of ``value`` while ``params`` stand in for the model's own, for `_refuse_late`.
-
-    None if this loss was looked at before; or if it would tell nothing: under a trace, where ``params``
-    are equal to the model's own, or, of the support set, where the graph goes on beyond them.
-    """
-    if not value.requires_grad or _is_clean(model, loss, f"late {of}"):
-        return None
-    if _get_current_dispatch_mode_stack():
-        return None
-    if of == "support" and not all(p.is_leaf for p in params.values()):
-        return None  # the query loss at the end of this path tells the same
-    wanted = [p for p in params.values() if p.requires_grad]
-    devices = {p.device for p in wanted if p.device.type == "cuda"}
-    before = _random(devices)
-    found = _gradients_again(params, value)
-    if all(map(torch.equal, before, _random(devices))):
-        return found
-    torch.set_rng_state(
-        before[0]
-    )  # a hook draws: it did not, and another time it would draw otherwise
-    for device, state in zip(devices, before[1:], strict=True):
-        torch.cuda.set_rng_state(state, device)
-    return None
-
-
-def _random(devices: Collection[torch.device]) -> list[Tensor]:
-    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
-
-
-def _gradients_again(params: Params, value: Tensor) -> Gradients:
-    wanted = [p for p in params.values() if p.requires_grad]
-    return torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
-
-
-def _refuse_late(
-    model: nn.Module, loss: Loss, params: Params, value: Tensor, of: str, within: Gradients | None
-) -> None:
-    """Refuse a model or loss whose backward pass reads parameters of the model when it runs.
-
-    By then the model has its own again, not those of the inner step that the gradient is of: in a function
-    that computes its block again, or a hook that reads a parameter. (Checkpointed blocks keep what they
-    computed instead, see `gametalearn.engine.swap.kept_activations`.)
-
-    Args:
-        model, loss, params, value, of: as in `_refuse_leaks`.
-        within: the gradient by `_while_standing_in`, which is compared with the same one now.
-
-    Raises:
-        InputError: it does.
-    """
-    if within is None:
-        return
-    with swapping:
-        own = dict(model.named_parameters())
-        if all(n not in own or torch.equal(own[n], p) for n, p in params.items()):
-            return
-    for one, other in zip(within, _gradients_again(params, value), strict=True):
-        if _apart(one, other):
-            raise InputError(
-                f"the backward pass of {type(model).__name__} reads its parameters anew, in a gradient hook or in "
-                "a function that computes its block again, when the inner loop's are no longer in their place; "
-                "read them in the forward, where a hook can hold them, or leave the recomputation out"
-            )
-    _note_clean(model, loss, f"late {of}")
-
-
-def _apart(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether two gradients of one graph differ by more than rounding."""
-    if one is None or other is None:
-        return one is not other
-    there = torch.isfinite(one)
-    if not torch.equal(there, torch.isfinite(other)):
-        return True
-    one, other = one[there], other[there]
-    return bool(((one - other).abs() > LATE * one.abs().amax()).any()) if len(one) else False
 
 
 def _circle(t: Tensor, first: int, count: int | None) -> Tensor:

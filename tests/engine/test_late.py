@@ -8,7 +8,9 @@ numbers that computes everything once.
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from gametalearn import (
     evaluate,
     meta_gradients,
 )
+from gametalearn.engine.swap import kept_activations
 from gametalearn.gradients import adapt_and_score
 
 METHODS = ("auto", "loop", "verify")
@@ -172,6 +175,23 @@ def test_a_backward_pass_that_reads_parameters_anew_is_refused(
             meta_gradients(model, batch, MAML(0.5, 2, first_order=first_order), method=method)
 
 
+class Zero(Recomputing):
+    """With a head of zeros, as many begin, the first inner step moves nothing below it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.head.weight.zero_()
+            self.head.bias.zero_()
+
+
+@pytest.mark.parametrize("model", [Zero(), Recomputing()], ids=["zero", "plain"])
+@pytest.mark.parametrize("learner", [MAML(1e-6, 1), ANIL(0.5, 1), MAML(0.5, 0)])
+def test_it_is_refused_at_once_whatever_the_inner_loop_moves(model: Any, learner: Any) -> None:
+    with pytest.raises(InputError, match="reads its parameters anew"):
+        meta_gradients(model, episodes().sample(2), learner, method="loop")
+
+
 def test_so_it_is_where_only_the_adapted_model_matters() -> None:
     batch, learner = episodes().sample(2), MAML(0.5, 3)
     for model in (Gated(late=True), Recomputing()):
@@ -211,6 +231,116 @@ def test_a_hook_that_holds_what_it_needs_is_right(method: Any) -> None:
     rows, loss = in_place(model, batch, 0.5, 3)
     torch.testing.assert_close(found.rows, rows)
     torch.testing.assert_close(found.loss, loss)
+
+
+class Once(torch.autograd.Function):
+    """Frees what it kept when it runs backward, and cannot do so again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.kept = x.cos()
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> Tensor:
+        kept: Tensor = ctx.kept
+        del ctx.kept
+        return given[0] * kept
+
+
+class Strange(Blocks):
+    """Things that cannot be compared, or look as if something was read late, and are right."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.kind, self.calls = how, 0
+        self.table = nn.Parameter(torch.randn(10, 8, dtype=torch.float64))
+        self.own = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.second(self.first(x))
+        if self.kind == "once":
+            z = Once.apply(z)
+        elif self.kind == "sparse":
+            z = z + F.embedding(torch.arange(len(x)) % 10, self.table, sparse=True)
+        elif self.kind == "generator" and z.requires_grad:
+            z.register_hook(lambda g: g + 0.01 * torch.randn(g.shape, generator=self.own).to(g))
+        elif self.kind == "counter" and z.requires_grad:
+            z.register_hook(self.scheduled)
+        out: Tensor = self.head(z)
+        return out
+
+    def scheduled(self, gradient: Tensor) -> Tensor:
+        self.calls += 1
+        return gradient * (1 + 0.01 * self.calls)
+
+
+@pytest.mark.parametrize("how", ["once", "sparse", "generator", "counter"])
+def test_what_cannot_be_compared_is_let_pass(how: str) -> None:
+    batch, learner = episodes().sample(2), MAML(0.5, 2, first_order=True)
+    found = meta_gradients(Strange(how), batch, learner, method="loop")
+    assert torch.isfinite(found.rows).all()
+    adapt_and_score(Strange(how), batch, learner, method="loop")
+
+
+class Counting(Blocks):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.second(self.first(x))
+        if z.requires_grad:
+            z.register_hook(self.seen)
+        out: Tensor = self.head(z)
+        return out
+
+    def seen(self, gradient: Tensor) -> None:
+        self.calls += 1
+
+
+def test_it_is_looked_at_once_for_a_model_and_a_loss() -> None:
+    model, calls = Counting(), []
+    for _ in range(3):
+        before = model.calls
+        meta_gradients(model, episodes().sample(4), MAML(0.5, 1, first_order=True), method="loop")
+        calls.append(model.calls - before)
+    assert calls == [8 + 3, 8, 8]  # of each task a support and a query gradient; three to compare
+
+
+def test_only_the_thread_that_is_in_the_engine_keeps_activations() -> None:
+    """Others' checkpoints compute again, as they are meant to."""
+    counts: list[int] = []
+
+    def block(x: Tensor) -> Tensor:
+        counts.append(0)
+        return x.sin().cos()
+
+    def elsewhere() -> None:
+        checkpoint(block, torch.ones(3, requires_grad=True), use_reentrant=False).sum().backward()
+
+    with kept_activations():
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(elsewhere).result()
+        assert len(counts) == 2
+        elsewhere()
+        assert len(counts) == 3
+    elsewhere()
+    assert len(counts) == 5
+
+
+def test_a_backward_pass_in_another_thread_is_not_waited_for() -> None:
+    """On a GPU autograd computes blocks again in a thread of its own, which must find nothing locked."""
+    real = torch.autograd.grad
+
+    def in_a_thread(*args: Any, **more: Any) -> Any:
+        return pool.submit(real, *args, **more).result(timeout=60)
+
+    batch, model = episodes().sample(2), Blocks()
+    wanted = meta_gradients(model, batch, MAML(0.5, 2), method="loop")
+    with ThreadPoolExecutor(8) as pool, mock.patch("torch.autograd.grad", in_a_thread):
+        found = meta_gradients(Blocks(), batch, MAML(0.5, 2), constant_memory=True)
+    torch.testing.assert_close(found.rows, wanted.rows)
 
 
 class Noisy(Blocks):
@@ -269,10 +399,37 @@ def test_hooks_that_act_on_accumulated_gradients_are_refused() -> None:
         meta_gradients(model, episodes().sample(2), MAML(0.5, 1))
 
 
-def test_a_hook_that_only_looks_on_changes_nothing() -> None:
-    seen: list[Tensor] = []
-    model, batch = with_hook(seen.append), episodes().sample(2)
+class Seen:
+    """A logger, whose hooks return nothing or what they were given."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, gradient: Tensor) -> None:
+        self.count += 1
+
+    def given_back(self, gradient: Tensor) -> Tensor:
+        self.count += 1
+        return gradient
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_hook_that_only_looks_on_changes_nothing(back: bool) -> None:
+    seen, batch = Seen(), episodes().sample(2)
+    model = with_hook(seen.given_back if back else seen)
     for _ in range(3):
         found = meta_gradients(model, batch, MAML(0.5, 1))
         torch.testing.assert_close(found.rows, meta_gradients(Blocks(), batch, MAML(0.5, 1)).rows)
-    assert len(seen) == 1  # when it was looked at
+    assert seen.count == 1  # when it was looked at
+
+
+def test_hooks_that_clamp_or_fail_are_refused_in_a_line() -> None:
+    batch = episodes().sample(2)
+    for hook in (lambda g: g.clamp(-1, 1), lambda g: g.nope):
+        with pytest.raises(InputError, match="has a gradient hook"):
+            meta_gradients(with_hook(hook), batch, MAML(0.5, 1))
+
+
+def test_what_acts_on_accumulated_gradients_does_not_matter_in_a_test() -> None:
+    model = with_hook(lambda p: None, later=True)
+    assert 0 <= evaluate(model, episodes(), MAML(0.5, 1), 4).mean <= 1
