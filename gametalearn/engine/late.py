@@ -7,8 +7,6 @@ they computed, see `gametalearn.engine.swap.kept_activations`.)
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -48,11 +46,12 @@ def refuse_late(
     """
     if is_clean(model, loss, "late") or _get_current_dispatch_mode_stack():
         return
-    found = None
-    with contextlib.suppress(
-        Exception
-    ):  # what fails at other parameters, or on a second backward pass
+    try:
         found = _gradients(model, learner, loss, meta, x, y)
+    except MemoryError:
+        raise
+    except Exception:  # at other parameters, or on a second backward pass
+        found = None
     if found is not None:
         first, again, after = found
         size = max((float(g.abs().max()) for g in first if len(g)), default=0.0)
