@@ -2,8 +2,9 @@
 
 For each rule: the validated score on the way, the cosine between its update and the mean gradient, its length
 relative to the mean's, the effective number of tasks, the share of negative weights, the share of the weight that
-corrupted tasks had, that of each of several objectives in the last tenth of the training, and the time that the gradients and the rule took. What a run logged is averaged over its
-iterations, then over seeds, with a 95% interval. It is written as course.json, from which tables.py makes a table.
+corrupted tasks had, that of each of several objectives in the last tenth of the training, and the time that the
+gradients and the rule took. What a run logged is averaged over its iterations, then over seeds, with a 95% interval.
+It is written as course.json, from which tables.py makes a table.
 
 example:
   python experiments/read_course.py runs/rules-clean --out experiments/results/rules-clean

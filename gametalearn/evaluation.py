@@ -182,7 +182,8 @@ def evaluate(
             `gametalearn.normalisation.Protocol`); by default what the model does. That is known by
             types for this library's models and for batch normalisation, and measured on the first
             episode otherwise.
-        tasks_at_once: episodes adapted together, at least 1; above 16, in multiples of 16 (or of what divides equally among several data sets). Memory and
+        tasks_at_once: episodes adapted together, at least 1; above 16, in multiples of 16 (or of what
+            divides equally among several data sets). Memory and
             time depend on it, the episodes do not.
         progress: called with the number of episodes done since its last call.
         team: processes that all call this and split the episodes among them; the values are those that

@@ -267,7 +267,7 @@ def _refuse_later(model: nn.Module, meta: Params) -> None:
 
 def _looks_on(hook: Any, parameter: Tensor) -> bool:
     """Whether a hook leaves gradients of both signs, from 0.001 to 1,000, as they are."""
-    size = torch.logspace(-3, 3, parameter.numel(), dtype=torch.float32)
+    size = torch.logspace(3, -3, parameter.numel(), dtype=torch.float32)
     size[1::2] *= -1
     given = size.to(parameter.device, parameter.dtype).view(parameter.shape)
     before = given.clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ def word(seed: int) -> int:
     >>> word(7), word(2**32 + 7) == 7, word(-1) == word(2**32 - 1)
     (7, False, False)
     """
+    seed = operator.index(seed)  # NumPy's integers too
     return seed if 0 <= seed < 2**32 else derived(seed, "word")
 
 

@@ -456,9 +456,7 @@ def _imported(kind: str, name: str, target: str) -> Callable[..., Any]:
                 f"rule '{name}': {error.name} is not installed; pip install '{TORCHJD_PACKAGE}'"
             ) from error
         raise InputError(f"{_word(kind)} '{name}': no module {error.name}") from error
-    except (
-        InputError
-    ) as error:  # a bridge to a package that is not installed says all that is needed
+    except InputError as error:  # of a bridge to a package that is not there
         raise InputError(f"{_word(kind)} '{name}': {error}") from error
     except Exception as error:  # another package's code may raise anything
         reason = f"{type(error).__name__}: {summary(error)}"

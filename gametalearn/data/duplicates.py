@@ -45,38 +45,29 @@ def warn_of_copies(where: str, copies: Iterable[Sequence[Place]]) -> None:
         where: the folder.
         copies: for each distinct content the places of its files.
     """
-    splits: list[tuple[Place, Place]] = []
-    classes: list[tuple[Place, Place]] = []
-    twice: list[tuple[Place, Place]] = []
+    pairs: list[list[tuple[Place, Place]]] = [[], [], []]
     for first, *others in copies:
         for other in others:
-            if other[0] != first[0]:
-                splits.append((first, other))
-            elif other[1] != first[1]:
-                classes.append((first, other))
-            else:
-                twice.append((first, other))
-    if splits:
-        (split, _, one), (other_split, _, two) = splits[0]
-        warnings.warn(
-            f"{where}: {_images(splits)} in two splits, byte for byte ({one} in {split}, {two} in "
-            f"{other_split}{_first(splits)}); few-shot splits must not share images, so remove the copies",
-            stacklevel=2,
-        )
-    if classes:
-        (_, _, one), (_, _, two) = classes[0]
-        warnings.warn(
-            f"{where}: {_images(classes)} in two classes, byte for byte ({one}, {two}{_first(classes)}); "
-            "an episode of both contradicts itself, so remove the copies",
-            stacklevel=2,
-        )
-    if twice:
-        (_, _, one), (_, _, two) = twice[0]
-        warnings.warn(
-            f"{where}: {_images(twice)} twice in one class, byte for byte ({one}, {two}{_first(twice)}); "
-            "a copy in the support set tells the label of a query, so remove the copies",
-            stacklevel=2,
-        )
+            kind = 0 if other[0] != first[0] else 1 if other[1] != first[1] else 2
+            pairs[kind].append((first, other))
+    for found, (what, why) in zip(pairs, WHY, strict=True):
+        if found:
+            (split, _, one), (other_split, _, two) = found[0]
+            named = f"{one}, {two}"
+            if split != other_split:
+                named = f"{one} in {split}, {two} in {other_split}"
+            warnings.warn(
+                f"{where}: {_images(found)} {what}, byte for byte ({named}{_first(found)}); {why}, so remove the copies",
+                stacklevel=2,
+            )
+
+
+WHY = (
+    ("in two splits", "few-shot splits must not share images"),
+    ("in two classes", "an episode of both contradicts itself"),
+    ("twice in one class", "a copy in the support set tells the label of a query"),
+)
+"""Where copies are, and what is wrong with that."""
 
 
 def _images(pairs: Sequence[object]) -> str:

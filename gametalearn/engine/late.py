@@ -39,7 +39,7 @@ def refuse_late(
 
     Args:
         model, learner, loss, meta: as in `gametalearn.meta_gradients`.
-        x, y: a support set.
+        x, y: a support set, ``(S, *x)`` and ``(S, *y)``.
 
     Raises:
         InputError: it does.
@@ -75,7 +75,8 @@ def _gradients(
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        moved = _moved({n: p for n, p in meta.items() if n in dict(model.named_parameters())})
+        names = {name for name, _ in model.named_parameters()}  # beside learned rates
+        moved = _moved({n: p for n, p in meta.items() if n in names})
         wanted = [p for p in moved.values() if p.is_floating_point() or p.is_complex()]
         with standing_in(model, moved, fixed_tensors(model, moved)):
             output = model(x.clone())
