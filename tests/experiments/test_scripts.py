@@ -315,7 +315,7 @@ def test_the_course_of_a_comparison_is_the_average_of_its_logs(tmp_path: Path, c
     assert "results.json: cannot be read" in capsys.readouterr().err
 
 
-def test_seeds_that_were_trained_apart_are_joined_as_if_trained_together(
+def test_parts_of_a_comparison_are_joined_as_if_trained_together(
     tmp_path: Path, capsys: Any
 ) -> None:
     config = TrainConfig.of(
@@ -323,48 +323,57 @@ def test_seeds_that_were_trained_apart_are_joined_as_if_trained_together(
         meta_batch=2, validate_every=2, log_every=1,
     )  # fmt: skip
     rules = ["uniform", "agreement", "norm-control"]
-    parts = {"whole": range(5), "a": range(3), "b": (3, 4)}
+    parts = {
+        "whole": (rules, range(3)), "a": (rules[:2], range(2)), "b": (rules, [2]),
+        "c": (rules[2:], range(2)),
+    }  # fmt: skip
     read_course = script("read_course")
-    for name, seeds in parts.items():
-        compare(config, rules, list(seeds), 3, tmp_path / name, progress=False)
+    for name, (own, seeds) in parts.items():
+        compare(config, own, list(seeds), 3, tmp_path / name, progress=False)
         assert read_course.main([str(tmp_path / name)]) == 0
-    folders = [str(tmp_path / name) for name in ("a", "b", "out")]
-    main = script("join_seeds").main
-    assert main([*folders[:2], "--out", folders[2]]) == 0
+    a, b, c, out = (str(tmp_path / name) for name in ("a", "b", "c", "out"))
+    main = script("join_results").main
+    assert main([a, b, c, "--out", out]) == 0
     found, whole = (read_results(tmp_path / name) for name in ("out", "whole"))
-    for pair in whole["paired"]:
-        pair["episodes"] = {"ci95": None, "p_value": None}
-    for entry in (e for r in (found, whole) for e in r["rules"].values()):
-        for one in entry["seeds"]:
-            del one["seconds"]
-    assert found["rules"].keys() == whole["rules"].keys()
-    for rule, entry in whole["rules"].items():
-        episodes = entry.pop("ci95_episodes")
-        assert found["rules"][rule].pop("ci95_episodes") == pytest.approx(episodes)
-    for key in ("rules", "paired", "config", "metric", "episodes"):
+    for key in ("config", "metric", "episodes"):
         assert found[key] == whole[key]
-    timed = ("gradients_seconds", "rule_seconds")
-    a, b = (
-        json.loads((tmp_path / n / "course.json").read_text())["rules"] for n in ("out", "whole")
+    assert list(found["rules"]) == rules
+    for rule, entry in whole["rules"].items():
+        joined = found["rules"][rule]
+        for one in [*entry["seeds"], *joined["seeds"]]:
+            del one["seconds"]
+        assert joined["seeds"] == entry["seeds"]
+        for key in ("accuracy", "ci95", "ci95_episodes"):
+            assert joined[key] == pytest.approx(entry[key])
+    for pair, one in zip(found["paired"], whole["paired"], strict=True):
+        assert pair.pop("episodes") == {"ci95": None, "p_value": None}
+        assert pair.keys() == one.keys() - {"episodes"}
+        for key, value in pair.items():
+            assert value == pytest.approx(one[key], abs=1e-12)
+    course, expected = (
+        json.loads((tmp_path / name / "course.json").read_text())["rules"]
+        for name in ("out", "whole")
     )
-    for rule, entry in b.items():
-        assert a[rule].keys() == entry.keys()
-        for name in entry.keys() - {"validation", *timed}:
-            assert a[rule][name]["mean"] == pytest.approx(entry[name]["mean"])
-        assert a[rule]["validation"]["2"]["mean"] == pytest.approx(entry["validation"]["2"]["mean"])
-    assert main([folders[0], folders[0], "--out", folders[2]]) == 2
-    assert "both parts have the seeds 0, 1, 2" in capsys.readouterr().err
-    other = json.loads((tmp_path / "b" / "results.json").read_text())
+    for rule, entry in expected.items():
+        assert course[rule].keys() == entry.keys()
+        for name in ("cosine", "length", "effective_tasks", "negative_share"):
+            assert course[rule][name]["mean"] == pytest.approx(entry[name]["mean"])
+        validated = (at[rule]["validation"]["2"]["mean"] for at in (course, expected))
+        assert next(validated) == pytest.approx(next(validated))
+    capsys.readouterr()
+    for folders, message in (
+        ([a, a], "'uniform' is in several parts on the seeds 0, 1"),
+        ([a, b], "'norm-control' has no training on the seeds 0, 1"),
+    ):
+        assert main([*folders, "--out", out]) == 2
+        assert message in capsys.readouterr().err
+    other = json.loads((tmp_path / "c" / "results.json").read_text())
     for change, message in (
         ({"episodes": 4}, "the parts differ in 'episodes'"),
         ({"environment": {"gametalearn": "0.0.1"}}, "the parts were trained by"),
-        (
-            {"rules": {"uniform": other["rules"]["uniform"]}, "paired": []},
-            "the parts have the rules",
-        ),
     ):
-        (tmp_path / "b" / "results.json").write_text(json.dumps({**other, **change}))
-        assert main([*folders[:2], "--out", folders[2]]) == 2
+        (tmp_path / "c" / "results.json").write_text(json.dumps({**other, **change}))
+        assert main([a, b, c, "--out", out]) == 2
         assert message in capsys.readouterr().err
 
 
