@@ -74,8 +74,10 @@ def _on_terminal() -> bool:
 
 
 @contextlib.contextmanager
-def counting(label: str, total: int, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """A function that takes the number of episodes that were done, and shows how far they are.
+def counting(
+    label: str, total: int, show: bool = True, unit: str = "episodes"
+) -> Iterator[Callable[[int], None]]:
+    """A function that takes the number of episodes, or of ``unit``, that were done, and shows how far they are.
 
     A bar on a terminal; elsewhere a line every 10 seconds.
     """
@@ -90,7 +92,7 @@ def counting(label: str, total: int, show: bool = True) -> Iterator[Callable[[in
         if show and not terminal and now - spoke > EVERY and 0 < done < total:
             spoke = now
             left = duration((now - started) / done * (total - done))
-            tell(f"{label}: {done} of {total} episodes, about {left} left")
+            tell(f"{label}: {done} of {total} {unit}, about {left} left")
 
     with tqdm(total=total, desc=label, disable=not (show and terminal), leave=False) as bar:
         yield advance

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import math
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +108,9 @@ def _probe(args: argparse.Namespace, trained: Run, rules: list[str], file: Path)
     if not args.trust:
         given = {} if args.dataset is None else {"dataset": args.dataset}
         registry.refuse_untrusted(config.as_dict(), ("dataset",), given, args.folder)
-    tasks, steps = (
-        config.meta_batch,
-        args.meta_batches + math.ceil(args.reference / config.meta_batch),
-    )
-    with counting(f"probe {file}", steps * tasks, not args.quiet) as tick:
+    tasks = config.meta_batch
+    reference = math.ceil(args.reference / tasks)
+    with _counting(f"probe {file}", reference, args.meta_batches, not args.quiet) as tick:
         return probe(
             trained.model,
             trained.episodes("train"),
@@ -126,8 +126,28 @@ def _probe(args: argparse.Namespace, trained: Run, rules: list[str], file: Path)
             length=args.length,
             seed=args.seed,
             constant_memory=config.constant_memory,
-            progress=lambda done: tick(done * tasks),
+            progress=tick,
         )
+
+
+@contextmanager
+def _counting(
+    label: str, reference: int, meta_batches: int, show: bool
+) -> Iterator[Callable[[int], None]]:
+    """Two counts one after the other, as a meta-batch of the reference takes a small part of another's time."""
+    with ExitStack() as stack:
+        tick = stack.enter_context(counting(f"{label}: reference", reference, show, "meta-batches"))
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal tick, done
+            tick(more)
+            done += more
+            if done == reference:
+                stack.close()
+                tick = stack.enter_context(counting(label, meta_batches, show, "meta-batches"))
+
+        yield advance
 
 
 def _rule(name: str, trained: Run) -> Rule:

@@ -56,6 +56,21 @@ def test_tables_json_and_plots_and_the_run_as_it_was(capsys, trained):
         assert (trained / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_reference_and_the_meta_batches_are_counted_apart(
+    capsys, monkeypatch, trained, tmp_path
+):
+    monkeypatch.setattr("gametalearn.progress.EVERY", 0)
+    words = f"probe {trained} --meta-batches 3 --reference 5"  # 2 meta-batches of 3 tasks
+    assert main([*words.split(), "--out", str(tmp_path)]) == 0
+    shown = [line for line in capsys.readouterr().err.splitlines() if " of " in line]
+    label = f"probe {trained / 'checkpoint.pt'}"
+    assert [line.partition(" meta-batches, about")[0] for line in shown] == [
+        f"{label}: reference: 1 of 2",
+        f"{label}: 1 of 3",
+        f"{label}: 2 of 3",
+    ]
+
+
 def test_all_kept_checkpoints_under_disturbance(capsys, trained, tmp_path):
     out = tmp_path / "b"
     flags = "--rules uniform,normalized-mean --checkpoint all --disagree 0.5 --meta-batch 4"
