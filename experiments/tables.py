@@ -18,7 +18,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,23 +139,31 @@ def probed(folder: Path) -> str:
     others = f"{first['reference']:,} {'clean' if aim == 'clean' else 'other'} tasks"
     header = ["iteration", "rule", f"cosine to {baseline}", f"cosine to the mean of {others}",
               f"effective tasks of {first['tasks']}", *(STEPS[step] for step in steps)]  # fmt: skip
+    digits = {step: _digits(one["rules"][rule]["gains"][step][aim]
+                            for one in checkpoints for rule in one["rules"]) for step in steps}  # fmt: skip
     lines = []
     for one in checkpoints:
         for rule, entry in one["rules"].items():
             told = ("cosine_uniform", "cosine_true", "effective_tasks")
             shown = [f"{entry[name]['mean']:.{3 if name != told[-1] else 1}f}" for name in told]
-            cells = [_gain(entry["gains"][step][aim]) for step in steps]
+            cells = [_gain(entry["gains"][step][aim], digits[step]) for step in steps]
             lines.append([str(one["iteration"]), rule, *shown, *cells])
     return "\n".join([*lined([header, *lines]), ""])
 
 
-def _gain(found: dict[str, Any]) -> str:
+def _digits(found: Iterable[dict[str, Any]]) -> int:
+    """Two decimals of thousandths where no difference from the baseline reaches one, else one."""
+    pairs = [one["minus_baseline"] for one in found]
+    return 2 if max((abs(1000 * pair["mean"]) for pair in pairs if pair), default=1) < 1 else 1
+
+
+def _gain(found: dict[str, Any], digits: int) -> str:
     """A gain in thousandths, and for all but the baseline its difference from the baseline's."""
-    text = f"{1000 * found['mean']:.1f}"
+    text = f"{1000 * found['mean']:z.{digits}f}"
     if (pair := found["minus_baseline"]) is None:
         return text
-    low, high = pair["ci95"]
-    return f"{text}: {1000 * pair['mean']:+.1f} [{1000 * low:+.1f}, {1000 * high:+.1f}]"
+    mean, low, high = (f"{1000 * value:+z.{digits}f}" for value in (pair["mean"], *pair["ci95"]))
+    return f"{text}: {mean} [{low}, {high}]"
 
 
 def gains(folder: Path) -> str:
