@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -34,6 +34,9 @@ class GradientCollector:
     others. Those that do not require gradients, of whatever dtype, have no part in the rows and
     keep their ``.grad``. Memory: T gradients, and up to three times as much again while they are
     combined, as was measured for 6 tasks of 80 MB (`stream_agreement` needs a fixed number).
+
+    Every ``.grad`` is None or zero when the first task's ``backward`` runs: call ``optimizer.zero_grad()``
+    after each step. To accumulate, add the tasks of several meta-batches before one ``combine``.
 
     Args:
         parameters: those of the optimiser: ``model.parameters()`` or ``optimizer.param_groups``.
@@ -86,6 +89,7 @@ class GradientCollector:
             )
         self.rule = as_rule(rule, "GradientCollector")
         self._tasks: list[_Task] = []
+        self._left = _Left()
 
     def __len__(self) -> int:
         """Tasks collected since the last `combine`."""
@@ -96,7 +100,7 @@ class GradientCollector:
         *,
         loss: Tensor | float | None = None,
         score: Tensor | float | None = None,
-        group: int = 0,
+        group: int | None = None,
         update: Sequence[Tensor | None] | None = None,
     ) -> None:
         """Take the gradients that the task's ``backward`` left; each ``.grad`` becomes None.
@@ -108,13 +112,15 @@ class GradientCollector:
             loss: the task's loss, before AMP's scaling; for rules over losses. Kept in the rows'
                 dtype, or in float32 if that is wider, as the score is.
             score: its accuracy in [0, 1]; for DTP's indicator ``"accuracy"``.
-            group: its objective; for rules over objectives.
+            group: its objective; for rules over objectives, where it may be left out only if there is
+                one. Default: 0.
             update: the inner loop's theta - theta_i, one tensor per parameter in the order of
                 ``parameters``, or one for each that requires gradients (None: zeros); for
                 ``GradientAgreement(signal="update")``.
 
         Raises:
-            InputError: no parameter has a gradient; a sparse gradient; an update that does not fit
+            InputError: no parameter has a gradient; ``.grad`` held the last combination when the task's
+                ``backward`` ran; a sparse gradient; an update that does not fit
                 the parameters; a loss or score that is no scalar, or a group that is no integer;
                 parameters that require gradients here and did not for the task before, or the other
                 way round.
@@ -130,6 +136,7 @@ class GradientCollector:
         if update is not None and len(update) == len(self._all):
             update = [u for u, p in zip(update, self._all, strict=True) if p.requires_grad]
         gradient = [p.grad for p in trained]
+        self._left.refuse()
         if all(g is None for g in gradient):
             raise InputError(
                 "GradientCollector: add() found no gradient on any parameter; call it right after "
@@ -141,7 +148,7 @@ class GradientCollector:
             update=None if update is None else flatten(self._parameters, update, "update"),
             loss=_scalar("loss", loss),
             score=_scalar("score", score),
-            group=_integer(group),
+            group=None if group is None else _integer(group),
         )
         for parameter, present in zip(self._parameters, task.present, strict=True):
             if present:
@@ -160,8 +167,8 @@ class GradientCollector:
             The `Weights` of the tasks, in the order in which they were added.
 
         Raises:
-            InputError: no task was added, the rule needs what `add` was not given, or gives a weight
-                that is not finite. The tasks are dropped then, too.
+            InputError: no task was added, the rule needs what `add` was not given (such as the ``group``,
+                for one over several objectives), or gives a weight that is not finite. The tasks are dropped then, too.
         """
         tasks, self._tasks = self._tasks, []
         if not tasks:
@@ -169,6 +176,8 @@ class GradientCollector:
                 "GradientCollector: combine() found no task; call add() after each task's "
                 "loss.backward()"
             )
+        if any(task.group is None for task in tasks) and _over_several(self.rule):
+            _lacks("group")
         gradients = _CollectedGradients(tasks)
         rows = gradients.rows
         if bool(torch.isfinite(rows).all()):
@@ -178,7 +187,58 @@ class GradientCollector:
             weights = Weights(raw=uniform, effective=uniform)
         present = [any(flags) for flags in zip(*(task.present for task in tasks), strict=True)]
         write_gradient(self._parameters, present, weights, rows)
+        given = zip(self._parameters, present, strict=True)
+        self._left.watch(next((p for p, there in given if there and p.requires_grad), None))
         return weights
+
+
+class _Left:
+    """Whether the combination was still in ``.grad`` when the next gradient was added to it.
+
+    It would count as a part of the next task's. Afterwards it cannot be told, since ``zero_grad`` may
+    clear a gradient in place, so the first parameter is looked at when the next ``backward`` reaches it.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[Tensor] = []
+        self._edge: tuple[Any, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_found": [], "_edge": None}  # a node cannot be copied
+
+    def watch(self, parameter: Tensor | None) -> None:
+        """``parameter.grad`` was just written; None where there is none to look at."""
+        self.forget()
+        if parameter is None:
+            return
+        written = parameter.grad
+
+        def look(_: object) -> None:
+            if written is not None and parameter.grad is written:
+                self._found.append(written.any())  # no synchronisation yet
+            self.forget(self._found)
+
+        # Its node is what adds to .grad; it lives as long as somebody holds it.
+        with torch.inference_mode(False):
+            node = torch.autograd.graph.get_gradient_edge(parameter).node
+        self._edge = node, node.register_prehook(look)
+
+    def forget(self, found: Sequence[Tensor] = ()) -> None:
+        """Look no more."""
+        if self._edge is not None:
+            self._edge[1].remove()
+        self._edge, self._found = None, list(found)
+
+    def refuse(self) -> None:
+        """Raise the `InputError` if it was there."""
+        found = [bool(one) for one in self._found]
+        self.forget()
+        if any(found):
+            raise InputError(
+                "GradientCollector: .grad still held the last combination when this task's backward ran; "
+                "call optimizer.zero_grad() after each step, and to accumulate several meta-batches add "
+                "all their tasks before one combine()"
+            )
 
 
 @dataclass
@@ -188,7 +248,7 @@ class _Task:
     update: Tensor | None
     loss: Tensor | None
     score: Tensor | None
-    group: int
+    group: int | None
 
 
 class _CollectedGradients(TaskGradients):
@@ -196,7 +256,7 @@ class _CollectedGradients(TaskGradients):
 
     def __init__(self, tasks: Sequence[_Task]) -> None:
         rows = torch.stack([task.row for task in tasks])
-        group = torch.tensor([task.group for task in tasks], device=rows.device)
+        group = torch.tensor([task.group or 0 for task in tasks], device=rows.device)
         fields = {"rows": rows, "group": group}
         wide = torch.promote_types(rows.dtype, torch.float32)  # a loss of 1e5 is inf in float16
         for field, dtype, values in (
@@ -213,12 +273,23 @@ class _CollectedGradients(TaskGradients):
     def __getattr__(self, name: str) -> NoReturn:
         # Python comes here for what is not set only.
         if name in ("updates", "loss", "score"):
-            argument = "update" if name == "updates" else name
-            raise InputError(
-                f"GradientCollector: this rule needs the {argument} of every task; pass it as "
-                f"add({argument}=...)"
-            )
-        raise AttributeError(name)
+            _lacks("update" if name == "updates" else name)
+        raise AttributeError(
+            f"a rule that is a module is given TaskGradients, which have no '{name}'; use .rows, or pass a "
+            "plain function of rows (T, P) instead"
+        )
+
+
+def _lacks(argument: str) -> NoReturn:
+    raise InputError(
+        f"GradientCollector: this rule needs the {argument} of every task; pass it as add({argument}=...)"
+    )
+
+
+def _over_several(rule: object) -> bool:
+    """Whether a rule weighs several objectives."""
+    objectives = getattr(rule, "objectives", None)
+    return isinstance(objectives, Sized) and len(objectives) > 1
 
 
 def as_rule(rule: Rule | WeightsFunction | None, where: str) -> Rule | WeightsFunction:
@@ -228,6 +299,11 @@ def as_rule(rule: Rule | WeightsFunction | None, where: str) -> Rule | WeightsFu
         InputError: it cannot be asked for weights: a name, a class, anything that cannot be called.
     """
     given: Any = GradientAgreement() if rule is None else rule
+    if any(part.__module__.startswith("torchjd.") for part in type(given).__mro__):
+        raise InputError(
+            f"{where}: `rule` is TorchJD's {type(given).__name__}, which takes a matrix; pass it by its name, "
+            "gametalearn.make_rule('torchjd:NAME'), or TorchJDRule(...)"
+        )
     if callable(given) and not isinstance(given, type):
         return given  # type: ignore[no-any-return]
     got, remedy = f"a {type(given).__name__}", "pass one, such as GradientAgreement()"

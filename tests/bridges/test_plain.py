@@ -525,6 +525,81 @@ def test_only_accuracies_need_a_score(rule):
     assert torch.equal(weights.effective, fresh(record_of.seen).effective)
 
 
+@pytest.mark.parametrize("rule", [UncertaintyWeighting(2), GradNorm([3, 5]), ScreenedMean(2)])
+def test_rules_over_several_objectives_need_the_group(rule):
+    """All tasks in group 0 would leave GradNorm and DWA at equal weights for ever."""
+    p = nn.Parameter(torch.zeros(2))
+    collect = GradientCollector([p], rule)
+    for group in (3, None):
+        (p * 2).sum().backward()
+        collect.add(loss=1.0, group=group)
+    with pytest.raises(InputError, match=r"needs the group of every task; pass it as add\(group="):
+        collect.combine()
+    one = GradientCollector([p], UncertaintyWeighting(1))
+    (p * 2).sum().backward()
+    one.add(loss=1.0)
+    assert one.combine().effective.shape == (1,)
+
+
+def task(p: nn.Parameter, x: list[float]) -> None:
+    (p * torch.tensor(x)).sum().backward()
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_combination_left_in_grad_is_no_part_of_the_next_task(other):
+    """With another parameter before it, which never has a gradient."""
+    p = nn.Parameter(torch.zeros(2))
+    collect = GradientCollector([nn.Parameter(torch.zeros(1)), p] if other else [p])
+    for _ in range(2):
+        for x in ([1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]):
+            task(p, x)
+            collect.add()
+        assert collect.combine().effective.tolist() == [0.25, 0.5, -0.25]
+        assert p.grad is not None
+        assert p.grad.tolist() == [1.0, 0.5]
+        p.grad = None
+    task(p, [1.0, 0.0])
+    collect.add()
+    collect.combine()
+    task(p, [1.0, 1.0])
+    with pytest.raises(InputError, match=r"held the last combination .* optimizer.zero_grad\(\)"):
+        collect.add()
+
+
+def test_grad_may_be_cleared_in_place_or_dropped_and_other_losses_may_come_between():
+    p = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    collect = GradientCollector([p])
+    for to_none in (False, True, False, False):
+        for x in ([1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]):
+            task(p, x)
+            collect.add()
+        assert collect.combine().effective.tolist() == [0.25, 0.5, -0.25]
+        torch.nn.utils.clip_grad_norm_([p], 0.1)
+        assert torch.autograd.grad((p**2).sum(), p)[0].shape == (2,)  # leaves .grad alone
+        optimizer.step()
+        copy.deepcopy(collect)
+        optimizer.zero_grad(set_to_none=to_none)
+
+
+def test_a_combination_of_zeros_may_stay():
+    p = nn.Parameter(torch.zeros(1))
+    collect = GradientCollector([p], lambda rows: rows.new_zeros(len(rows)))
+    for _ in range(3):
+        task(p, [1.0])
+        collect.add()
+        assert collect.combine().effective.tolist() == [0.0]
+
+
+def test_a_module_of_rows_is_told_what_it_was_given():
+    p = nn.Parameter(torch.zeros(2))
+    collect = GradientCollector([p], nn.Softmax(0))
+    task(p, [1.0, 2.0])
+    collect.add()
+    with pytest.raises(AttributeError, match=r"use \.rows, or pass a plain function of rows"):
+        collect.combine()
+
+
 def test_accuracies_need_a_score():
     p = nn.Parameter(torch.zeros(2))
     collect = GradientCollector([p], DynamicTaskPrioritization(1))

@@ -18,6 +18,7 @@ from torchjd.autojac import backward, jac_to_grad
 from torchjd.linalg import QuadprogProjector
 
 from gametalearn import InputError, TaskGradients, agreement_weights
+from gametalearn.bridges import GradientCollector
 from gametalearn.bridges.torchjd import AgreementWeighting, TorchJDRule, torchjd_rules
 from gametalearn.build import build_rule
 from gametalearn.config import TrainConfig
@@ -461,3 +462,10 @@ def test_nobody_is_blamed_where_one_bad_loss_spoils_every_row() -> None:
             aggregator(rows)
         with pytest.raises(InputError, match="of task 1 is not finite"):
             TorchJDRule("UPGrad")(gradients_of(rows))
+
+
+@pytest.mark.parametrize("name", ["UPGrad", "Mean", "UPGradWeighting"])
+def test_torchjds_own_are_no_rules(name: str) -> None:
+    own = getattr(torchjd.aggregation, name)()
+    with pytest.raises(InputError, match=rf"`rule` is TorchJD's {name}, .*torchjd:NAME"):
+        GradientCollector([torch.nn.Parameter(torch.zeros(2))], own)
