@@ -115,6 +115,12 @@ class ClassImages(Classes):
         Raises:
             InputError: numbers or shapes that do not fit, or pixels without a known range.
         """
+        shape = tuple(images.shape)
+        if len(shape) == 4 and shape[3] in (1, 3, 4) and min(shape[1:3]) > 4:
+            raise InputError(
+                f"ClassImages '{name}': images are (N, C, H, W), got {shape}, which look like (N, H, W, C); "
+                "pass images.permute(0, 3, 1, 2), or of an array images.transpose(0, 3, 1, 2)"
+            )
         order, fields = by_label(labels, name, len(images))
         if is_finer(images):
             _warn_of_8_bits(name)

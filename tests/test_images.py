@@ -199,3 +199,18 @@ def test_what_8_bits_do_not_hold_is_told_once(image: Any) -> None:
     with pytest.warns(UserWarning, match="tensors: images are stored in 8 bits") as told:
         ClassImages.from_tensors(stacked, [0])
     assert len(told) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_are_refused(channels: int) -> None:
+    """They were read as H channels of W x C pixels."""
+    images = torch.zeros(4, 8, 8, channels, dtype=torch.uint8)
+    for given in (images, images.numpy()):
+        with pytest.raises(InputError, match=r"look like \(N, H, W, C\); pass images.permute"):
+            ClassImages.from_tensors(given, [0, 0, 1, 1])
+    assert ClassImages.from_tensors(images.permute(0, 3, 1, 2), [0, 0, 1, 1]).shape == (
+        channels,
+        8,
+        8,
+    )
+    assert ClassImages.from_tensors(torch.zeros(4, 8, 1, 1), [0, 0, 1, 1]).shape == (8, 1, 1)

@@ -269,13 +269,18 @@ def _refused(folder: Path, unreadable: Mapping[str, InputError], count: int) -> 
 
 
 def _listing(folder: Path, tree: Mapping[str, Mapping[str, list[str]]]) -> str:
-    """A digest of the files' classes, places, sizes and times of change."""
+    """A digest of the files' classes, places, sizes and times.
+
+    Of the times, that of the contents can be set, and is the same for files that an archive unpacked; that of
+    the entry, which a file that takes another's place has of its own, cannot.
+    """
     digest = hashlib.sha256()
     for split, classes in tree.items():
         for name, members in classes.items():
             for member in members:
                 now = status(folder, member)
-                line = f"{split}\0{name}\0{member}\0{now.st_size}\0{now.st_mtime_ns}\n"
+                line = f"{split}\0{name}\0{member}\0{now.st_size}\0{now.st_mtime_ns}"
+                line += f"\0{now.st_ctime_ns}\n"
                 digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

@@ -141,6 +141,26 @@ def test_the_cache_follows_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(list((tmp_path / "root").rglob("images-*.npy"))) == 1
 
 
+def test_files_that_change_places_are_packed_again(tmp_path: Path) -> None:
+    """Sizes and times of the contents are equal, as those of an unpacked archive are."""
+    source, root = tmp_path / "in", tmp_path / "root"
+    for name in ("a", "b", "c"):
+        (source / name).mkdir(parents=True)
+        value = 80 * (ord(name) - ord("a"))
+        Image.fromarray(np.full((4, 4), value, np.uint8)).save(source / name / "0.bmp")
+        os.utime(source / name / "0.bmp", ns=(1, 1))
+
+    def values() -> dict[str, int]:
+        parts = [load_folder(source, split, root) for split in ("train", "val", "test")]
+        return {part.classes[0]: int(part.images[int(part.first[0])].max()) for part in parts}
+
+    assert values() == {"a": 0, "b": 80, "c": 160}
+    (source / "a" / "0.bmp").rename(tmp_path / "0.bmp")
+    (source / "b" / "0.bmp").rename(source / "a" / "0.bmp")
+    (tmp_path / "0.bmp").rename(source / "b" / "0.bmp")
+    assert values() == {"a": 80, "b": 0, "c": 160}
+
+
 def test_size_and_channels_are_packed_apart(tmp_path: Path) -> None:
     source = flat(tmp_path / "in", classes=3)
     load = load_dataset(str(source), "train", root=tmp_path / "root", image_size=20, channels=1)
