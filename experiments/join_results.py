@@ -102,10 +102,8 @@ def listed(seeds: Sequence[int]) -> str:
 
 def entry(score: str, seeds: list[Found]) -> Found:
     """What results.json tells of a rule."""
-    over, widths = (
-        over_seeds([one[score] for one in seeds]),
-        [one["ci95_episodes"] for one in seeds],
-    )
+    over = over_seeds([one[score] for one in seeds])
+    widths = [one["ci95_episodes"] for one in seeds]
     within = None if None in widths else float(np.linalg.norm(widths)) / len(widths)
     return {score: over.mean, "ci95": over.half, "ci95_episodes": within, "seeds": seeds}
 

@@ -120,10 +120,9 @@ class GradientCollector:
 
         Raises:
             InputError: no parameter has a gradient; ``.grad`` held the last combination when the task's
-                ``backward`` ran; a sparse gradient; an update that does not fit
-                the parameters; a loss or score that is no scalar, or a group that is no integer;
-                parameters that require gradients here and did not for the task before, or the other
-                way round.
+                ``backward`` ran; a sparse gradient; an update that does not fit the parameters; a loss
+                or score that is no scalar, or a group that is no integer; parameters that require
+                gradients here and did not for the task before, or the other way round.
         """
         trained = _trained(self._all)
         if self._tasks and list(map(id, trained)) != list(map(id, self._parameters)):
@@ -167,8 +166,9 @@ class GradientCollector:
             The `Weights` of the tasks, in the order in which they were added.
 
         Raises:
-            InputError: no task was added, the rule needs what `add` was not given (such as the ``group``,
-                for one over several objectives), or gives a weight that is not finite. The tasks are dropped then, too.
+            InputError: no task was added, the rule needs what `add` was not given (one over several
+                objectives the ``group``), or gives a weight that is not finite. The tasks are dropped
+                then, too.
         """
         tasks, self._tasks = self._tasks, []
         if not tasks:
@@ -193,52 +193,58 @@ class GradientCollector:
 
 
 class _Left:
-    """Whether the combination was still in ``.grad`` when the next gradient was added to it.
+    """Whether the combination was still in ``.grad`` when the next task's gradient was added to it.
 
-    It would count as a part of the next task's. Afterwards it cannot be told, since ``zero_grad`` may
-    clear a gradient in place, so the first parameter is looked at when the next ``backward`` reaches it.
+    It would count as a part of that task's. Afterwards it cannot be told, since ``zero_grad`` may clear
+    a gradient in place, so one parameter is looked at when the next ``backward`` reaches it, or when
+    the task is added, if it does not.
     """
 
     def __init__(self) -> None:
-        self._found: list[Tensor] = []
+        self._parameter: Tensor | None = None
+        self._written: Tensor | None = None
+        self._found: Tensor | None = None
         self._edge: tuple[Any, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_found": [], "_edge": None}  # a node cannot be copied
+        return vars(_Left())  # a node cannot be copied
 
     def watch(self, parameter: Tensor | None) -> None:
-        """``parameter.grad`` was just written; None where there is none to look at."""
-        self.forget()
+        """Look at a parameter whose ``.grad`` was just written; None: at none."""
+        self._stop()
         if parameter is None:
             return
-        written = parameter.grad
-
-        def look(_: object) -> None:
-            if written is not None and parameter.grad is written:
-                self._found.append(written.any())  # no synchronisation yet
-            self.forget(self._found)
-
+        self._parameter, self._written = parameter, parameter.grad
         # Its node is what adds to .grad; it lives as long as somebody holds it.
         with torch.inference_mode(False):
             node = torch.autograd.graph.get_gradient_edge(parameter).node
-        self._edge = node, node.register_prehook(look)
-
-    def forget(self, found: Sequence[Tensor] = ()) -> None:
-        """Look no more."""
-        if self._edge is not None:
-            self._edge[1].remove()
-        self._edge, self._found = None, list(found)
+        self._edge = node, node.register_prehook(lambda _: self._look())
 
     def refuse(self) -> None:
-        """Raise the `InputError` if it was there."""
-        found = [bool(one) for one in self._found]
-        self.forget()
-        if any(found):
+        """Raise the `InputError` if it was there, and look on: it is there until it is cleared."""
+        if self._edge is not None:
+            self._look()
+        found, parameter = self._found, self._parameter
+        self._stop()
+        if found is not None and bool(found):
+            self.watch(parameter)
             raise InputError(
                 "GradientCollector: .grad still held the last combination when this task's backward ran; "
                 "call optimizer.zero_grad() after each step, and to accumulate several meta-batches add "
                 "all their tasks before one combine()"
             )
+
+    def _look(self) -> None:
+        parameter, written = self._parameter, self._written
+        self._stop()
+        self._parameter = parameter
+        if parameter is not None and written is not None and parameter.grad is written:
+            self._found = written.any()  # no synchronisation yet
+
+    def _stop(self) -> None:
+        if self._edge is not None:
+            self._edge[1].remove()
+        self._parameter = self._written = self._found = self._edge = None
 
 
 @dataclass
@@ -301,8 +307,8 @@ def as_rule(rule: Rule | WeightsFunction | None, where: str) -> Rule | WeightsFu
     given: Any = GradientAgreement() if rule is None else rule
     if any(part.__module__.startswith("torchjd.") for part in type(given).__mro__):
         raise InputError(
-            f"{where}: `rule` is TorchJD's {type(given).__name__}, which takes a matrix; pass it by its name, "
-            "gametalearn.make_rule('torchjd:NAME'), or TorchJDRule(...)"
+            f"{where}: `rule` is a {type(given).__name__} for TorchJD, which takes a matrix; pass a rule, such "
+            "as gametalearn.make_rule('torchjd:UPGrad') for one of TorchJD's own"
         )
     if callable(given) and not isinstance(given, type):
         return given  # type: ignore[no-any-return]

@@ -561,9 +561,31 @@ def test_a_combination_left_in_grad_is_no_part_of_the_next_task(other):
     task(p, [1.0, 0.0])
     collect.add()
     collect.combine()
+    for _ in range(2):  # until it is cleared
+        task(p, [1.0, 1.0])
+        with pytest.raises(InputError, match=r"last combination .* optimizer.zero_grad\(\)"):
+            collect.add()
+    p.grad = None
     task(p, [1.0, 1.0])
-    with pytest.raises(InputError, match=r"held the last combination .* optimizer.zero_grad\(\)"):
+    collect.add()
+    assert collect.combine().effective.tolist() == [1.0]
+
+
+def test_a_combination_left_where_the_next_task_has_no_gradient_is_none_of_its():
+    head, body = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    collect = GradientCollector([head, body])
+    (head + body).sum().backward()
+    collect.add()
+    collect.combine()
+    body.grad = None
+    body.sum().backward()
+    with pytest.raises(InputError, match="last combination"):
         collect.add()
+    head.grad = body.grad = None
+    body.sum().backward()
+    collect.add()
+    collect.combine()
+    assert head.grad is None
 
 
 def test_grad_may_be_cleared_in_place_or_dropped_and_other_losses_may_come_between():

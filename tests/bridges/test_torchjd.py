@@ -467,5 +467,5 @@ def test_nobody_is_blamed_where_one_bad_loss_spoils_every_row() -> None:
 @pytest.mark.parametrize("name", ["UPGrad", "Mean", "UPGradWeighting"])
 def test_torchjds_own_are_no_rules(name: str) -> None:
     own = getattr(torchjd.aggregation, name)()
-    with pytest.raises(InputError, match=rf"`rule` is TorchJD's {name}, .*torchjd:NAME"):
+    with pytest.raises(InputError, match=rf"a {name} for TorchJD, .*make_rule"):
         GradientCollector([torch.nn.Parameter(torch.zeros(2))], own)
