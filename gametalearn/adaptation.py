@@ -16,7 +16,7 @@ from typing import Literal, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, require_whole
 from gametalearn.losses import default_loss
 from gametalearn.scores import default_score
 
@@ -135,8 +135,7 @@ def makes_heads(learner: object) -> bool:
 def _check(name: str, inner_lr: float, steps: int) -> None:
     if not inner_lr > 0:
         raise InputError(f"{name}: inner_lr must be positive, got {inner_lr}")
-    if steps < 0:
-        raise InputError(f"{name}: steps must not be negative, got {steps}")
+    require_whole(f"{name}: steps", steps, 0)
 
 
 def _descend(params: Params, grads: Params, rate: float) -> Params:
@@ -311,8 +310,7 @@ class Reptile:
         _check("Reptile", self.inner_lr, self.steps)
         if self.optimizer not in ("sgd", "adam"):
             raise InputError(f"Reptile: optimizer must be 'sgd' or 'adam', got '{self.optimizer}'")
-        if self.batch < 0:
-            raise InputError(f"Reptile: batch must not be negative, got {self.batch}")
+        require_whole("Reptile: batch", self.batch, 0)
 
     def meta_parameters(self, params: Params) -> Params:
         """The model's own."""

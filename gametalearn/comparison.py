@@ -15,7 +15,7 @@ from gametalearn.build import objective_names
 from gametalearn.config import TrainConfig
 from gametalearn.distributed import ALONE, Team
 from gametalearn.episodes import Source
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, require_whole
 from gametalearn.jobs import Planned, Terms, begun, runs_of, train_and_test
 from gametalearn.live import Standing
 from gametalearn.losses import Loss, default_loss
@@ -99,10 +99,8 @@ def compare(
     """
     named, numbers = _rules(rules), _seeds(seeds)
     folder = None if out is None else Path(out)
-    if episodes < 2:
-        raise InputError(f"`episodes` must be at least 2, got {episodes}")
-    if jobs < 1:
-        raise InputError(f"`jobs` must be at least 1, got {jobs}")
+    require_whole("`episodes`", episodes, 2)
+    require_whole("`jobs`", jobs, 1)
     if source is not None and test is None:
         raise InputError("compare: a source was handed in; pass test= too, the test episodes")
     if jobs > 1 and (folder is None or team.size > 1):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gametalearn.classes import Classes
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, require_whole
 from gametalearn.examples import ClassItems, labelled, read_tasks
 from gametalearn.randomness import derived, generator
 from gametalearn.records import one_line
@@ -136,6 +136,7 @@ class Source(Protocol):
       Every process draws the same episodes, and builds only its own; see `draw`.
     - ``input_shape``: of one input, so that a model can be built without drawing an episode.
     - ``group_names``: what the numbers in `TaskBatch.group` stand for.
+    - ``distinct``: the number of different tasks that it has; more episodes than these repeat some.
     - ``facts``: a dictionary of tensors ``(T,)`` about the tasks of the last meta-batch, which are
       written to ``metrics.jsonl``.
     """
@@ -248,8 +249,7 @@ class EpisodeSampler:
     ) -> None:
         dataset = labelled(dataset)
         for name, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
-            if value < least:
-                raise InputError(f"EpisodeSampler: {name} must be at least {least}, got {value}")
+            require_whole(f"EpisodeSampler: {name}", value, least)
         self.dataset, self.transform = dataset, transform
         self.ways, self.shots, self.queries = ways, shots, queries
         self.seed, self.within_group, self.group = seed, within_group, group
@@ -319,8 +319,7 @@ class EpisodeSampler:
             ``classes (T, ways)``, ``examples (T, ways, shots + queries)`` their numbers with the
             support first, and ``group (T,)``, all int64.
         """
-        if num_tasks < 1:
-            raise InputError(f"EpisodeSampler: num_tasks must be at least 1, got {num_tasks}")
+        require_whole("EpisodeSampler: num_tasks", num_tasks, 1)
         generator, data = self._generator, self.dataset
         pool = torch.randint(len(self._pools), (num_tasks,), generator=generator)
         members = self._pools[pool]

@@ -1,6 +1,8 @@
 """The error that a person's input can cause; the command line turns it into one line and exit 2."""
 
-__all__ = ["InputError", "SharedError", "summary"]
+import operator
+
+__all__ = ["InputError", "SharedError", "require_whole", "summary"]
 
 
 class InputError(ValueError):
@@ -15,6 +17,22 @@ class InputError(ValueError):
 
 class SharedError(InputError):
     """Bad input that every process of a team has been told of; one of them need say it."""
+
+
+def require_whole(name: str, value: object, least: int) -> None:
+    """Raise an `InputError` for what is no integer of at least ``least``; ``name`` says what it is for.
+
+    >>> require_whole("`shots`", 1.5, 1)
+    Traceback (most recent call last):
+    ...
+    gametalearn.errors.InputError: `shots` must be an integer, got 1.5
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # NumPy's integers too
+    except TypeError as error:
+        raise InputError(f"{name} must be an integer, got {value!r}") from error
+    if number < least:
+        raise InputError(f"{name} must be at least {least}, got {value}")
 
 
 def summary(error: Exception) -> str:

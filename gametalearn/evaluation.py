@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import operator
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, SupportsIndex, TypeVar
+from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -40,8 +39,8 @@ from gametalearn.engine.task import (
     swapping,
 )
 from gametalearn.episodes import Source, TaskBatch, draw
-from gametalearn.errors import InputError, summary
-from gametalearn.gradients import adapt_and_score, meta_of, require_instance
+from gametalearn.errors import InputError, require_whole, summary
+from gametalearn.gradients import adapt_and_score, explained, meta_of, require_instance
 from gametalearn.losses import Loss, default_loss, kind_of
 from gametalearn.mixture import MixedSource
 from gametalearn.normalisation import Protocol, check_statistics, protocol_of
@@ -198,9 +197,9 @@ def evaluate(
     """
     require_instance(learner)
     for name, count in (("episodes", episodes), ("tasks_at_once", tasks_at_once)):
-        if not isinstance(count, SupportsIndex) or operator.index(count) < 1:
-            raise InputError(f"evaluate: {name} must be an integer of at least 1, got {count}")
+        require_whole(f"evaluate: {name}", count, 1)
     stream = source if seed is None else source.with_seed(seed)
+    _warn_of_repeats(source, episodes)
     learner = learner.for_test(learner.steps)
     meta = _trained(model, learner, meta)
     table = torch.zeros(2, episodes, dtype=torch.float64)  # score and group
@@ -312,6 +311,17 @@ def _drops(module: nn.Module) -> bool:
     return isinstance(module, DROPS) and module.training and share != 0
 
 
+def _warn_of_repeats(source: Source, episodes: int) -> None:
+    distinct = getattr(source, "distinct", None)
+    if distinct is not None and episodes > distinct:
+        warnings.warn(
+            f"evaluate: {episodes} episodes of a source of {distinct} tasks, so that tasks repeat: the interval holds "
+            "for these tasks alone, and is too narrow for others like them; let the source have more tasks, or test "
+            "on fewer episodes",
+            stacklevel=3,
+        )
+
+
 def _warn_of_chance(model: nn.Module) -> None:
     warnings.warn(
         f"{type(model).__name__} draws random numbers while it is tested, by something other than a "
@@ -413,9 +423,10 @@ def adapt(
             f"adapt: protocol must be 'inductive' or 'transductive', got {protocol!r}; for one query "
             "at a time in a batch with the support set, use evaluate"
         )
+    _require_examples(support_x, support_y)
     meta = _trained(model, learner, meta)
     learner = fitted(learner.for_test(learner.steps), support_y)
-    with torch.inference_mode(False), _explained(model):
+    with torch.inference_mode(False), _explained(model), explained(model, support_x):
         with swapping:
             result = copied(model)
         for module in filter(_drops, list(result.modules())):
@@ -439,3 +450,17 @@ def adapt(
         if protocol == "inductive":
             bake(result, x)
     return WithHead(result, learner, head) if head else result
+
+
+def _require_examples(support_x: Tensor, support_y: Tensor) -> None:
+    """Raise an `InputError` for what is no tensor of inputs with a target for each."""
+    for name, value in (("support_x", support_x), ("support_y", support_y)):
+        if not isinstance(value, Tensor) or not value.ndim:
+            raise InputError(
+                f"adapt: {name} must be a tensor, examples first, got a {type(value).__name__}; make it one "
+                "with torch.as_tensor, or torch.stack of a list"
+            )
+    if len(support_x) != len(support_y):
+        raise InputError(
+            f"adapt: {len(support_x)} inputs in support_x and {len(support_y)} targets in support_y; give one for each"
+        )

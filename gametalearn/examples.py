@@ -268,4 +268,6 @@ def _plain(inputs: Any, one: bool = False) -> Tensor:
     if found.dtype == torch.bool or found.is_complex() or found.is_quantized:
         kind = str(found.dtype).removeprefix("torch.")
         raise ValueError(f"inputs must be floats or integers, got {kind}; convert them")
+    if found.dtype == torch.uint64 and bool((found.view(torch.int64) < 0).any()):
+        raise ValueError("inputs from 2**63 on are too large for int64; convert them")
     return found.long()

@@ -31,7 +31,7 @@ from gametalearn.engine.replay import replay_gradients, replay_scores
 from gametalearn.engine.swap import swapping
 from gametalearn.engine.task import Recipe, data_of, predict
 from gametalearn.episodes import TaskBatch, require_batch
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, summary
 from gametalearn.losses import Loss, default_loss, name_of
 from gametalearn.normalisation import Protocol, check_protocol
 from gametalearn.records import one_line
@@ -147,9 +147,9 @@ def meta_gradients(
         none, size = _nothing(meta), sum(p.numel() for p in meta.values())
         return TaskGradients(none.view(0, size), none.view(0, size), none, none, batch.group)
     _refuse_later(model, meta)
-    refuse_late(model, learner, loss, meta, data[0][0], data[1][0])
-    plan = choose(meta, data, recipe.learner, method=method, chunk=chunk, threads=threads)
-    with _second_derivatives():
+    with explained(model, batch.support_x):
+        refuse_late(model, learner, loss, meta, data[0][0], data[1][0])
+        plan = choose(meta, data, recipe.learner, method=method, chunk=chunk, threads=threads)
         if plan.method == "loop" or constant_memory:
             result = loop_gradients(recipe, meta, data, constant_memory)
         else:
@@ -190,14 +190,15 @@ def adapt_and_score(
     if not len(batch):
         return _nothing(meta), _nothing(meta)
     recipe = Recipe(model, fitted(learner, batch.support_y), loss, function, protocol)
-    refuse_late(model, learner, loss, meta, data[0][0], data[1][0])
-    plan = choose(
-        meta, data, recipe.learner, method=method, chunk=chunk, threads=threads, scores=True
-    )
-    if plan.method == "loop":
-        value, points = loop_scores(recipe, meta, data)
-    else:
-        value, points = replay_scores(recipe, meta, data, plan)
+    with explained(model, batch.support_x):
+        refuse_late(model, learner, loss, meta, data[0][0], data[1][0])
+        plan = choose(
+            meta, data, recipe.learner, method=method, chunk=chunk, threads=threads, scores=True
+        )
+        if plan.method == "loop":
+            value, points = loop_scores(recipe, meta, data)
+        else:
+            value, points = replay_scores(recipe, meta, data, plan)
     return value, finite_scores(model, loss, function, value, points)
 
 
@@ -302,11 +303,12 @@ def _nothing(meta: Params) -> Tensor:
 
 
 @contextlib.contextmanager
-def _second_derivatives() -> Iterator[None]:
-    """Say what to do where PyTorch cannot differentiate an operation twice."""
+def explained(model: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """Say what to do where PyTorch cannot: inputs of another type, or an operation to differentiate twice."""
     try:
         yield
     except RuntimeError as error:
+        _of_types(model, inputs, error)
         missing = re.search(r"derivative for '?(?:aten::)?_?(\w+)_backward'? is not", str(error))
         if missing is None:
             raise
@@ -315,6 +317,19 @@ def _second_derivatives() -> Iterator[None]:
             "use first order (`learner` fomaml, MAML(first_order=True)), or replace that "
             "operation"
         ) from error
+
+
+def _of_types(model: nn.Module, inputs: Tensor, error: RuntimeError) -> None:
+    """Raise an `InputError` where a forward failed because its inputs are not of the parameters' type."""
+    with swapping:
+        types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if len(types) != 1 or inputs.dtype in types or "type" not in str(error):
+        return
+    wanted, got = (str(t).removeprefix("torch.") for t in (types.pop(), inputs.dtype))
+    raise InputError(
+        f"the inputs are {got}, and {type(model).__name__} computes in {wanted} ({summary(error)}); make them "
+        f"{wanted}, by x.to(torch.{wanted})"
+    ) from error
 
 
 _told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()

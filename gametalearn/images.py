@@ -55,7 +55,17 @@ class ClassImages(Classes):
         return flat.view(*index.shape, *self.shape)
 
     def rotated(self) -> ClassImages:
-        """Every class four times, turned by 0, 90, 180 and 270 degrees (Santoro et al. 2016)."""
+        """Every class four times, turned by 0, 90, 180 and 270 degrees (Santoro et al. 2016).
+
+        Raises:
+            InputError: the images are not square.
+        """
+        _, height, width = self.shape
+        if height != width:
+            raise InputError(
+                f"'{self.name}': images of {height} x {width} pixels cannot be turned by 90 degrees; make them "
+                f"square first: converted({max(height, width)}).rotated()"
+            )
         upright, first = self.images[self._used()], self.count.cumsum(0) - self.count
         return dataclasses.replace(
             self,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from gametalearn.episodes import Source, TaskBatch, draw
-from gametalearn.errors import InputError
+from gametalearn.errors import require_whole
 
 __all__ = ["TaskLoader"]
 
@@ -43,8 +43,8 @@ class TaskLoader:
         dtype: torch.dtype | None = None,
     ) -> None:
         for name, value in (("num_tasks", num_tasks), ("batches", batches)):
-            if value is not None and value < 1:
-                raise InputError(f"TaskLoader: {name} must be at least 1, got {value}")
+            if value is not None:
+                require_whole(f"TaskLoader: {name}", value, 1)
         self.source, self.num_tasks, self.batches = source, num_tasks, batches
         self.device, self.dtype = device, dtype
 

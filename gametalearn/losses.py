@@ -126,6 +126,7 @@ def apply_loss(loss: Loss, prediction: Any, target: Tensor) -> Tensor:
     try:
         value = loss(prediction, target)
     except (IndexError, RuntimeError) as error:
+        _of_labels(loss, target, error)
         label = _label_without_output(prediction, target, ignored_label(loss))
         if label is None:
             raise
@@ -143,6 +144,15 @@ def apply_loss(loss: Loss, prediction: Any, target: Tensor) -> Tensor:
             f"loss {name_of(loss)} must give a scalar tensor for a task's examples, got {got}; take its mean"
         )
     return value
+
+
+def _of_labels(loss: object, target: Tensor, error: Exception) -> None:
+    """Raise an `InputError` for labels of another type than a cross-entropy takes."""
+    kind = str(target.dtype).removeprefix("torch.")
+    if kind_of(loss) in ("default", "cross-entropy") and kind in ("bool", "int8", "int16", "int32"):
+        raise InputError(
+            f"the labels are {kind}, which {name_of(loss)} does not take; make them int64 with labels.long()"
+        ) from error
 
 
 def _check(loss: object, prediction: Any, target: Tensor) -> None:

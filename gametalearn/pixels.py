@@ -7,6 +7,7 @@ numbers whichever way it comes.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["eight_bit", "is_finer", "plain", "to_uint8"]
+__all__ = ["LOST", "eight_bit", "is_finer", "is_flat", "plain", "to_uint8"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -84,11 +85,16 @@ def to_uint8(item: Any) -> Tensor:
             channels are gray with alpha and 4 are RGB with alpha, as in Pillow, laid over white;
             or a tensor ``(H, W)`` or ``(C, H, W)``. Their types are those of `eight_bit`.
 
+    Warns where nothing is left of a picture once it is laid over white.
+
     Raises:
         ValueError: pixels without a known range, or a shape that is none of these.
     """
     if hasattr(item, "convert") and hasattr(item, "mode"):  # Pillow's, without importing it
-        return _channels_first(np.asarray(plain(item)))
+        found = plain(item)
+        if item.has_transparency_data and is_flat(found):
+            warnings.warn(f"an image became a single colour {LOST}", stacklevel=2)
+        return _channels_first(np.asarray(found))
     if isinstance(item, Tensor):
         return _checked_tensor(eight_bit(item))
     array = np.asarray(item)
@@ -190,3 +196,13 @@ def is_finer(pixels: Any) -> bool:
         rounding = min(512 * float(np.finfo(pixels.dtype).eps), 0.25)
         return bool((np.abs(scaled - scaled.round()) > rounding).any())
     return pixels.dtype.name == "uint16" and bool((pixels % 257).any())
+
+
+def is_flat(image: Image) -> bool:
+    """Whether an image of mode ``L`` or ``RGB`` has several pixels, all of one colour."""
+    extrema = np.array(image.getextrema())
+    return image.width * image.height > 1 and bool((extrema[..., 0] == extrema[..., 1]).all())
+
+
+LOST = "when transparency was laid over white; lay white drawings over a dark colour first"
+"""How a picture can vanish, and what to do."""

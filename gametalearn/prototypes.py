@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gametalearn.adaptation import MAML, Gradient, Params, SupportLoss
+from gametalearn.errors import InputError
 
 __all__ = ["ProtoMAML", "ProtoNet", "prototypes"]
 
@@ -31,11 +32,26 @@ def prototypes(features: Tensor, labels: Tensor, ways: int) -> Tensor:
 
     Returns:
         ``(N, F)``; NaN for a class without a support example.
+
+    Raises:
+        InputError: the features are no tensor of two dimensions or more.
     """
-    features = features.flatten(1)
+    features = _flat(features)
     own = labels[:, None] == torch.arange(ways, device=labels.device)
     mask = own.to(features.dtype)
     return (mask.t() @ features) / mask.sum(0)[:, None]
+
+
+def _flat(features: Tensor) -> Tensor:
+    """``(B, F)``."""
+    if not isinstance(features, Tensor) or features.ndim < 2:
+        tensor = isinstance(features, Tensor)
+        got = f"shape {tuple(features.shape)}" if tensor else f"a {type(features).__name__}"
+        raise InputError(
+            "a learner that makes heads takes the model's outputs as features, a tensor of examples x features; "
+            f"got {got}; let the model return its last layer's input alone"
+        )
+    return features.flatten(1)
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,7 @@ class ProtoMAML(MAML):
 
     def predict(self, head: Params, features: Tensor) -> Tensor:
         """Logits ``(B, ways)``."""
-        return F.linear(features.flatten(1), head["weight"], head["bias"])
+        return F.linear(_flat(features), head["weight"], head["bias"])
 
 
 @dataclass(frozen=True)

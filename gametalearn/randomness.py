@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from gametalearn.errors import InputError
+
 __all__ = ["derived", "generator", "seeded", "start_from", "undisturbed", "word"]
 
 
@@ -33,7 +35,10 @@ def word(seed: int) -> int:
     >>> word(7), word(2**32 + 7) == 7, word(-1) == word(2**32 - 1)
     (7, False, False)
     """
-    seed = operator.index(seed)  # NumPy's integers too
+    try:
+        seed = operator.index(seed)  # NumPy's integers too
+    except TypeError as error:
+        raise InputError(f"a seed must be an integer, got {seed!r}") from error
     return seed if 0 <= seed < 2**32 else derived(seed, "word")
 
 

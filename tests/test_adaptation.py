@@ -336,7 +336,7 @@ def test_bad_settings_are_named() -> None:
         ANIL(0)
     with pytest.raises(InputError, match="optimizer must be 'sgd' or 'adam', got 'sdg'"):
         Reptile(0.1, optimizer="sdg")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="batch must not be negative, got -1"):
+    with pytest.raises(InputError, match="batch must be at least 0, got -1"):
         Reptile(0.1, batch=-1)
     problem = Problem(0)
     meta = model_parameters(problem.model)

@@ -68,9 +68,12 @@ def test_how_many_at_once_does_not_change_the_episodes(source, tasks_at_once):
     np.testing.assert_allclose(found.values, wanted.values, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "value"), [("episodes", 2.5), ("tasks_at_once", 0)])
-def test_counts_are_counts(source, name, value):
-    with pytest.raises(InputError, match=f"{name} must be an integer of at least 1, got {value}"):
+@pytest.mark.parametrize(
+    ("name", "value", "must"),
+    [("episodes", 2.5, "be an integer"), ("tasks_at_once", 0, "be at least 1")],
+)
+def test_counts_are_counts(source, name, value, must):
+    with pytest.raises(InputError, match=f"{name} must {must}, got {value}"):
         evaluate(Conv4(3, image_size=16, hidden=4), source, MAML(0.1), **{name: value})
 
 

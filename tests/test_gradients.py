@@ -18,6 +18,7 @@ from torch.func import functional_call
 from gametalearn import ANIL, MAML, InputError, MetaSGD, Reptile, TaskBatch, meta_gradients
 from gametalearn.adaptation import LSLR, Learner, model_parameters
 from gametalearn.gradients import adapt_and_score
+from gametalearn.losses import default_loss
 from gametalearn.models import MLP, Conv4
 
 CPU_DTYPES = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -334,3 +335,48 @@ def test_bad_arguments_are_named() -> None:
         meta_gradients(model, batch, MAML(), chunk=0)
     with pytest.raises(InputError, match="no parameter of MLP requires gradients"):
         meta_gradients(model.requires_grad_(False), batch, MAML())
+
+
+@pytest.mark.parametrize("method", ["auto", "loop", "replay"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.bool])
+def test_labels_that_cross_entropy_does_not_take_are_named(method: Any, dtype: torch.dtype) -> None:
+    model, batch = nn.Linear(4, 2), episodes(1, 2, 1, 1, (4,)).to(dtype=torch.float32)
+    batch = TaskBatch(
+        batch.support_x, batch.support_y.to(dtype), batch.query_x, batch.query_y.to(dtype)
+    )
+    kind = str(dtype).removeprefix("torch.")
+    for loss in (default_loss, F.cross_entropy, nn.CrossEntropyLoss()):
+        with pytest.raises(InputError, match=f"the labels are {kind}, .* int64 with labels.long"):
+            meta_gradients(model, batch, MAML(), loss=loss, method=method)
+
+
+def test_labels_of_8_bits_are_taken_as_cross_entropy_takes_them() -> None:
+    model, batch = nn.Linear(4, 2), episodes(1, 2, 1, 1, (4,)).to(dtype=torch.float32)
+    narrow = TaskBatch(batch.support_x, batch.support_y.byte(), batch.query_x, batch.query_y.byte())
+    rows = [meta_gradients(model, b, MAML(), method="loop").rows for b in (batch, narrow)]
+    assert torch.equal(*rows)
+
+
+@pytest.mark.parametrize("measure", [meta_gradients, adapt_and_score])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.uint8])
+@pytest.mark.parametrize(
+    "model", [nn.Linear(4, 3), nn.Sequential(nn.Unflatten(1, (1, 2, 2)), Conv4(3))]
+)
+def test_inputs_of_another_type_are_named(
+    measure: Any, dtype: torch.dtype, model: nn.Module
+) -> None:
+    batch = episodes(1, 3, 1, 1, (4,))
+    batch = TaskBatch(
+        batch.support_x.to(dtype), batch.support_y, batch.query_x.to(dtype), batch.query_y
+    )
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(
+        InputError, match=rf"the inputs are {kind}, and .* in float32 \(.*x.to\(torch.float32"
+    ):
+        measure(model, batch, MAML())
+
+
+def test_integers_are_the_inputs_of_embeddings() -> None:
+    model = nn.Sequential(nn.Embedding(9, 2), nn.Flatten(), nn.Linear(8, 3))
+    tokens, labels = torch.randint(9, (2, 3, 4)), torch.arange(3).expand(2, 3)
+    assert meta_gradients(model, TaskBatch(tokens, labels, tokens, labels), MAML()).rows.any()

@@ -89,6 +89,15 @@ def test_rotated_of_a_subset() -> None:
                 assert np.array_equal(found, expected)
 
 
+def test_what_is_not_square_cannot_be_turned() -> None:
+    data = ClassImages.from_tensors(torch.zeros(4, 1, 4, 6, dtype=torch.uint8), [0, 0, 1, 1])
+    with pytest.raises(
+        InputError, match=r"4 x 6 pixels cannot be turned .* converted\(6\).rotated"
+    ):
+        data.rotated()
+    assert data.converted(6).rotated().shape == (1, 6, 6)
+
+
 @pytest.mark.parametrize("size", [4, 8, 20])
 @pytest.mark.parametrize(("have", "want"), [(1, 3), (3, 1), (3, 3)])
 def test_converted_against_pillow(size: int, have: int, want: int) -> None:

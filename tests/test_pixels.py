@@ -14,6 +14,7 @@ from PIL import Image
 from gametalearn import ClassImages, EpisodeSampler, InputError
 from gametalearn.data.decode import decode
 from gametalearn.data.folder import load_folder
+from gametalearn.examples import as_input
 from gametalearn.pixels import eight_bit, plain, to_uint8
 
 SIDE = 8
@@ -319,3 +320,19 @@ def test_all_8_bits_survive_a_float() -> None:
     every = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
     for dtype in (torch.float16, torch.float32, torch.float64):
         assert torch.equal(eight_bit(every.to(dtype) / 255), every)
+
+
+@pytest.mark.parametrize(
+    "item", [Image.new("LA", (3, 2), (255, 7)), np.full((2, 3, 4), (255, 255, 255, 9), np.uint8)]
+)
+def test_a_white_drawing_that_vanishes_over_white_is_told(item: Image.Image) -> None:
+    """Read at once or whenever it is drawn."""
+    text = "an image became a single colour when transparency was laid over white; lay white drawings over"
+    for read in (to_uint8, as_input, lambda x: ClassImages.from_pairs([(x, 0)])):
+        with pytest.warns(UserWarning, match=text):
+            read(item)
+
+
+def test_images_of_one_colour_that_were_drawn_so_are_not_told() -> None:
+    assert to_uint8(Image.new("RGB", (3, 2), "white")).min() == 255
+    assert to_uint8(Image.new("LA", (1, 1), (255, 7))).tolist() == [[[255]]]  # a single pixel

@@ -753,3 +753,30 @@ def test_its_state_loads_into_ours(name: str, source: EpisodeSampler) -> None:
     check_alone(fresh, q, one_by_one(adapted, q))
     found = [evaluate(model, source, LEARNER, 3).values.tolist() for model in (fresh, adapted)]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (
+            [[1.0] * 4] * 2,
+            torch.arange(2),
+            "support_x must be a tensor, examples first, got a list",
+        ),
+        (
+            np.ones((2, 4)),
+            torch.arange(2),
+            "support_x must be a tensor, examples first, got a ndarray",
+        ),
+        (torch.ones(2, 4), [0, 1], "support_y must be a tensor, examples first, got a list"),
+        (torch.ones(2, 4), torch.arange(3), "2 inputs in support_x and 3 targets in support_y"),
+        (
+            torch.ones(2, 4).long(),
+            torch.arange(2),
+            "the inputs are int64, and Linear computes in float32",
+        ),
+    ],
+)
+def test_what_is_no_support_set_is_named(x: Any, y: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        adapt(nn.Linear(4, 3), x, y, MAML(0.1))

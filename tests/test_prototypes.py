@@ -203,3 +203,26 @@ def test_labels_that_are_not_numbered_are_refused(learner: ProtoMAML, labels: li
         InputError, match=f"got the labels {min(labels)}.*number the classes 0, 1, 2"
     ):
         adapt(model, torch.randn(3, 4), torch.tensor(labels), learner)
+
+
+class Features(nn.Module):
+    """Features in the form that ``put`` gives them."""
+
+    def __init__(self, put: Any) -> None:
+        super().__init__()
+        self.layer, self.put = nn.Linear(6, 1).double(), put
+
+    def forward(self, x: Tensor) -> Any:
+        return self.put(self.layer(x))
+
+
+@pytest.mark.parametrize("learner", [ProtoNet(), ProtoMAML(0.1, 1)])
+@pytest.mark.parametrize(
+    ("put", "got"), [(lambda x: {"logits": x}, "a dict"), (lambda x: x[:, 0], r"shape \(6,\)")]
+)
+def test_what_are_no_features_is_named(learner: ProtoMAML, put: Any, got: str) -> None:
+    model, batch = Features(put), batch_of(2, 3)
+    with pytest.raises(InputError, match=f"a tensor of examples x features; got {got}; let the"):
+        meta_gradients(model, batch, learner)
+    with pytest.raises(InputError, match=f"got {got}; let the"):
+        adapt(model, batch.support_x[0], batch.support_y[0], learner)

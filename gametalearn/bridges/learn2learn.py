@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from gametalearn.bridges.plain import WeightsFunction, as_rule, flatten, weigh, write_gradient
 from gametalearn.episodes import TaskBatch, require_batch
-from gametalearn.errors import InputError
-from gametalearn.gradients import TaskGradients, finite_scores
+from gametalearn.errors import InputError, require_whole
+from gametalearn.gradients import TaskGradients, explained, finite_scores
 from gametalearn.losses import Loss, apply_loss, default_loss
 from gametalearn.randomness import generator
 from gametalearn.scores import ScoreLike, default_score, measured, score_function
@@ -82,8 +82,7 @@ def meta_step(
             f"adapt(), got a {type(maml).__name__}; wrap it: l2l.algorithms.MAML(model, lr=...)"
         )
     require_batch(batch, "meta_step: `batch` is")
-    if not isinstance(steps, int) or steps < 0:
-        raise InputError(f"meta_step: steps must be an integer of at least 0, got {steps!r}")
+    require_whole("meta_step: steps", steps, 0)
     rule = as_rule(rule, "meta_step")
     body = nn.Identity() if features is None else features
     parameters = [
@@ -98,11 +97,20 @@ def meta_step(
         learner: Any = clone()
         x, y = batch.support_x[task], batch.support_y[task]
         query_x, query_y = batch.query_x[task], batch.query_y[task]
-        for _ in range(steps):
-            learner.adapt(apply_loss(loss, learner(body(x)), y))
-        arguments = (query_x, x) if getattr(maml, "uses_support", False) else (query_x,)
-        prediction = learner(*map(body, arguments))
-        query_loss = apply_loss(loss, prediction, query_y)
+        with explained(maml if features is None else features, x):
+            for _ in range(steps):
+                support_loss = apply_loss(loss, learner(body(x)), y)
+                try:
+                    learner.adapt(support_loss)
+                except UnboundLocalError as error:  # learn2learn prints the reason, and goes on
+                    raise InputError(
+                        "meta_step: learn2learn could not differentiate the loss (its message stands above); make "
+                        "the learner with allow_nograd=True if parameters are frozen, with allow_unused=True if the "
+                        "forward leaves some out"
+                    ) from error
+            arguments = (query_x, x) if getattr(maml, "uses_support", False) else (query_x,)
+            prediction = learner(*map(body, arguments))
+            query_loss = apply_loss(loss, prediction, query_y)
         gradient = torch.autograd.grad(query_loss, parameters, allow_unused=True)
         present = [p or g is not None for p, g in zip(present, gradient, strict=True)]
         rows.append(flatten(parameters, gradient, "gradient"))
@@ -154,6 +162,8 @@ class TasksetSource:
         seed: any int64; the start of the stream of episodes.
         group: the objective that all tasks belong to.
 
+    `evaluate` warns where it is asked for more episodes than a task set has tasks.
+
     Inputs reach the model as the task set gives them, floats as they are, uint8 in [0, 1].
 
     >>> import learn2learn as l2l
@@ -185,15 +195,14 @@ class TasksetSource:
                     f"{type(taskset).__name__}; wrap the data set in one"
                 )
         for name, value, least in (("ways", ways, 2), ("shots", shots, 1)):
-            if value < least:
-                raise InputError(f"TasksetSource: {name} must be at least {least}, got {value}")
+            require_whole(f"TasksetSource: {name}", value, least)
+        self.distinct = None if taskset.num_tasks == -1 else len(taskset)
         self.taskset, self.ways, self.shots, self.group = taskset, ways, shots, group
         self._generator = generator(seed)
 
     def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
         """Draw ``num_tasks`` episodes, return those in ``part``; the batch's ``classes`` is None."""
-        if num_tasks < 1:
-            raise InputError(f"TasksetSource: num_tasks must be at least 1, got {num_tasks}")
+        require_whole("TasksetSource: num_tasks", num_tasks, 1)
         tasks = [self._split(*self._draw()) for _ in range(num_tasks)]
         sizes = sorted({len(query_y) for _, _, _, query_y in tasks})
         if len(sizes) > 1:

@@ -42,7 +42,8 @@ class GradientCollector:
         parameters: those of the optimiser: ``model.parameters()`` or ``optimizer.param_groups``.
             Those that require gradients are on one device; of several dtypes, the rows take the
             widest. Fixed from here on, but for which of them require gradients: that may change
-            from one meta-batch to the next.
+            from one meta-batch to the next. A layer that takes another's place later has other
+            parameters, so make a new collector then, as you make a new optimiser.
         rule: any `Rule` of `gametalearn.weighting` (a module from `TaskGradients` to `Weights`), or
             a plain function from rows ``(T, P)`` to weights ``(T,)``, such as `agreement_weights`.
             A rule's own state is advanced and saved as anywhere else. Default: gradient agreement.
@@ -101,7 +102,7 @@ class GradientCollector:
         loss: Tensor | float | None = None,
         score: Tensor | float | None = None,
         group: int | None = None,
-        update: Sequence[Tensor | None] | None = None,
+        update: Iterable[Tensor | None] | None = None,
     ) -> None:
         """Take the gradients that the task's ``backward`` left; each ``.grad`` becomes None.
 
@@ -132,8 +133,9 @@ class GradientCollector:
                 "freeze and unfreeze after combine()"
             )
         self._parameters = trained
-        if update is not None and len(update) == len(self._all):
-            update = [u for u, p in zip(update, self._all, strict=True) if p.requires_grad]
+        changes = None if update is None else _listed(update)
+        if changes is not None and len(changes) == len(self._all):
+            changes = [u for u, p in zip(changes, self._all, strict=True) if p.requires_grad]
         gradient = [p.grad for p in trained]
         self._left.refuse()
         if all(g is None for g in gradient):
@@ -144,7 +146,7 @@ class GradientCollector:
         task = _Task(
             row=flatten(self._parameters, gradient, "gradient"),
             present=[g is not None for g in gradient],
-            update=None if update is None else flatten(self._parameters, update, "update"),
+            update=None if changes is None else flatten(self._parameters, changes, "update"),
             loss=_scalar("loss", loss),
             score=_scalar("score", score),
             group=None if group is None else _integer(group),
@@ -417,6 +419,22 @@ def _trained(parameters: Sequence[Tensor]) -> list[Tensor]:
                 f"{parameter.device}"
             )
     return trained
+
+
+def _listed(update: Any) -> list[Tensor | None]:
+    """An update as a list.
+
+    Raises:
+        InputError: it is something else than tensors, one after another.
+    """
+    remedy = "it must be a list with one tensor or None per parameter"
+    if isinstance(update, Mapping | Tensor | str) or not isinstance(update, Iterable):
+        raise InputError(f"GradientCollector: update is a {type(update).__name__}; {remedy}")
+    found = list(update)
+    for i, part in enumerate(found):
+        if part is not None and not isinstance(part, Tensor):
+            raise InputError(f"GradientCollector: update {i} is a {type(part).__name__}; {remedy}")
+    return found
 
 
 def _scalar(name: str, value: Tensor | float | None) -> Tensor | None:

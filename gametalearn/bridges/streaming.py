@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, require_whole
 from gametalearn.weighting.agreement import rounding, shares, vanish
 from gametalearn.weighting.vectors import Vectors, wide_type
 from gametalearn.weighting.weights import (
@@ -81,8 +81,7 @@ def stream_agreement(
     >>> stream_agreement(lambda i: tasks[i], 3)
     (tensor([1.0000, 0.5000]), tensor([ 0.2500,  0.5000, -0.2500]))
     """
-    if num_tasks < 1:
-        raise InputError(f"stream_agreement: num_tasks must be at least 1, got {num_tasks}")
+    require_whole("stream_agreement: num_tasks", num_tasks, 1)
     form: _Form[G] = _Form()
     total: Parts = {}  # sum of v_i = g_i over the largest entry so far, or over its own length
     scale = 0.0  # the largest entry so far

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gametalearn.errors import InputError, summary
-from gametalearn.pixels import plain
+from gametalearn.pixels import is_flat, plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["DECODER", "brightest", "decode", "resized"]
+__all__ = ["DECODER", "brightest", "decode", "is_lost", "resized"]
 
 DECODER = 2
 """Raised when a file's pixels come out otherwise than before, so that packed folders are made anew."""
@@ -65,6 +65,17 @@ def decode(data: bytes, what: str) -> Image:
 def brightest(image: Image) -> int:
     """The largest value of any pixel and channel of an image of mode ``L`` or ``RGB``."""
     return int(np.asarray(image).max(initial=0))
+
+
+def is_lost(image: Image, data: bytes) -> bool:
+    """Whether `decode` made an image of a single colour of a file with transparency."""
+    from PIL import Image as module
+
+    if not is_flat(image):
+        return False
+    with module.open(io.BytesIO(data)) as original:
+        original.load()  # it may add to what is known of transparency
+        return bool(original.has_transparency_data)
 
 
 def resized(image: Image, size: int, channels: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

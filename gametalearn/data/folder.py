@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gametalearn.data.archives import FolderFiles, is_image_name
-from gametalearn.data.decode import DECODER, brightest, decode, resized
+from gametalearn.data.decode import DECODER, brightest, decode, is_lost, resized
 from gametalearn.data.duplicates import Place, refuse_links, warn_of_copies
 from gametalearn.data.left_out import (
     warn_of_groups,
@@ -28,6 +28,7 @@ from gametalearn.data.packed import PackedWriter, read_or_build
 from gametalearn.data.splits import CALLED, FILE, MEANT, SPLITS, read_splits
 from gametalearn.errors import InputError
 from gametalearn.images import ClassImages
+from gametalearn.pixels import LOST
 from gametalearn.terminal import on_terminal
 from gametalearn.words import counted
 
@@ -221,7 +222,8 @@ def _pack(
     Raises:
         InputError: one file in two splits, or files that cannot be read, of which all are counted.
     """
-    folder, unreadable, dark = files.folder, dict[str, InputError](), 0
+    folder, unreadable = files.folder, dict[str, InputError]()
+    dark, lost = 0, list[str]()
     refuse_links(folder, tree)
     copies: dict[bytes, list[Place]] = defaultdict(list)
     count = sum(len(names) for classes in tree.values() for names in classes.values())
@@ -238,6 +240,7 @@ def _pack(
                     else:
                         copies[hashlib.sha256(content).digest()].append((split, name, member))
                         dark += brightest(image) < DARK
+                        lost += [member] * is_lost(image, content)
                         images.append(resized(image, image_size, channels))
                     progress.update()
                 if not unreadable:
@@ -245,6 +248,11 @@ def _pack(
     if unreadable:
         raise _refused(folder, unreadable, count)
     warn_of_copies(files.where, copies.values())
+    if lost:
+        warnings.warn(
+            f"{folder}: {len(lost)} of {counted(count, 'image')} became a single colour {LOST} (the first: {lost[0]})",
+            stacklevel=2,
+        )
     if 2 * dark > count:
         warnings.warn(
             f"{folder}: {dark} of {counted(count, 'image')} are almost black (no value above {DARK - 1} of "

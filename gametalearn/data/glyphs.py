@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from gametalearn.data.glyph_table import SCRIPTS, Script
 from gametalearn.data.packed import PackedWriter, data_root, packing, read_or_build
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, require_whole
 from gametalearn.images import ClassImages
 from gametalearn.terminal import on_terminal, tell
 
@@ -99,8 +99,7 @@ def build_glyphs(folder: Path, seed: int = 0, samples: int = SAMPLES, size: int 
 def _check(**given: int) -> None:
     least = {"seed": 0, "samples": 1, "size": 8}
     for name, value in given.items():
-        if value < least[name]:
-            raise InputError(f"glyphs: {name} must be at least {least[name]}, got {value}")
+        require_whole(f"glyphs: {name}", value, least[name])
 
 
 def _info(seed: int, samples: int, size: int) -> dict[str, int]:

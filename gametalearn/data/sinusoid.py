@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gametalearn.episodes import TaskBatch
-from gametalearn.errors import InputError
+from gametalearn.errors import require_whole
 from gametalearn.randomness import generator
 
 __all__ = ["Sinusoid"]
@@ -41,8 +41,7 @@ class Sinusoid:
         self, shots: int = 10, queries: int = 10, seed: int = 0, *, group: int = 0
     ) -> None:
         for name, value in (("shots", shots), ("queries", queries)):
-            if value < 1:
-                raise InputError(f"Sinusoid: {name} must be at least 1, got {value}")
+            require_whole(f"Sinusoid: {name}", value, 1)
         self.shots, self.queries, self.seed, self.group = shots, queries, seed, group
         self.input_shape = (1,)
         self._generator = generator(seed)
@@ -53,8 +52,7 @@ class Sinusoid:
 
     def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
         """Draw ``num_tasks`` tasks; return those in ``part`` (a process's share of the batch)."""
-        if num_tasks < 1:
-            raise InputError(f"Sinusoid: num_tasks must be at least 1, got {num_tasks}")
+        require_whole("Sinusoid: num_tasks", num_tasks, 1)
         amplitude = self._uniform(AMPLITUDE, num_tasks, 1, 1)
         phase = self._uniform(PHASE, num_tasks, 1, 1)
         x = self._uniform(INPUT, num_tasks, self.shots + self.queries, 1)

@@ -16,7 +16,7 @@ import torch
 
 from gametalearn.adaptation import Learner, Params
 from gametalearn.engine.task import Data
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, require_whole
 
 __all__ = [
     "Machine",
@@ -253,8 +253,8 @@ def choose(
     if method not in get_args(Method):
         raise InputError(f"method must be one of {', '.join(get_args(Method))}; got '{method}'")
     for name, value in (("chunk", chunk), ("threads", threads)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
+        if value is not None:
+            require_whole(name, value, 1)
     device = data[0].device
     machine = Machine(
         device.type,

@@ -15,7 +15,7 @@ from gametalearn.disagreement import Disagreement
 from gametalearn.engine.plan import choose
 from gametalearn.engine.task import data_of
 from gametalearn.episodes import Source, TaskBatch
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, require_whole
 from gametalearn.evaluation import placed
 from gametalearn.gradients import TaskGradients, adapt_and_score, meta_gradients, meta_of
 from gametalearn.losses import Loss, default_loss
@@ -101,8 +101,7 @@ def probe(
     """
     numbers = {"meta_batch": meta_batch, "meta_batches": meta_batches, "reference": reference}
     for name, value in numbers.items():
-        if value < 1:
-            raise InputError(f"`{name}` must be at least 1, got {value}")
+        require_whole(f"`{name}`", value, 1)
     if length is not None and not length > 0:
         raise InputError(f"`length` must be positive, got {length}")
     if isinstance(rules, str):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, require_whole
 from gametalearn.gradients import TaskGradients
 from gametalearn.weighting.objectives import ObjectiveBatch, Objectives, loss_ratio, over_objectives
 from gametalearn.weighting.weights import Weights
@@ -61,8 +61,7 @@ class DynamicWeightAverage(nn.Module):
             raise InputError(
                 f"DynamicWeightAverage: temperature must be positive, got {temperature}"
             )
-        if period < 1:
-            raise InputError(f"DynamicWeightAverage: period must be at least 1, got {period}")
+        require_whole("DynamicWeightAverage: period", period, 1)
         self.temperature, self.period = temperature, period
         self.objectives = Objectives(objectives, within, balance)
         size = len(self.objectives)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from gametalearn.weighting.weights import Rule, Weights, largest_entries
 
 __all__ = ["ObjectiveBatch", "Objectives", "loss_ratio", "over_objectives"]
 
+
+MANY = 64
+"""Tasks after which a rule has seen more than one of its objectives, if their groups were given."""
 
 ANOTHER_LOSS = (
     "this rule takes ratios or logarithms of losses; use a loss that is at least 0, or a rule that "
@@ -124,6 +128,8 @@ class Objectives(nn.Module):
         shares = [1.0] * len(identities) if balance is None else list(balance)
         self.register_buffer("balance", torch.tensor(shares, dtype=torch.float64), persistent=False)
         self.register_buffer("identities", torch.tensor(identities))
+        self._looked_at, self._met = 0, set[int]()
+        self.register_load_state_dict_pre_hook(_same_identities)  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         """The number K."""
@@ -148,6 +154,7 @@ class Objectives(nn.Module):
         count = torch.bincount(slot, minlength=len(self)).to(loss)
         per_task = 1 / count[slot]
         shares = torch.where(count > 0, self.balance, 0.0)
+        self._warn_of_one(count)
         return ObjectiveBatch(
             gradients=gradients,
             slot=slot,
@@ -156,6 +163,22 @@ class Objectives(nn.Module):
             balance=shares / shares.sum(),
             loss=_means(loss, slot, len(self)),
         )
+
+    def _warn_of_one(self, count: Tensor) -> None:
+        """Warn, once, if the first `MANY` tasks belong to one objective: the others have no part in the weights."""
+        if len(self) < 2 or self._looked_at >= MANY:
+            return
+        self._looked_at += int(count.sum())
+        self._met |= {k for k, tasks in enumerate(count.tolist()) if tasks}
+        if len(self._met) > 1:
+            self._looked_at = MANY
+        elif self._looked_at >= MANY:
+            one = int(self.identities[min(self._met)])
+            warnings.warn(
+                f"the first {self._looked_at} tasks belong to one objective, {one}, of the {len(self)} of this rule, "
+                "which therefore weights them all alike; say which task is of which: TaskBatch(..., group=...)",
+                stacklevel=2,
+            )
 
     def _slots(self, group: Tensor) -> Tensor:
         match = group.unsqueeze(1) == self.identities
@@ -197,6 +220,19 @@ def _means(values: Tensor, slot: Tensor, size: int) -> Tensor:
     """The mean ``(K,)`` of the values ``(T,)`` of each objective's tasks; 0 where it has none."""
     count = torch.bincount(slot, minlength=size).to(values)
     return values.new_zeros(size).index_add(0, slot, values * (1 / count[slot]))
+
+
+def _same_identities(module: Objectives, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Refuse the state of a rule over other objectives, or of others in their order.
+
+    What is set for each of them is not in the state.
+    """
+    saved, own = state.get(f"{prefix}identities"), module.identities.tolist()
+    if saved is not None and saved.tolist() != own:
+        raise InputError(
+            f"the state is of a rule over the objectives {saved.tolist()}, and this one has {own}; make it with "
+            f"objectives={saved.tolist()}"
+        )
 
 
 class _ObjectiveRule(Rule, Protocol):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from gametalearn.errors import InputError
+from gametalearn.errors import InputError, require_whole
 from gametalearn.gradients import TaskGradients
 from gametalearn.weighting.objectives import ObjectiveBatch, Objectives
 from gametalearn.weighting.sharded import ShardedGradients
@@ -74,8 +74,7 @@ class ScreenedMean(nn.Module):
         sigma: float = 4.0,
     ) -> None:
         super().__init__()
-        if window < FEWEST:
-            raise InputError(f"ScreenedMean: window must be at least {FEWEST}, got {window}")
+        require_whole("ScreenedMean: window", window, FEWEST)
         if not apart > 0:
             raise InputError(f"ScreenedMean: apart must be positive, got {apart}")
         if not sigma > 0:

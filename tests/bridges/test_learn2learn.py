@@ -314,7 +314,7 @@ def test_meta_step_bad_input():
         meta_step(nn.Linear(1, 1), curves())
     maml = l2l.algorithms.MAML(mlp().requires_grad_(False), lr=0.1)
     for steps in (-1, 1.5):
-        with pytest.raises(InputError, match=f"steps must be an integer .*, got {steps}"):
+        with pytest.raises(InputError, match=f"steps must be .*, got {steps}"):
             meta_step(maml, curves(), steps=steps)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no parameter requires gradients"):
         meta_step(maml, curves())
@@ -488,3 +488,25 @@ def test_taskset_bad_input():
     ]
     with pytest.raises(InputError, match="contains an example twice"):
         TasksetSource(l2l.data.Taskset(dataset, twice), 3, 1).sample(1)
+
+
+def test_more_episodes_than_a_task_set_has_are_told():
+    """They repeat its tasks, and their interval says nothing about others."""
+    model = nn.Linear(1, 3)
+    source = TasksetSource(make_taskset(num_tasks=4), 3, 1)
+    with pytest.warns(UserWarning, match="5 episodes of a source of 4 tasks, so that tasks repeat"):
+        evaluate(model, source, MAML(1e-4), 5)
+    evaluate(model, source, MAML(1e-4), 4)
+    evaluate(model, TasksetSource(make_taskset(), 3, 1), MAML(1e-4), 5)
+
+
+@pytest.mark.parametrize("lacks", ["allow_nograd", "allow_unused"])
+def test_what_learn2learn_cannot_differentiate_is_told(lacks):
+    model = mlp()
+    if lacks == "allow_nograd":
+        next(model.parameters()).requires_grad_(False)
+    else:
+        model.register_parameter("unused", nn.Parameter(torch.zeros(1)))
+    with pytest.raises(InputError, match=f"learn2learn could not differentiate .*{lacks}=True"):
+        meta_step(l2l.algorithms.MAML(model, lr=0.1), curves())
+    meta_step(l2l.algorithms.MAML(model, lr=0.1, **{lacks: True}), curves())

@@ -678,9 +678,24 @@ def test_bad_input():
         collect.add(update=[None])
     with pytest.raises(InputError, match=r"update 0 is torch.strided \(1,\); expected .* \(5, 3\)"):
         collect.add(update=[torch.zeros(1), None, None, None])
+    for update, kind in (dict(model.named_parameters()), "a dict"), (torch.zeros(4), "a Tensor"):
+        with pytest.raises(InputError, match=f"update is {kind}; it must be a list with one"):
+            collect.add(update=update)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="update 1 is a float; it must be a list with one tensor"):
+        collect.add(update=[None, 1.0, None, None])  # type: ignore[list-item]
     with pytest.raises(InputError, match=r"loss must be one number per task, got \(2,\)"):
         collect.add(loss=torch.zeros(2))
     collect.add()  # what was refused took no gradient away
+
+
+def test_an_update_may_be_computed_on_the_way():
+    model, tasks = make_model(), make_tasks()
+    rows = rows_of(model, tasks)
+    collect = GradientCollector(model.parameters(), GradientAgreement(signal="update"))
+    for x, y in tasks:
+        nn.functional.mse_loss(model(x), y).backward()
+        collect.add(update=(p.grad for p in model.parameters()))
+    assert torch.allclose(collect.combine().effective, agreement_weights(rows), rtol=1e-12)
 
 
 def test_sparse_gradient_is_refused():

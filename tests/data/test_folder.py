@@ -473,6 +473,25 @@ def test_twelve_bits_in_sixteen_are_told(tmp_path: Path) -> None:
         load_folder(tmp_path / "in", "train", tmp_path / "root")
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_white_drawings_that_vanish_over_white_are_told(tmp_path: Path, mode: str) -> None:
+    for i in range(9):
+        alpha = np.random.default_rng(i).integers(1, 256, (4, 4), np.uint8)
+        image = Image.fromarray(alpha) if i == 8 else Image.new("L", (4, 4), 255)
+        if mode == "P":
+            image = Image.fromarray(alpha).convert("P")
+            image.info["transparency"] = bytes(256) if i < 8 else bytes([255]) * 256
+        else:
+            image.putalpha(Image.fromarray(alpha))
+            image = image.convert(mode)
+        file = tmp_path / "in" / f"c{i // 3}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image.save(file)
+    text = "8 of 9 images became a single colour when transparency was laid over white; lay .*first: c0/0.png"
+    with pytest.warns(UserWarning, match=text):
+        load_folder(tmp_path / "in", "train", tmp_path / "root")
+
+
 def test_a_class_that_is_trained_on_in_one_folder_and_tested_in_another_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

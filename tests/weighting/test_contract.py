@@ -380,3 +380,20 @@ def test_the_weights_leave_uniform(case: Case) -> None:
     for step in range(STEPS):
         raw = rule(batch(step)).raw
     assert float(raw.max() - raw.min()) > 1e-3
+
+
+@objectives
+def test_tasks_of_a_single_objective_are_told(case: Case) -> None:
+    """Those of a `TaskBatch` without groups belong to objective 0, and weights were uniform without a word."""
+    one = batch(0, group=[1] * 16)
+    told = "first 64 tasks belong to one objective, 1, of the 3 of this rule.*group="
+    rule = case.make()
+    for _ in range(3):
+        rule(one)
+    with pytest.warns(UserWarning, match=told):
+        rule(one)
+    rule(one)  # once is enough
+    two = case.make()
+    two(batch(0, group=[0, 1, 1, 1]))
+    for _ in range(6):
+        two(one)

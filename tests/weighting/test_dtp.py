@@ -94,3 +94,21 @@ def test_options_are_checked(options: dict[str, object]) -> None:
         InputError, match=r"DynamicTaskPrioritization: (gamma|decay|indicator) must be"
     ):
         DynamicTaskPrioritization(2, **options)  # type: ignore[arg-type]
+
+
+def test_a_state_of_other_objectives_is_refused() -> None:
+    """gamma is not in the state: it would be another objective's."""
+    rule = DynamicTaskPrioritization([3, 8], gamma=[0.0, 2.0])
+    rule(record([0.3, 0.6], [3, 8]))
+    same = DynamicTaskPrioritization([3, 8], gamma=[0.0, 2.0])
+    same.load_state_dict(rule.state_dict())
+    assert same.kappa.tolist() == rule.kappa.tolist()
+    for other in (
+        DynamicTaskPrioritization([8, 3], gamma=[2.0, 0.0]),
+        DynamicTaskPrioritization(3),
+    ):
+        with pytest.raises(
+            InputError, match=r"over the objectives \[3, 8\], .* objectives=\[3, 8\]"
+        ):
+            other.load_state_dict(rule.state_dict())
+    assert not other.seen.any()
