@@ -12,8 +12,8 @@ import gametalearn
 ROOT = Path(gametalearn.__file__).parent
 
 ORDER = [
-    "copies errors frozen pixels randomness records trees units words",
-    "classes files models registry statistics terminal update",
+    "copies errors frozen pixels records trees units words",
+    "classes files models randomness registry statistics terminal update",
     "canvas checkpoint images losses normalisation places tradeoffs",
     "examples scores settings shares",
     "adaptation config episodes",
