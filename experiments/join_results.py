@@ -121,6 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
         parts = [read_results(folder) for folder in args.parts]
+        if args.out.resolve() in [folder.resolve() for folder in args.parts]:
+            raise InputError(
+                f"--out {args.out} is one of the parts, which it would replace; name another folder"
+            )
         found = joined(parts)
     except InputError as error:
         print(f"join_results: {error}", file=sys.stderr)

@@ -43,7 +43,9 @@ def gains(probe: Path, folder: Path) -> dict[str, Any]:
     """
     results = read_results(folder)
     try:
-        checkpoints = json.loads(probe.read_text(encoding="utf-8"))["checkpoints"]
+        probed = json.loads(probe.read_text(encoding="utf-8"))["checkpoints"]
+        # of `--checkpoint all`, the latest may have been kept under its number as well
+        checkpoints = list({one["iteration"]: one for one in probed}.values())
         first = checkpoints[0]
     except (OSError, ValueError, LookupError) as error:
         raise InputError(f"{probe}: no probe ({error})") from error

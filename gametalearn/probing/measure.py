@@ -113,6 +113,10 @@ def probe(
         clean = source.source
     meta = meta_of(model, learner, meta)
     size = float(torch.stack([p.detach().double().norm() for p in meta.values()]).norm())
+    if length is None and not size:
+        raise InputError(
+            "probe: all parameters are zero, so that a share of their norm is no length; pass `length`"
+        )
     length = SHARE * size if length is None else length
 
     def stream(tasks: str) -> Callable[[], TaskBatch]:

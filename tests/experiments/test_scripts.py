@@ -363,6 +363,7 @@ def test_parts_of_a_comparison_are_joined_as_if_trained_together(
     capsys.readouterr()
     for folders, message in (
         ([a, a], "'uniform' is in several parts on the seeds 0, 1"),
+        ([out, b], f"--out {out} is one of the parts"),
         ([a, b], "'norm-control' has no training on the seeds 0, 1"),
     ):
         assert main([*folders, "--out", out]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -319,3 +320,15 @@ def test_own_tasks_are_of_all_objectives(centres, tasks):
     before, after = (1 + 9) / 8, (0.9**2 + 2.9**2) / 8  # an inner step halves the distance
     for kind in ("same", "fresh"):
         np.testing.assert_allclose(found.gains["length"][kind][0], before - after)
+
+
+def test_parameters_of_zero_have_no_default_length():
+    """Every step had the length zero, and every gain was zero without a word."""
+    model = nn.Linear(1, 1)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    given: Any = {"meta_batch": 4, "meta_batches": 3, "reference": 4}
+    with pytest.raises(InputError, match=r"all parameters are zero, .* pass `length`"):
+        probe(model, Sinusoid(), MAML(0.01, 1), ["uniform"], **given)
+    found = probe(model, Sinusoid(), MAML(0.01, 1), ["uniform"], length=0.01, **given)
+    assert found.gains["length"]["same"].all()
