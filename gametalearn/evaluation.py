@@ -220,7 +220,7 @@ def evaluate(
                 for i, size in enumerate(sizes)
             ]
             batch = placed(model, TaskBatch.cat(drawn) if len(drawn) > 1 and mine else drawn[0])
-            with _explained(model):
+            with _half_precision(model):
                 if number == 0:
                     chosen = score_for(score, loss, model, learner, meta, batch)
                     found = settled(model, protocol, meta, batch, learner, loss)
@@ -349,7 +349,7 @@ def placed(model: nn.Module, batch: B) -> B:
 
 
 @contextlib.contextmanager
-def _explained(model: nn.Module) -> Iterator[None]:
+def _half_precision(model: nn.Module) -> Iterator[None]:
     """Say what to do where a device cannot compute in half precision."""
     try:
         yield
@@ -426,7 +426,7 @@ def adapt(
     _require_examples(support_x, support_y)
     meta = _trained(model, learner, meta)
     learner = fitted(learner.for_test(learner.steps), support_y)
-    with torch.inference_mode(False), _explained(model), explained(model, support_x):
+    with torch.inference_mode(False), _half_precision(model), explained(model, support_x):
         with swapping:
             result = copied(model)
         for module in filter(_drops, list(result.modules())):

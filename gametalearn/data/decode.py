@@ -73,7 +73,7 @@ def is_lost(image: Image, data: bytes) -> bool:
 
     if not is_flat(image):
         return False
-    with module.open(io.BytesIO(data)) as original:
+    with module.open(io.BytesIO(data), formats=FORMATS) as original:
         original.load()  # it may add to what is known of transparency
         return bool(original.has_transparency_data)
 
