@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,18 @@ class TensorBoard:
 
             for writer in self._writers.values():  # a comparison trains one run after another
                 writer.close()
+            _let_a_second_pass(folder)
             self._writers = {folder: SummaryWriter(folder, purge_step=step)}
             if step == 1 and (sheet := _sheet(run)) is not None:
                 self._writers[folder].add_image("first meta-batch", sheet, 1, dataformats="HWC")
         return self._writers[folder]
+
+
+def _let_a_second_pass(folder: Path) -> None:
+    """TensorBoard reads files by name, which begins with the second: within it, the process's number decides."""
+    now = time.time()
+    if any(folder.glob(f"events.out.tfevents.{int(now):010d}.*")):
+        time.sleep(int(now) + 1 - now)
 
 
 def _sheet(run: Run) -> np.ndarray[Any, Any] | None:

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,25 @@ train(TrainConfig.of(**eval(sys.argv[1])), sys.argv[2], watch=watch, progress=Fa
     assert logged(tmp_path / "run").Scalars("loss")[-1].step == 6
     train(config(), tmp_path / "run", watch=TensorBoard(), progress=False)
     assert [record["iteration"] for record in lines(tmp_path / "run")] == [1, 2, 4, 6, 8]
+    assert_same(tmp_path / "run")
+
+
+def test_a_run_that_goes_on_within_the_second_is_read_after_what_it_had(tmp_path: Path) -> None:
+    """By another process, whose number may be a smaller one: TensorBoard reads files by their names."""
+
+    class Ends(TensorBoard):
+        def __call__(self, run: Any, record: Any) -> None:
+            super().__call__(run, record)
+            if record["iteration"] == 6:
+                raise RuntimeError("ends")
+
+    with pytest.raises(RuntimeError, match="ends"):
+        train(config(), tmp_path / "run", watch=Ends(), progress=False)
+    (file,) = (tmp_path / "run" / "tensorboard").iterdir()
+    *first, _, host, _, count = file.name.rsplit(".", 4)
+    time.sleep(1 - time.time() % 1)  # so that both are in one second
+    file.rename(file.with_name(".".join([*first, str(int(time.time())), host, "9999999", count])))
+    train(config(), tmp_path / "run", watch=TensorBoard(), progress=False)
     assert_same(tmp_path / "run")
 
 
