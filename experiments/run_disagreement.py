@@ -25,13 +25,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from matplotlib.lines import Line2D
 
 from gametalearn import InputError, TrainConfig, compare, keep_memory
 from gametalearn.canvas import COLOURS, entitle, figure, legend_below, saved, tidy
+from gametalearn.disagreement import Kind
 from gametalearn.files import replacing
 from gametalearn.jobs import place_of
 from gametalearn.settings import read_toml
@@ -105,7 +106,7 @@ def key(cell: Cell) -> tuple[str, int, str, float]:
 
 def order(cell: Cell) -> tuple[str, int, int, float]:
     """A place in the table: a kind's cells together, those without spoiled tasks first."""
-    kind = ["none", *KINDS.split(",")].index(cell["kind"])
+    kind = ["none", *get_args(Kind)].index(cell["kind"])
     return cell["optimizer"], cell["meta_batch"], kind, cell["share"]
 
 

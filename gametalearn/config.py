@@ -123,12 +123,12 @@ class TrainConfig:
         "meta-batch, such as omniglot=12,mini-imagenet=4, which set the starting balance of rules "
         "over objectives", OUTER, needs={"dataset": 1})
     disagree: float = setting(
-        0.0, "the share of training tasks, in [0, 1], that get wrong query targets", OUTER, least=0,
-        most=1)
+        0.0, "the share of training tasks, in [0, 1], that get wrong queries", OUTER, least=0, most=1)
     disagree_kind: str = setting(
-        "shuffled", "how those targets are wrong: shuffled within each task, permuted in the same "
-        "way in all those tasks, or contradictory to another task of the meta-batch", OUTER,
-        choices=("shuffled", "permuted", "contradictory"), needs={"disagree": 0})
+        "shuffled", "how they are wrong: targets are shuffled within each task, permuted in the same "
+        "way in all those tasks, or contradictory to another task of the meta-batch; or queries are "
+        "mismatched, those of another task", OUTER,
+        choices=("shuffled", "permuted", "contradictory", "mismatched"), needs={"disagree": 0})
     learner: str = setting("maml", "the inner loop: {names}, or module:attribute", MODEL)
     rule: str = setting(
         "uniform", "the weighting rule: {names}, torchjd:NAME for UPGrad, MGDA, CAGrad and others "

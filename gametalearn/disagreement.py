@@ -16,11 +16,11 @@ from gametalearn.randomness import derived, generator
 
 __all__ = ["Disagreement", "Kind"]
 
-Kind = Literal["shuffled", "permuted", "contradictory"]
+Kind = Literal["shuffled", "permuted", "contradictory", "mismatched"]
 
 
 class Disagreement:
-    """A source in which a share of each meta-batch's tasks has wrong query targets.
+    """A source in which a share of each meta-batch's tasks has wrong queries.
 
     Support sets and all other tasks are those of ``source``, whatever the share: runs of different
     shares and kinds see the same episodes. What is wrong with a spoiled task's queries:
@@ -31,6 +31,8 @@ class Disagreement:
       regression y is -y. All of them share one wrong aim.
     - ``"contradictory"``: the task is a copy of one of the meta-batch's other tasks (support,
       queries and group), with the targets of ``"permuted"``: what one asks for, the other forbids.
+    - ``"mismatched"``: the queries, with their targets, are those of another task of the
+      meta-batch, of which the support set tells nothing.
 
     Args:
         source: of the tasks.
@@ -63,8 +65,14 @@ class Disagreement:
         self._generator = generator(derived(seed, "disagreement"))  # not that of the source
 
     def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
-        """Draw ``num_tasks`` tasks, spoil a share of them, and return those in ``part``."""
+        """Draw ``num_tasks`` tasks, spoil a share of them, and return those in ``part``.
+
+        Raises:
+            InputError: queries should be those of another task, and there is only one.
+        """
         self.spoiled = spoiled = self._draw(num_tasks)
+        if self.kind == "mismatched":
+            return self._mismatched(num_tasks, part)
         if self.kind == "contradictory":  # a copy may be of a task outside the part
             batch = self.source.sample(num_tasks)
             clean = (~spoiled).nonzero().flatten()
@@ -82,6 +90,22 @@ class Disagreement:
             wrong = batch.query_y[tasks, key.argsort(1)[part]]
         mask = spoiled[part].view(-1, *[1] * (wrong.ndim - 1))
         return dataclasses.replace(batch, query_y=torch.where(mask, wrong, batch.query_y))
+
+    def _mismatched(self, num_tasks: int, part: slice) -> TaskBatch:
+        """The tasks, of which the spoiled ones have the queries of another."""
+        if num_tasks < 2 and self.share:
+            raise InputError(
+                "Disagreement: mismatched tasks have another task's queries; take 2 tasks or more "
+                f"per meta-batch, not {num_tasks}"
+            )
+        batch = self.source.sample(num_tasks)
+        own = torch.arange(num_tasks)
+        ahead = torch.randint(max(1, num_tasks - 1), (num_tasks,), generator=self._generator)
+        other = torch.where(self.spoiled, (own + 1 + ahead) % num_tasks, own)
+        batch = dataclasses.replace(
+            batch, query_x=batch.query_x[other], query_y=batch.query_y[other]
+        )
+        return batch[part]
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from gametalearn.episodes import Source
 from gametalearn.training import train
 from tests.support import runs
 
-KINDS: list[Kind] = ["shuffled", "permuted", "contradictory"]
+KINDS: list[Kind] = ["shuffled", "permuted", "contradictory", "mismatched"]
 
 
 def images(seed: int = 3) -> EpisodeSampler:
@@ -35,10 +35,15 @@ def assert_equal(a: TaskBatch, b: TaskBatch) -> None:
     tasks=st.integers(1, 9),
     seed=st.integers(0, 99),
 )
-def test_only_query_targets_of_spoiled_tasks_change(
+def test_only_queries_of_spoiled_tasks_change(
     kind: Kind, share: float, tasks: int, seed: int
 ) -> None:
     plain, source = images(), Disagreement(images(), share, kind, seed)
+    if kind == "mismatched" and tasks == 1:
+        if share:
+            with pytest.raises(InputError, match="take 2 tasks or more per meta-batch, not 1"):
+                source.sample(1)
+        return
     for _ in range(3):
         clean, got = plain.sample(tasks), source.sample(tasks)
         spoiled = source.spoiled
@@ -49,6 +54,12 @@ def test_only_query_targets_of_spoiled_tasks_change(
                    ("support_x", "support_y", "query_x", "query_y")]  # fmt: skip
             if not spoiled[i]:
                 assert all(torch.equal(a, b) for a, b in zip(one[:4], one[4:], strict=True))
+                continue
+            if kind == "mismatched":
+                others = [k for k in range(tasks) if torch.equal(got.query_x[i], clean.query_x[k])]
+                assert i not in others
+                assert any(torch.equal(got.query_y[i], clean.query_y[k]) for k in others)
+                assert all(torch.equal(a, b) for a, b in zip(one[:2], one[4:6], strict=True))
                 continue
             if kind == "contradictory" and not spoiled.all():
                 j = next(
