@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gametalearn.errors import InputError
-from gametalearn.files import replacing
+from gametalearn.files import make_folder, replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,10 +73,7 @@ def saved(figure: Figure, file: Path, dpi: int) -> Path:
     kinds = figure.canvas.get_supported_filetypes()
     if (kind := file.suffix.lower().lstrip(".")) not in kinds:
         raise InputError(f"{file}: a picture's name must end in one of {', '.join(sorted(kinds))}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{file.parent}: cannot be created ({error.strerror})") from error
+    make_folder(file.parent)
     with replacing(file) as stream:
         figure.savefig(stream, dpi=dpi, format=kind)
     return file

@@ -214,9 +214,10 @@ def parser_of(words: Sequence[str] = ()) -> Parser:
     add = command("probe", "measure what weighting rules gain in one step from a run's weights",
                   "probe runs/a --rules uniform,agreement,normalized-mean")  # fmt: skip
     add("folder", type=Path, metavar="RUN", help="The folder that train --out wrote.")
-    rules = "uniform,agreement,agreement-update,normalized-mean,geometric-median"
-    add("--rules", default=rules, metavar="A,B,...",
-        help=f"The weighting rules to probe, as in compare. Default: {rules}.")  # fmt: skip
+    usual = ("uniform", "agreement", "agreement-update", "normalized-mean", "geometric-median")
+    add("--rules", default=usual, metavar="A,B,...",
+        help=f"The weighting rules to probe, as in compare. Default: {','.join(usual)}; without "
+        "agreement-update if the learner takes no inner steps.")  # fmt: skip
     add("--checkpoint", default="latest", metavar="A,B,...",
         help="The checkpoints to probe: latest, best, iterations that train --keep-every kept, or all "
         "for all of those and the latest. Default: latest.")  # fmt: skip

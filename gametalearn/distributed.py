@@ -28,6 +28,7 @@ from gametalearn.gradients import TaskGradients
 from gametalearn.update import combine
 from gametalearn.weighting import Rule, Weights
 from gametalearn.weighting.sharded import ShardedGradients, sharded_rule
+from gametalearn.weighting.weights import as_weights
 
 __all__ = ["ALONE", "Tasks", "Team", "describe_team", "joined", "use_machine", "weighted_update"]
 
@@ -281,12 +282,15 @@ def weighted_update(
 
     Returns:
         The same on every process, in the dtype of the rows.
+
+    Raises:
+        InputError: the rule does not give a weight for each task.
     """
     sharded = sharded_rule(rule)
     if team.size == 1 or sharded is None:
         gradients = team.whole(gradients, tasks)
-        weights = rule(gradients)
-        return weights, combine(gradients.rows, weights.effective)
+        weights = as_weights(rule(gradients), gradients, type(rule).__name__)
+        return weights, combine(gradients.rows, weights.effective.to(gradients.rows))
     rows, every = gradients.rows, (tasks.loss, tasks.score, tasks.group)
     shards = ShardedGradients(rows, gradients.updates, *every, tasks.own, team)
     weights, update = sharded.over_processes(shards)

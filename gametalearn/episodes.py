@@ -121,8 +121,22 @@ class TaskBatch:
 
     @staticmethod
     def cat(batches: Sequence[TaskBatch]) -> TaskBatch:
-        """Join batches of equal shapes along the task dimension."""
+        """Join batches of equal shapes along the task dimension.
+
+        Raises:
+            InputError: they differ in shape, or not all of them have ``classes``.
+        """
         names = [name for name, _ in batches[0]._tensors()]
+        for number, batch in enumerate(batches[1:], 1):
+            first, own = (
+                {name: tuple(tensor.shape[1:]) for name, tensor in one._tensors()}
+                for one in (batches[0], batch)
+            )
+            if odd := sorted(k for k in first.keys() | own.keys() if first.get(k) != own.get(k)):
+                raise InputError(
+                    f"TaskBatch.cat: '{odd[0]}' of a task is {first.get(odd[0])} in batch 0 and "
+                    f"{own.get(odd[0])} in batch {number}; join batches of equal ways, shots, queries and inputs"
+                )
         return TaskBatch(**{n: torch.cat([getattr(b, n) for b in batches]) for n in names})
 
 

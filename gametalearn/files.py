@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows: files are still renamed into place, but nobody is kept out
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["held", "locked", "replacing", "write_json"]
+__all__ = ["held", "locked", "make_folder", "replacing", "write_json"]
 
 _TEMPORARY = ".unfinished"
 
@@ -118,6 +118,18 @@ def replacing(target: Path) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        InputError: it cannot be made; it may be a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be created ({error.strerror or error})") from error
 
 
 def write_json(file: Path, content: Any, indent: int | None = None) -> None:

@@ -287,12 +287,16 @@ def _of_hook(model: nn.Module, name: str, kind: str) -> str:
     )
 
 
-def require_instance(learner: Learner) -> None:
-    """Raise an `InputError` for a class in the place of a learner."""
+def require_instance(learner: Any) -> None:
+    """Raise an `InputError` for a class, a name or another thing in the place of a learner."""
     if isinstance(learner, type):
         raise InputError(
             f"learner {learner.__name__} is a class; pass an instance, such as "
             f"{learner.__name__}(inner_lr=0.01, steps=5)"
+        )
+    if not hasattr(learner, "meta_parameters"):
+        raise InputError(
+            f"{learner!r} is no learner; pass one, such as MAML(inner_lr=0.01, steps=5)"
         )
 
 

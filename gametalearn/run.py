@@ -44,6 +44,8 @@ from gametalearn.scores import RESERVED, SCORES, Score, ScoreLike, as_score, def
 from gametalearn.transfer import episodes_for, require_other, settings_for
 from gametalearn.update import meta_rate
 from gametalearn.weighting import Rule, shared_columns
+from gametalearn.weighting.agreement import require_updates
+from gametalearn.weighting.weights import require_rule
 
 __all__ = ["Outer", "Parts", "Run", "Watch", "outer_of", "precision_of", "start"]
 
@@ -472,11 +474,6 @@ def outer_of(run: Run, parts: Parts) -> Outer:
             f"rule 'dtp' weighs objectives by their accuracy, and the score '{run.score.name}' is an "
             "error; use gradnorm, uncertainty, uncertainty-positive or dwa"
         )
-    if config.rule == "agreement-update" and run.learner.steps == 0:
-        raise InputError(
-            "rule 'agreement-update' compares inner updates, and with 0 inner steps there are none "
-            f"(`learner` {config.learner}); use agreement"
-        )
     rule = parts.rule
     if rule is None:
         shapes = {name: p.shape for name, p in run.meta.items()}
@@ -487,6 +484,8 @@ def outer_of(run: Run, parts: Parts) -> Outer:
             offered = {"objectives": len(run.objectives), "within": config.within,
                        "balance": config.balance, "columns": columns, "seed": config.seed, "config": config}  # fmt: skip
             rule = registry.call("rule", config.rule, parts.rule_factory, offered)
+    require_rule(rule, "`rule`")
+    require_updates(config.rule, rule, run.learner.steps)
     named = list(run.meta.items())
     made = build_optimizer(config, named) if parts.optimizer is None else parts.optimizer(named)
     optimizer, scheduler = made if isinstance(made, tuple) else (made, None)

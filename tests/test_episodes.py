@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from typing import Any
 
@@ -355,3 +356,16 @@ def test_a_batch_without_groups_has_one_objective() -> None:
     assert TaskBatch(x.to("meta"), y, x, y).group.device.type == "meta"
     with pytest.raises(InputError, match="support_x must be a tensor, got a list"):
         TaskBatch([0], y, x, y)  # type: ignore[arg-type]
+
+
+def test_only_batches_of_equal_tasks_are_joined() -> None:
+    few, more = Sinusoid(shots=3).sample(2), Sinusoid(shots=4).sample(2)
+    with pytest.raises(
+        InputError, match=r"cat: 'support_x' of a task is \(3, 1\) .* and \(4, 1\) in batch 1"
+    ):
+        TaskBatch.cat([few, more])
+    told = dataclasses.replace(few, classes=torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(
+        InputError, match=r"cat: 'classes' of a task is \(3,\) .* and None in batch 2"
+    ):
+        TaskBatch.cat([told, told, few])

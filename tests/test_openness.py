@@ -18,11 +18,13 @@ import gametalearn
 from gametalearn import (
     MAML,
     Disagreement,
+    GradientAgreement,
     InputError,
     MixedSource,
     Sinusoid,
     TaskBatch,
     TrainConfig,
+    Weights,
     compare,
     evaluate,
     load_run,
@@ -242,6 +244,58 @@ def test_loading_a_run_imports_nothing_that_its_files_name(tmp_path: Path) -> No
         assert not (tmp_path / "ran").exists()
         with pytest.raises(InputError, match="code that loading a run does not import"):
             registry.refuse_untrusted(read_toml(out / "config.toml"), registry.KINDS, {}, out)
+
+
+class Gives(nn.Module):
+    """A rule that gives what it was made with."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        self.given = given
+
+    def forward(self, gradients: Any) -> Any:
+        return self.given
+
+
+def test_a_rule_may_give_one_tensor_in_any_precision() -> None:
+    weights = torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64)
+    both = Weights(weights.float(), weights.float())
+    for given in (weights, weights.float(), Weights(weights, weights)):
+        runs = [train(config(), rule=Gives(one), progress=False) for one in (given, both)]
+        for one, other in zip(*(run.meta.values() for run in runs), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (
+            Gives(None),
+            r"rule Gives: expected weights of shape \(4,\), got NoneType; return them as a",
+        ),
+        (Gives(torch.ones(3)), r"expected weights of shape \(4,\), got \(3,\)"),
+        (Gives(Weights(torch.ones(2), torch.ones(5))), r"weights of shape \(4,\), got \(5,\)"),
+        (GradientAgreement, r"`rule` must be a rule; got the class GradientAgreement; make one"),
+        (3, "`rule` must be a rule; got a int"),
+    ],
+)
+def test_what_is_no_rule_is_said_in_one_line(rule: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train(config(), rule=rule, progress=False)
+
+
+@pytest.mark.parametrize("rule", ["os:getcwd", "builtins:object"])
+def test_a_name_that_makes_no_rule_is_said_in_one_line(rule: str) -> None:
+    with pytest.raises(InputError, match=f"rule '{rule}' makes a .*; name a class or a function"):
+        train(config(rule=rule), progress=False)
+
+
+def test_an_option_may_make_a_rule_compare_inner_updates() -> None:
+    options = {"agreement": {"signal": "update"}}
+    with pytest.raises(
+        InputError, match="rule 'agreement' compares inner updates, and with 0 inner"
+    ):
+        train(config(rule="agreement", rule_options=options, inner_steps=0), progress=False)
 
 
 PLUGIN = """

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gametalearn.errors import InputError
 from gametalearn.gradients import TaskGradients
 from gametalearn.weighting.agreement import GradientAgreement
-from gametalearn.weighting.weights import Rule, Weights
+from gametalearn.weighting.weights import Rule, Weights, as_weights, require_rule
 
 __all__ = ["GradientCollector", "WeightsFunction", "as_rule", "flatten", "weigh", "write_gradient"]
 
@@ -306,23 +306,10 @@ def as_rule(rule: Rule | WeightsFunction | None, where: str) -> Rule | WeightsFu
     Raises:
         InputError: it cannot be asked for weights: a name, a class, anything that cannot be called.
     """
-    given: Any = GradientAgreement() if rule is None else rule
-    if any(part.__module__.startswith("torchjd.") for part in type(given).__mro__):
-        raise InputError(
-            f"{where}: `rule` is a {type(given).__name__} for TorchJD, which takes a matrix; pass a rule, such "
-            "as gametalearn.make_rule('torchjd:UPGrad') for one of TorchJD's own"
-        )
-    if callable(given) and not isinstance(given, type):
-        return given  # type: ignore[no-any-return]
-    got, remedy = f"a {type(given).__name__}", "pass one, such as GradientAgreement()"
-    if isinstance(given, str):
-        got, remedy = f"the name '{given}'", f"make it: gametalearn.make_rule('{given}')"
-    elif isinstance(given, type):
-        got, remedy = f"the class {given.__name__}", f"make one: {given.__name__}(...)"
-    raise InputError(
-        f"{where}: `rule` must be a rule, or a function from rows (T, P) to weights (T,); got {got}; "
-        f"{remedy}"
-    )
+    given = GradientAgreement() if rule is None else rule
+    kinds = "a rule, or a function from rows (T, P) to weights (T,)"
+    require_rule(given, f"{where}: `rule`", kinds)
+    return given
 
 
 def weigh(rule: Rule | WeightsFunction, gradients: TaskGradients) -> Weights:
@@ -332,13 +319,10 @@ def weigh(rule: Rule | WeightsFunction, gradients: TaskGradients) -> Weights:
         InputError: ``rule`` does not give finite ``(T,)`` weights, or raises one itself.
     """
     rows = gradients.rows
-    result: Any = rule(gradients if isinstance(rule, nn.Module) else rows)  # type: ignore[arg-type]
-    weights = Weights(raw=result, effective=result) if isinstance(result, Tensor) else result
-    effective = getattr(weights, "effective", weights)
+    result = rule(gradients if isinstance(rule, nn.Module) else rows)  # type: ignore[arg-type]
     name = getattr(rule, "__name__", type(rule).__name__)
-    if not isinstance(effective, Tensor) or effective.shape != (len(rows),):
-        got = tuple(effective.shape) if isinstance(effective, Tensor) else type(effective).__name__
-        raise InputError(f"rule {name}: expected weights of shape ({len(rows)},), got {got}")
+    weights = as_weights(result, gradients, name)
+    effective = weights.effective
     bad = (~torch.isfinite(effective)).nonzero().flatten().tolist()
     if bad:
         others = f" (and of {len(bad) - 1} more)" if len(bad) > 1 else ""

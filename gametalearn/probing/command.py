@@ -20,7 +20,7 @@ from gametalearn.checkpoint import file_of, kept_in, load_checkpoint
 from gametalearn.config import TrainConfig
 from gametalearn.environment import environment
 from gametalearn.errors import InputError
-from gametalearn.files import replacing, write_json
+from gametalearn.files import make_folder, replacing, write_json
 from gametalearn.flags import given_by, merged
 from gametalearn.probing.found import Probe
 from gametalearn.probing.measure import probe
@@ -44,16 +44,17 @@ RUN_S_OWN = {"dataset", "seed", "device", "threads", *PARTS}
 
 def run(args: argparse.Namespace) -> None:
     """Probe as the arguments say."""
-    rules = [name.strip() for name in args.rules.split(",") if name.strip()]
-    for name in rules:
-        registry.require_known("rule", name)
     out: Path = args.folder if args.out is None else args.out
-    found, pictures = [], {}
-    for checkpoint in _checkpoints(args):
+    checkpoints = _checkpoints(args)
+    make_folder(out)
+    found: list[dict[str, Any]] = []
+    written = [out / "probe.json"]
+    for checkpoint in checkpoints:
         trained = load_run(
             args.folder, checkpoint, args.device, dataset=args.dataset, trust=args.trust,
             **{kind: value for kind in PARTS if (value := getattr(args, kind))},
         )  # fmt: skip
+        rules = _rules(args, trained, told=bool(found))
         trained.config = config = _settings(args, trained.config, rules)
         result = _probe(args, trained, rules, file_of(args.folder, checkpoint))
         title = f"{args.folder} ({checkpoint}, iteration {trained.iteration})"
@@ -62,15 +63,30 @@ def run(args: argparse.Namespace) -> None:
             "checkpoint": checkpoint, "iteration": trained.iteration, "config": config.as_dict(),
             **result.as_dict(),
         })  # fmt: skip
-        pictures[out / f"probe-{checkpoint}.png"] = gains_figure(result, title)
         about = environment(config, args.command_line)
-    out.mkdir(parents=True, exist_ok=True)
-    content = {"schema": SCHEMA, "run": str(args.folder), "environment": about}
-    write_json(out / "probe.json", {**content, "checkpoints": found})
-    for file, picture in pictures.items():
-        with drawing(), replacing(file) as stream:
+        content = {"schema": SCHEMA, "run": str(args.folder), "environment": about}
+        write_json(written[0], {**content, "checkpoints": found})
+        written.append(out / f"probe-{checkpoint}.png")
+        picture = gains_figure(result, title)
+        with drawing(), replacing(written[-1]) as stream:
             picture.savefig(stream, dpi=150, format="png")
-    print(f"wrote {', '.join(map(str, [out / 'probe.json', *pictures]))}")
+    print(f"wrote {', '.join(map(str, written))}")
+
+
+def _rules(args: argparse.Namespace, trained: Run, told: bool) -> list[str]:
+    """The names of the rules: those that were asked for, or the usual ones that suit the learner."""
+    if isinstance(args.rules, str):
+        rules = [name.strip() for name in args.rules.split(",") if name.strip()]
+        for name in rules:
+            registry.require_known("rule", name)
+        return rules
+    rules = list(args.rules)
+    if trained.learner_now.steps == 0 and "agreement-update" in rules:
+        rules.remove("agreement-update")
+        if not told:
+            print("gametalearn: agreement-update is left out: it compares inner updates, and with 0 inner "
+                  "steps there are none", file=sys.stderr)  # fmt: skip
+    return rules
 
 
 def _checkpoints(args: argparse.Namespace) -> list[str]:

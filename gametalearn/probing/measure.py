@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +20,17 @@ from gametalearn.disagreement import Disagreement
 from gametalearn.engine.plan import choose
 from gametalearn.engine.task import data_of
 from gametalearn.episodes import Source, TaskBatch
-from gametalearn.errors import InputError, require_whole
+from gametalearn.errors import InputError, require_whole, summary
 from gametalearn.evaluation import placed
 from gametalearn.gradients import TaskGradients, adapt_and_score, meta_gradients, meta_of
 from gametalearn.losses import Loss, default_loss
 from gametalearn.probing.found import STEPS, Probe
-from gametalearn.probing.steps import Step, along
+from gametalearn.probing.steps import Step, along, through
 from gametalearn.scores import ScoreLike, default_score
 from gametalearn.update import combine
 from gametalearn.weighting import Rule, make_rule
+from gametalearn.weighting.agreement import require_updates
+from gametalearn.weighting.weights import as_weights, require_rule
 
 __all__ = ["probe"]
 
@@ -34,6 +41,9 @@ ones curvature."""
 
 STREAMS = {"same": 0, "fresh": 1, "clean": 1, "reference": 2}
 """Clean tasks are the fresh ones, uncorrupted."""
+
+ROUNDING = 4.0
+"""c in: updates are equal up to rounding if they differ by at most c * eps * sum |e_i| norm(g_i)."""
 
 FIRST_SEED = 10**9
 """Far from the seeds of training, whose tasks must not recur."""
@@ -49,7 +59,7 @@ def probe(
     meta: Params | None = None,
     loss: Loss = default_loss,
     score: ScoreLike = default_score,
-    optimizer: Step | None = None,
+    optimizer: torch.optim.Optimizer | Step | None = None,
     meta_batch: int = 16,
     meta_batches: int = 100,
     reference: int = 1024,
@@ -71,21 +81,22 @@ def probe(
     The gain is the mean query loss after adaptation at theta minus that at the new point, on the
     meta-batch's own tasks (a quarter of them, at least four: their gains hardly vary) and on as many
     fresh ones as it has. All rules start from the same theta and are measured on the same tasks, so
-    differences are paired by meta-batch and free of training noise. The results hold at this theta, for
-    one step.
+    differences are paired by meta-batch and free of training noise. Updates that are equal up to
+    rounding, or for ``length`` have one direction, are tried once, so that their gains are the same. The
+    results hold at this theta, for one step.
 
     Args:
         model: any module; neither it nor ``meta`` is changed.
         source: episodes, as in training; independent streams of its data are used.
         learner: the inner loop, as in training.
-        rules: names (`gametalearn.make_rule`), or rules by any name. A stateful rule sees the
-            meta-batches in order, starting from its current state.
+        rules: names (`gametalearn.make_rule`), or rules by any name. Of these, copies are probed. A
+            stateful rule sees the meta-batches in order, starting from its current state.
         clean: uncorrupted episodes; by default those of a `gametalearn.Disagreement`. The fresh
             tasks are then measured uncorrupted, too, and the true direction is estimated from them.
         meta: meta-parameters other than the model's own, such as a run's.
         loss, score: as in `meta_gradients`.
-        optimizer: a function of ``(meta, update)`` that returns the new meta-parameters, such as
-            `gametalearn.probing.through` makes from an optimiser.
+        optimizer: an optimiser with its state, which takes no step itself; or a function of ``(meta,
+            update)`` that returns the new meta-parameters, such as `gametalearn.probing.through` makes.
         meta_batch: T, tasks in a meta-batch.
         meta_batches: B; intervals need at least 3.
         reference: tasks whose mean gradient stands for the true direction, rounded up to whole
@@ -97,21 +108,33 @@ def probe(
             included.
 
     Raises:
-        InputError: a number out of range, an unsuitable rule, or a loss that is not finite.
+        InputError: a number out of range, an argument that is no source or rule, a rule that does not
+            suit the learner, or a loss that is not finite.
     """
     numbers = {"meta_batch": meta_batch, "meta_batches": meta_batches, "reference": reference}
     for name, value in numbers.items():
         require_whole(f"`{name}`", value, 1)
-    if length is not None and not length > 0:
-        raise InputError(f"`length` must be positive, got {length}")
-    if isinstance(rules, str):
-        raise InputError(f"`rules` must be a list of names, such as ['uniform']; got {rules!r}")
-    made = rules if isinstance(rules, Mapping) else {name: make_rule(name) for name in rules}
-    if not made:
-        raise InputError("`rules`: name one or more, such as uniform,agreement")
+    require_whole("`seed`", seed, 0)
+    _check_length(length)
+    for name, given in (("source", source), ("clean", clean)):
+        if given is not None and not hasattr(given, "with_seed"):
+            raise InputError(
+                f"`{name}` must be a source of episodes with sample() and with_seed(); got a "
+                f"{type(given).__name__}"
+            )
+    meta = meta_of(model, learner, meta)
+    made = _made(rules)
+    for name, rule in made.items():
+        require_updates(name, rule, learner.steps)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        optimizer = through(optimizer)
+    if optimizer is not None and not callable(optimizer):
+        raise InputError(
+            f"`optimizer` must be an optimiser, or a function of (meta, update); got a "
+            f"{type(optimizer).__name__}"
+        )
     if clean is None and isinstance(source, Disagreement):
         clean = source.source
-    meta = meta_of(model, learner, meta)
     size = float(torch.stack([p.detach().double().norm() for p in meta.values()]).norm())
     if length is None and not size:
         raise InputError(
@@ -167,16 +190,24 @@ def probe(
         drawn["same"] = drawn["same"][torch.arange(same) * meta_batch // same]
         joined = TaskBatch.cat(list(drawn.values()))
         before[:, b] = losses(joined, meta)
+        norms = torch.linalg.vector_norm(gradients.rows, dim=1, dtype=torch.float64)
         mean = combine(gradients.rows, gradients.rows.new_full((meta_batch,), 1 / meta_batch))
-        for r, rule in enumerate(made.values()):
-            weights = rule(gradients).effective
-            update = combine(gradients.rows, weights)
+        updates: list[Update] = []
+        for r, (name, rule) in enumerate(made.items()):
+            weights = as_weights(rule(gradients), gradients, name).effective.to(mean)
+            update = Update.of(combine(gradients.rows, weights), weights, norms)
             about[:, r, b] = (
-                _cosine(update, mean), _cosine(update, true), effective_tasks(weights),
-                float(_length(update)),
+                _cosine(update.vector, mean), _cosine(update.vector, true),
+                effective_tasks(weights), update.size,
             )  # fmt: skip
-            for s, step in enumerate(steps.values()):
-                after[s, r, :, b] = losses(joined, step(meta, update))
+            for s, (kind, step) in enumerate(steps.items()):
+                twin = next((q for q, u in enumerate(updates) if update.same(u, kind)), None)
+                after[s, r, :, b] = (
+                    losses(joined, step(meta, update.vector))
+                    if twin is None
+                    else after[s, twin, :, b]
+                )
+            updates.append(update)
         progress(1)
     _check_finite(before, after, list(steps), list(made))
     gains = before - after
@@ -197,6 +228,69 @@ def probe(
         reference=-(-reference // meta_batch) * meta_batch,
         seed=seed,
     )
+
+
+def _check_length(length: Any) -> None:
+    if length is not None and not (isinstance(length, Real) and 0 < float(length) < math.inf):
+        raise InputError(f"`length` must be positive, got {length!r}")
+
+
+def _made(rules: Any) -> dict[str, Rule]:
+    """The rules by name; those that were handed in are copied, with their state.
+
+    Raises:
+        InputError: none, an unknown name, what is no rule, or one that cannot be copied.
+    """
+    if isinstance(rules, str) or not isinstance(rules, Sequence | Mapping):
+        raise InputError(f"`rules` must be a list of names, such as ['uniform']; got {rules!r}")
+    if not rules:
+        raise InputError("`rules`: name one or more, such as uniform,agreement")
+    if not isinstance(rules, Mapping):
+        for rule in rules:
+            if not isinstance(rule, str):
+                raise InputError(
+                    f"`rules` is a list with a {type(rule).__name__}, and takes names; pass a rule of "
+                    "your own by a name, as {'mine': rule}"
+                )
+        return {name: make_rule(name) for name in rules}
+    made: dict[str, Rule] = {}
+    for name, rule in rules.items():
+        require_rule(rule, f"`rules` '{name}'")
+        try:
+            made[name] = copy.deepcopy(rule)
+        except Exception as error:
+            raise InputError(
+                f"`rules` '{name}': the {type(rule).__name__} cannot be copied ({summary(error)})"
+            ) from error
+    return made
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a rule made of a meta-batch.
+
+    Attributes:
+        vector: ``(P,)``.
+        size: its length.
+        rounding: how far from the exact sum it may be, relative to its length.
+    """
+
+    vector: Tensor
+    size: float
+    rounding: float
+
+    @classmethod
+    def of(cls, vector: Tensor, weights: Tensor, norms: Tensor) -> Update:
+        """With the error bound of a sum of rows of these lengths ``(T,)``."""
+        size, terms = float(_length(vector)), float(weights.double().abs() @ norms)
+        eps = torch.finfo(vector.dtype).eps
+        return cls(vector, size, ROUNDING * eps * terms / size if size > 0 else 0.0)
+
+    def same(self, other: Update, step: str) -> bool:
+        """Whether a step is the same for both up to rounding: at one length, if the directions are."""
+        factor = self.size / other.size if step == "length" and self.size * other.size > 0 else 1.0
+        apart = float(_length(self.vector.double() - factor * other.vector.double()))
+        return apart <= max(self.rounding, other.rounding) * self.size
 
 
 def _even(meta: Params, batch: TaskBatch, learner: Learner) -> int | None:

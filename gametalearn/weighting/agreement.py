@@ -26,6 +26,7 @@ __all__ = [
     "GradientAgreement",
     "agreement_weights",
     "agreement_weights_from_gramian",
+    "require_updates",
     "rounding",
     "sharded_agreement",
     "shares",
@@ -248,3 +249,11 @@ class GradientAgreement(nn.Module):
         vectors = Vectors.of(rows, unit=self.normalize, largest=largest)
         weights, _ = sharded_agreement(gradients, vectors)
         return Weights(raw=weights, effective=weights), gradients.combined(weights)
+
+
+def require_updates(name: str, rule: object, steps: int) -> None:
+    """Raise an `InputError` if a rule compares inner updates, and the learner takes no ``steps``."""
+    if isinstance(rule, GradientAgreement) and rule.signal == "update" and steps == 0:
+        raise InputError(
+            f"rule '{name}' compares inner updates, and with 0 inner steps there are none; use agreement"
+        )

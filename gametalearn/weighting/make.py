@@ -87,6 +87,10 @@ def rule_from(
         if said.startswith("rule '"):
             raise
         raise InputError(f"rule '{name}': {said}") from error
+    if not callable(rule):
+        raise InputError(
+            f"rule '{name}' makes a {type(rule).__name__}; name a class or a function that makes a rule"
+        )
     return rule
 
 

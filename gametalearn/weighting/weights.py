@@ -18,10 +18,12 @@ __all__ = [
     "Rule",
     "Weights",
     "as_rows",
+    "as_weights",
     "check_finite",
     "check_gramian",
     "check_tensor",
     "largest_entries",
+    "require_rule",
 ]
 
 TaskGradient = Tensor | Sequence[Tensor | None] | Mapping[str, Tensor | None]
@@ -48,7 +50,7 @@ class Weights:
 
 
 class Rule(Protocol):
-    """A weighting rule: an `nn.Module` that maps `TaskGradients` to `Weights`.
+    """A weighting rule: an `nn.Module` that maps `TaskGradients` to `Weights`, or to one tensor ``(T,)``.
 
     State is what ``state_dict()`` holds; ``eval()`` freezes it. A rule may offer a method
     ``over_processes`` for runs of several processes (see `gametalearn.weighting.sharded`), and have
@@ -59,6 +61,56 @@ class Rule(Protocol):
     def __call__(self, gradients: TaskGradients) -> Weights:
         """The weights of one meta-batch; learnable and running state may advance."""
         ...
+
+
+def require_rule(given: object, what: str, kinds: str = "a rule") -> None:
+    """Raise an `InputError` for what cannot be asked for weights: a name, a class, a number, ...
+
+    Args:
+        given: perhaps a rule.
+        what: the argument that it was given for.
+        kinds: what that argument may be.
+    """
+    if any(part.__module__.startswith("torchjd.") for part in type(given).__mro__):
+        raise InputError(
+            f"{what} is a {type(given).__name__} for TorchJD, which takes a matrix; pass a rule, such "
+            "as gametalearn.make_rule('torchjd:UPGrad') for one of TorchJD's own"
+        )
+    if callable(given) and not isinstance(given, type):
+        return
+    got, remedy = f"a {type(given).__name__}", "pass one, such as GradientAgreement()"
+    if isinstance(given, str):
+        got, remedy = f"the name '{given}'", f"make it: gametalearn.make_rule('{given}')"
+    elif isinstance(given, type):
+        got, remedy = f"the class {given.__name__}", f"make one: {given.__name__}(...)"
+    raise InputError(f"{what} must be {kinds}; got {got}; {remedy}")
+
+
+def as_weights(result: object, gradients: TaskGradients, name: str) -> Weights:
+    """What a rule gave, as `Weights`; a tensor ``(T,)`` is both kinds.
+
+    Args:
+        result: what the rule returned.
+        gradients: what it was called with.
+        name: the rule's.
+
+    Raises:
+        InputError: no `Weights`, or not one effective weight for each task.
+    """
+    rows = gradients.rows
+    given: Any = Weights(raw=result, effective=result) if isinstance(result, Tensor) else result
+    raw, effective = getattr(given, "raw", None), getattr(given, "effective", given)
+    if (
+        not isinstance(raw, Tensor)
+        or not isinstance(effective, Tensor)
+        or effective.shape != (len(rows),)
+    ):
+        got = tuple(effective.shape) if isinstance(effective, Tensor) else type(effective).__name__
+        raise InputError(
+            f"rule {name}: expected weights of shape ({len(rows)},), got {got}; return them as a tensor or "
+            "as Weights"
+        )
+    return Weights(raw=raw, effective=effective)
 
 
 def as_rows(gradients: Gradients) -> Tensor:

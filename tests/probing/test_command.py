@@ -130,6 +130,8 @@ def test_rules_have_the_options_that_are_given(capsys, trained, tmp_path):
         ("--length -1", "--length must be positive, got -1.0"),
         ("--disagree-kind permuted", "--disagree-kind applies to --disagree above 0"),
         ("--disagree 2", "--disagree must be at most 1, got 2.0"),
+        ("--rules uniform,os:getcwd", "rule 'os:getcwd' makes a str; name a class or a function that"),
+        ("--seed -1", "--seed must be at least 0, got -1"),
         ("--rules dtp", "rule 'dtp' weighs objectives by their accuracy"),
     ],
 )  # fmt: skip
@@ -139,6 +141,61 @@ def test_messages(capsys, trained, flags, message):
     assert err.startswith("gametalearn: ")
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_is_said_first(capsys, trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, err = run(capsys, f"probe {trained} {FEW} --out {tmp_path / 'file'}")
+    assert (code, out) == (2, "")
+    assert err == f"gametalearn: {tmp_path / 'file'}: cannot be created (File exists)\n"
+
+
+def test_what_was_measured_is_kept(capsys, monkeypatch, trained, tmp_path):
+    """The second checkpoint's probe is interrupted."""
+    from gametalearn.probing import command, shown
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def then(*args):
+        monkeypatch.setattr(command, "probe", interrupted)
+        return shown.table(*args)
+
+    monkeypatch.setattr(command, "table", then)
+    flags = f"--checkpoint 2,latest --rules uniform,agreement {FEW} --out {tmp_path}"
+    code, _, _ = run(capsys, f"probe {trained} {flags}")
+    assert code == 130
+    assert [
+        c["checkpoint"] for c in json.loads((tmp_path / "probe.json").read_text())["checkpoints"]
+    ] == ["2"]
+    assert (tmp_path / "probe-2.png").exists()
+
+
+def test_the_usual_rules_are_those_that_suit_the_learner(capsys, trained, tmp_path):
+    code, _, err = run(capsys, f"probe {trained} {FEW} --out {tmp_path / 'a'}")
+    assert (code, err) == (0, "")
+    [found] = json.loads((tmp_path / "a" / "probe.json").read_text())["checkpoints"]
+    assert list(found["rules"]) == [
+        "uniform", "agreement", "agreement-update", "normalized-mean", "geometric-median"
+    ]  # fmt: skip
+    words = f"train --dataset glyphs --learner protonet --meta-batch 2 --hidden 4 --iterations 2 --keep-every 1 --quiet --threads 1 --validation-episodes 2 --out {tmp_path / 'b'}"
+    assert main(words.split()) == 0
+    code, _, err = run(capsys, f"probe {tmp_path / 'b'} --checkpoint all {FEW}")
+    assert code == 0
+    assert err.count("agreement-update is left out: it compares inner updates") == 1
+    for found in json.loads((tmp_path / "b" / "probe.json").read_text())["checkpoints"]:
+        assert list(found["rules"]) == [
+            "uniform",
+            "agreement",
+            "normalized-mean",
+            "geometric-median",
+        ]
+    code, _, err = run(capsys, f"probe {tmp_path / 'b'} --rules uniform,agreement-update {FEW}")
+    assert code == 2
+    assert (
+        "rule 'agreement-update' compares inner updates, and with 0 inner steps there are none"
+        in err
+    )
 
 
 def test_a_folder_without_a_run(capsys, tmp_path):

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import gametalearn
@@ -23,9 +25,11 @@ from gametalearn import (
     TaskGradients,
     Uniform,
     Weights,
+    make_rule,
     probe,
 )
 from gametalearn.probing import through
+from gametalearn.probing.measure import Update
 
 SIZE, SUPPORT, QUERY, RATE = 6, 4, 5, 0.1
 
@@ -171,12 +175,41 @@ def test_pairs_are_more_precise_than_their_parts():
 
 
 def test_at_one_length_the_norm_control_is_uniform():
-    found = sinusoid(rules=["uniform", "norm-control"])
-    one, other = found.gains["length"]["fresh"]
-    assert np.allclose(one, other, atol=1e-5 * np.abs(one).max())
-    one, other = found.gains["plain"]["fresh"]
+    """To the bit: a difference of roundings is none, however it is tested."""
+    found = sinusoid(rules=["norm-control", "agreement", "uniform"])
+    for tasks in ("same", "fresh"):
+        assert np.array_equal(*found.gains["length"][tasks][[0, 2]])
+    assert found.difference("norm-control").p_value == 1
+    assert found.p_holm()["norm-control"] == 1
+    assert (found.gains["length"]["fresh"][1] != found.gains["length"]["fresh"][2]).all()
+    one, other = found.gains["plain"]["fresh"][[0, 2]]
     assert not np.allclose(one, other, rtol=0.01)
-    assert found.cosine_uniform[1] == pytest.approx(1)
+    assert found.cosine_uniform[0] == pytest.approx(1)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    tasks=st.integers(1, 300),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    common=st.sampled_from([0.0, 0.1, 10.0]),
+    seed=st.integers(0, 99),
+)
+def test_updates_are_the_same_up_to_rounding_and_no_further(tasks, dtype, common, seed):
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randn(tasks, 200, generator=random, dtype=dtype)
+    rows = (rows + common) * 10 ** torch.randn(tasks, 1, generator=random, dtype=dtype)
+    norms, weights = rows.double().norm(dim=1), rows.new_full((tasks,), 1 / tasks)
+    one = Update.of(weights @ rows, weights, norms)
+    longer = Update.of((1.7 * weights) @ rows, 1.7 * weights, norms)
+    order = torch.randperm(tasks, generator=random)
+    summed = Update.of((rows[order] / tasks).sum(0), weights, norms[order])
+    assert summed.same(one, "plain")
+    assert summed.same(one, "length")
+    assert one.same(longer, "length")
+    assert not one.same(longer, "plain")
+    eps = torch.finfo(dtype).eps
+    turned = one.vector + 100 * eps * norms.mean() * torch.randn(200, generator=random, dtype=dtype)
+    assert not Update.of(turned, weights, norms).same(one, "length")
 
 
 def test_disturbed_tasks_are_measured_undisturbed_too():
@@ -284,6 +317,63 @@ def test_a_model_that_is_not_finite_is_no_rules_fault():
 
 def test_it_is_public():
     assert gametalearn.probe is probe
+
+
+def test_a_rule_of_ones_own_keeps_its_state():
+    """Probes that follow each other start alike."""
+    own: Any = {"uniform": Uniform(), "dwa": make_rule("dwa", objectives=1)}
+    before = copy.deepcopy(own["dwa"].state_dict())
+    first, again = (sinusoid(rules=own, meta_batches=3) for _ in range(2))
+    assert str(own["dwa"].state_dict()) == str(before)
+    assert np.array_equal(first.gains["plain"]["fresh"], again.gains["plain"]["fresh"])
+
+
+def test_an_optimiser_is_taken_as_it_is():
+    made = []
+    for wrapped in (lambda o: o, through):
+        torch.manual_seed(0)
+        model = MLP(1, 1, (8,))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        found = probe(model, Sinusoid(), MAML(0.01), ["uniform"], optimizer=wrapped(optimizer),
+                      meta_batch=4, meta_batches=3, reference=4)  # fmt: skip
+        made.append(found.gains["optimizer"]["fresh"])
+    assert np.array_equal(made[0], made[1])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rules": [Uniform()]}, "a list with a Uniform, and takes names; .* {'mine': rule}"),
+        ({"rules": {"mine": "agreement"}}, "`rules` 'mine' must be a rule; got the name 'agreement'"),
+        ({"rules": {"mine": Uniform}}, "got the class Uniform; make one: Uniform"),
+        ({"rules": {"mine": lambda g: torch.ones(2)}}, r"rule mine: expected weights of .*\(6,\), got"),
+        ({"rules": 3}, "`rules` must be a list of names, .* got 3"),
+        ({"length": "0.1"}, "`length` must be positive, got '0.1'"),
+        ({"length": math.nan}, "`length` must be positive, got nan"),
+        ({"seed": None}, "`seed` must be an integer, got None"),
+        ({"source": [1]}, "`source` must be a source of episodes .* got a list"),
+        ({"clean": 3}, "`clean` must be a source of episodes .* got a int"),
+        ({"clean": Sinusoid(shots=3)}, r"'support_x' of a task is \(10, 1\) in batch 0 and \(3, 1\)"),
+        ({"optimizer": "adam"}, "`optimizer` must be an optimiser, .* got a str"),
+    ],
+)  # fmt: skip
+def test_what_is_given_for_something_else_is_said(given, message):
+    with pytest.raises(InputError, match=message):
+        sinusoid(**{"meta_batches": 3, **given})
+
+
+def test_a_name_is_no_learner():
+    with pytest.raises(InputError, match="'maml' is no learner; pass one"):
+        probe(MLP(1, 1, (4,)), Sinusoid(), "maml", ["uniform"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", ["agreement-update", "mine"])
+def test_without_inner_steps_there_are_no_inner_updates_to_compare(rule):
+    """They were all zero, and the rule was uniform without a word."""
+    rules = {rule: make_rule("agreement-update")}
+    given: Any = {"meta_batch": 4, "meta_batches": 3, "reference": 4}
+    with pytest.raises(InputError, match=f"rule '{rule}' compares inner updates, and with 0 inner"):
+        probe(MLP(1, 1, (4,)), Sinusoid(), MAML(0.01, steps=0), rules, **given)
 
 
 class Constant:
