@@ -4,7 +4,7 @@ Where the runs of all parts are there, no script is needed: put them into one fo
 all rules and seeds. This is for parts of which only results.json and course.json are left. Means, differences, their
 intervals over seeds and p-values are computed anew from each seed's values. Of the episodes, the interval of each rule
 follows from each seed's; that of a difference does not, and is left out. Of course.json the means are joined, without
-intervals.
+intervals; each must be of the very trainings of the results.json beside it.
 
 example:
   python experiments/join_results.py experiments/results/mini-maml runs/mini-maml-more --out runs/mini-maml-joined
@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from gametalearn import InputError
-from gametalearn.files import write_json
+from gametalearn.errors import summary
+from gametalearn.files import make_folder, write_json
 from gametalearn.results import adjusted, pair_of
 from gametalearn.statistics import over_seeds
 from gametalearn.stored import read_results
@@ -111,10 +112,59 @@ def entry(score: str, seeds: list[Found]) -> Found:
 def averaged(parts: Sequence[tuple[Any, int]]) -> Any:
     """The means of a rule in course.json over the seeds of all parts, each given with how many it has."""
     first = parts[0][0]
+    if len({tuple(found) for found, _ in parts}) > 1:
+        raise LookupError("the parts have other entries")
     if "mean" in first:
         mean = sum(found["mean"] * seeds for found, seeds in parts) / sum(n for _, n in parts)
         return {"mean": mean, "ci95": None}
     return {key: averaged([(found[key], seeds) for found, seeds in parts]) for key in first}
+
+
+def courses(folders: Sequence[Path], parts: Sequence[Found]) -> Found | None:
+    """The content of course.json for all parts; None where one has no such file, which is said.
+
+    Raises:
+        InputError: a file is damaged, or is not of the trainings of its results.json.
+    """
+    files = [folder / "course.json" for folder in folders]
+    if lacking := [file for file in files if not file.is_file()]:
+        if len(lacking) < len(files):
+            print(f"join_results: {lacking[0]} is not there, so that no course.json is written",
+                  file=sys.stderr)  # fmt: skip
+        return None
+    score = parts[0]["metric"]["name"]
+    found: list[Found] = []
+    for file, part in zip(files, parts, strict=True):
+        scores = {
+            rule: {str(one["seed"]): one[score] for one in entry["seeds"]}
+            for rule, entry in part["rules"].items()
+        }
+        try:
+            found.append(json.loads(file.read_text(encoding="utf-8")))
+            own = found[-1].get("scores")
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{file}: damaged ({summary(error)})") from error
+        if own != scores:
+            raise InputError(
+                f"{file}: not of the trainings of the results.json beside it; write it anew by read_course.py"
+            )
+    names = list(dict.fromkeys(rule for part in parts for rule in part["rules"]))
+    try:
+        rules = {
+            rule: averaged([
+                (one["rules"][rule], len(one["scores"][rule])) for one in found if rule in one["scores"]
+            ])
+            for rule in names
+        }  # fmt: skip
+    except (LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{', '.join(map(str, files))}: damaged, or validated at different iterations ({summary(error)})"
+        ) from error
+    joint: Found = {rule: {} for rule in names}
+    for one in found:
+        for rule, own in one["scores"].items():
+            joint[rule].update(own)
+    return {"tasks": found[0]["tasks"], "scores": joint, "rules": rules}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,22 +176,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--out {args.out} is one of the parts, which it would replace; name another folder"
             )
         found = joined(parts)
+        course = courses(args.parts, parts)
+        if course is None and (args.out / "course.json").exists():
+            raise InputError(
+                f"{args.out / 'course.json'} is of other results, and would stay; remove it, or choose "
+                "another --out"
+            )
+        make_folder(args.out)
+        write_json(args.out / "results.json", found, indent=2)
+        if course is not None:
+            write_json(args.out / "course.json", course)
     except InputError as error:
         print(f"join_results: {error}", file=sys.stderr)
         return 2
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "results.json", found, indent=2)
-    files = [folder / "course.json" for folder in args.parts]
-    if all(file.is_file() for file in files):
-        courses = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        rules = {
-            rule: averaged([
-                (course["rules"][rule], len(part["rules"][rule]["seeds"]))
-                for course, part in zip(courses, parts, strict=True) if rule in part["rules"]
-            ])
-            for rule in found["rules"]
-        }  # fmt: skip
-        write_json(args.out / "course.json", {**courses[0], "rules": rules})
     return 0
 
 

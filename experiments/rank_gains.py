@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,14 @@ import numpy as np
 from scipy import stats
 
 from gametalearn import InputError
-from gametalearn.files import write_json
+from gametalearn.files import make_folder, write_json
 from gametalearn.stored import read_results
+
+MAY_DIFFER = {
+    "rule", "rule_options", "seed", "threads", "device", "log_every", "log_matrices", "validate_every",
+    "validation_episodes", "checkpoint_every", "keep_every",
+}  # fmt: skip
+"""Settings that the probed run and the comparison need not share; options of rules are compared apart."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -39,21 +45,53 @@ def gains(probe: Path, folder: Path) -> dict[str, Any]:
     """By rule the mean gain minus the baseline's for each step, and the rank correlations.
 
     Raises:
-        InputError: a file that is missing, or fewer than three rules in both besides the baseline.
+        InputError: a file that is missing or damaged, fewer than three rules in both besides the baseline,
+            or settings that differ.
     """
     results = read_results(folder)
     try:
         probed = json.loads(probe.read_text(encoding="utf-8"))["checkpoints"]
         # of `--checkpoint all`, the latest may have been kept under its number as well
         checkpoints = list({one["iteration"]: one for one in probed}.values())
-        first = checkpoints[0]
-    except (OSError, ValueError, LookupError) as error:
-        raise InputError(f"{probe}: no probe ({error})") from error
+        both = [rule for rule in checkpoints[0]["rules"] if rule in results["rules"]]
+        for one in checkpoints:
+            alike(one["config"], results["config"], f"{probe} and {folder}", both)
+        return ranked(checkpoints, results, both, f"{probe} and {folder}")
+    except InputError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{probe}: no probe, or a damaged one ({error!r})") from error
+
+
+def alike(one: dict[str, Any], other: dict[str, Any], what: str, rules: Iterable[str]) -> None:
+    """Check that two runs' settings are those of one experiment.
+
+    Raises:
+        InputError: they differ in a setting, or in the options of a rule; it is named.
+    """
+    for key in sorted((one.keys() & other.keys()) - MAY_DIFFER):
+        if one[key] != other[key]:
+            raise InputError(
+                f"{what} differ in `{key}` ({one[key]}, {other[key]}); compare a probe and trainings of "
+                "the same settings"
+            )
+    for rule in rules:
+        options = [found.get("rule_options", {}).get(rule, {}) for found in (one, other)]
+        if options[0] != options[1]:
+            raise InputError(
+                f"{what} differ in the options of '{rule}' ({options[0]}, {options[1]})"
+            )
+
+
+def ranked(
+    checkpoints: list[dict[str, Any]], results: dict[str, Any], both: list[str], what: str
+) -> dict[str, Any]:
+    """See `gains`; ``both`` are the rules of probe and comparison."""
+    first = checkpoints[0]
     baseline, aim, score = first["baseline"], first["aim"], results["metric"]["name"]
-    both = [rule for rule in first["rules"] if rule in results["rules"]]
     if len(both) < 4 or baseline not in both:
         raise InputError(
-            f"{probe} and {folder}: rules in both are {', '.join(both) or 'none'}; a rank correlation "
+            f"{what}: rules in both are {', '.join(both) or 'none'}; a rank correlation "
             f"takes '{baseline}' and at least three others"
         )
     sign = 1 if results["metric"]["higher_is_better"] else -1
@@ -67,6 +105,10 @@ def gains(probe: Path, folder: Path) -> dict[str, Any]:
                 for name in (rule, baseline)
             )
             rules[rule][step] = float(np.mean(np.subtract(own, base)))
+        if any(len({one[key] for one in rules.values()}) == 1 for key in (step, score)):
+            raise InputError(
+                f"{what}: all gains or scores are equal, and have no ranks to correlate"
+            )
         rho = stats.spearmanr(
             [rules[rule][step] for rule in both], [sign * scores[rule] for rule in both]
         )
@@ -86,11 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
         found = gains(args.probe, args.folder)
+        make_folder(args.out or args.folder)
+        write_json((args.out or args.folder) / "gains.json", found)
     except InputError as error:
         print(f"rank_gains: {error}", file=sys.stderr)
         return 2
-    (args.out or args.folder).mkdir(parents=True, exist_ok=True)
-    write_json((args.out or args.folder) / "gains.json", found)
     for step, one in found["correlations"].items():
         print(f"{step}: rank correlation {one['rho']:+.2f} (p = {one['p_value']:.2g})")
     return 0

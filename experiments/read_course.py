@@ -4,7 +4,7 @@ For each rule: the validated score on the way, the cosine between its update and
 relative to the mean's, the effective number of tasks, the share of negative weights, the share of the weight that
 corrupted tasks had, that of each of several objectives in the last tenth of the training, and the time that the
 gradients and the rule took. What a run logged is averaged over its iterations, then over seeds, with a 95% interval.
-It is written as course.json, from which tables.py makes a table.
+It is written as course.json, with the score of each training that it is about; tables.py makes a table from it.
 
 example:
   python experiments/read_course.py runs/rules-clean --out experiments/results/rules-clean
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from gametalearn import InputError, read_metrics
-from gametalearn.files import write_json
+from gametalearn.files import make_folder, write_json
 from gametalearn.jobs import place_of
 from gametalearn.statistics import over_seeds
 from gametalearn.stored import read_results
@@ -103,7 +103,11 @@ def course(folder: Path) -> Found:
             rules[rule]["validation"][str(at)] = summary([curve[at] for curve in curves])
         for name in runs[0]:
             rules[rule][name] = summary([run[name] for run in runs])
-    return {"tasks": results["meta_batch"], "rules": rules}
+    scores = {
+        rule: {str(one["seed"]): one[score] for one in entry["seeds"]}
+        for rule, entry in results["rules"].items()
+    }
+    return {"tasks": results["meta_batch"], "scores": scores, "rules": rules}
 
 
 def summary(values: list[float]) -> Found:
@@ -115,11 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
         found = course(args.folder)
+        make_folder(args.out or args.folder)
+        write_json((args.out or args.folder) / "course.json", found)
     except InputError as error:
         print(f"read_course: {error}", file=sys.stderr)
         return 2
-    (args.out or args.folder).mkdir(parents=True, exist_ok=True)
-    write_json((args.out or args.folder) / "course.json", found)
     return 0
 
 

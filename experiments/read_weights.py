@@ -25,9 +25,12 @@ import numpy as np
 import torch
 
 from gametalearn import InputError, agreement_weights_from_gramian
+from gametalearn.files import make_folder, write_json
+from gametalearn.runfolder import settings_in
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+Batch = tuple[Array, Array, Array, Mask]
 
 
 def paper(gramian: Array) -> Array:
@@ -58,10 +61,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN", help="what train wrote")
     parser.add_argument("--first", type=int, default=1, help="first iteration (default 1)")
     parser.add_argument("--last", type=int, default=10**9, help="last iteration (default: the end)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     return parser.parse_args(argv)
 
 
-def read(run: Path, first: int, last: int) -> list[tuple[Array, Array, Array, Mask]]:
+def read(run: Path, first: int, last: int) -> list[Batch]:
     """Logged losses and lengths ``(T,)``, cosines ``(T, T)`` and which tasks are spoiled ``(T,)``."""
     file = run / "metrics.jsonl"
     if not file.exists():
@@ -96,14 +100,9 @@ def mean_cosine(norms: Array, cosine: Array, spoiled: Mask) -> float:
     return float(mixed / np.sqrt(clean * bad))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    try:
-        batches = read(args.run, args.first, args.last)
-    except InputError as error:
-        print(f"read_weights: {error}", file=sys.stderr)
-        return 2
-    print("| rule | AUC | weight, clean / spoiled | negative, clean / spoiled |\n|---|---|---|---|")
+def weighed(batches: list[Batch]) -> dict[str, dict[str, float]]:
+    """By rule the AUC, mean weights times T, and the shares of negative ones."""
+    found = {}
     for name, (rule, unit) in RULES.items():
         won, clean, bad = [], [], []
         for _, norms, cosine, spoiled in batches:
@@ -113,38 +112,85 @@ def main(argv: Sequence[str] | None = None) -> int:
             clean.append(own * len(weights))
             bad.append(other * len(weights))
         c, b = np.concatenate(clean), np.concatenate(bad)
-        print(
-            f"| {name} | {np.concatenate(won).mean():.2f} | {c.mean():.2f} / {b.mean():.2f} "
-            f"| {100 * (c < 0).mean():.0f}% / {100 * (b < 0).mean():.0f}% |"
-        )
-    pairs: dict[str, list[Array]] = {"clean": [], "mixed": [], "spoiled": []}
-    lengths: dict[str, list[Array]] = {"clean": [], "spoiled": []}
+        found[name] = {
+            "auc": float(np.concatenate(won).mean()),
+            "clean": float(c.mean()),
+            "spoiled": float(b.mean()),
+            "negative_clean": float((c < 0).mean()),
+            "negative_spoiled": float((b < 0).mean()),
+        }
+    return found
+
+
+def seen(batches: list[Batch]) -> dict[str, float | None]:
+    """Mean lengths and cosines, and how losses tell spoiled tasks; None where there are no such pairs."""
+    parts: dict[str, list[Array]] = {}
     itself, lost, opposed = [], [], []
     for losses, norms, cosine, spoiled in batches:
         different = ~np.eye(len(norms), dtype=bool)
-        pairs["clean"].append(cosine[np.outer(~spoiled, ~spoiled) & different])
-        pairs["mixed"].append(cosine[np.outer(~spoiled, spoiled)])
-        pairs["spoiled"].append(cosine[np.outer(spoiled, spoiled) & different])
-        lengths["clean"].append(norms[~spoiled])
-        lengths["spoiled"].append(norms[spoiled])
+        for name, values in (
+            ("cosine_clean", cosine[np.outer(~spoiled, ~spoiled) & different]),
+            ("cosine_between", cosine[np.outer(~spoiled, spoiled)]),
+            ("cosine_spoiled", cosine[np.outer(spoiled, spoiled) & different]),
+            ("length_clean", norms[~spoiled]),
+            ("length_spoiled", norms[spoiled]),
+        ):
+            parts.setdefault(name, []).append(values)
         lost.append(ahead(losses[spoiled], losses[~spoiled]))
         if not spoiled.all():
             opposed.append(mean_cosine(norms, cosine, spoiled))
         itself.append((norms**2).sum() / (np.outer(norms, norms) * cosine).sum())
+    joined = {name: np.concatenate(values) for name, values in parts.items()}
+    joined |= {"higher_loss": np.concatenate(lost), "cosine_means": np.array(opposed)}
+    found = {name: float(v.mean()) if len(v) else None for name, v in joined.items()}
+    return {**found, "itself": float(np.median(itself))}
 
-    def mean(parts: list[Array], form: str = "+.3f") -> str:
-        values = np.concatenate(parts)
-        return f"{values.mean():{form}}" if len(values) else "-"
 
-    print(
-        f"\n{len(batches)} meta-batches. Length of a gradient: clean {mean(lengths['clean'], '.2f')}, "
-        f"spoiled {mean(lengths['spoiled'], '.2f')}.\nMean cosine: of two clean tasks "
-        f"{mean(pairs['clean'])}, of a clean and a spoiled one {mean(pairs['mixed'])}, of "
-        f"two spoiled ones {mean(pairs['spoiled'])}.\nProducts of tasks with themselves / sum "
-        f"over i of s_i: median {np.median(itself):.2f}.\nCosine of the mean clean and the mean spoiled "
-        f"gradient: {np.mean(opposed) if opposed else np.nan:+.3f}. A spoiled task has a higher query loss "
-        f"than a clean one in {100 * np.concatenate(lost).mean():.1f}% of pairs."
-    )
+def report(batches: list[Batch]) -> str:
+    """What is printed."""
+    lines = [
+        "| rule | AUC | weight, clean / spoiled | negative, clean / spoiled |",
+        "|---|---|---|---|",
+    ]
+    for name, one in weighed(batches).items():
+        lines.append(
+            f"| {name} | {one['auc']:.2f} | {one['clean']:.2f} / {one['spoiled']:.2f} "
+            f"| {100 * one['negative_clean']:.0f}% / {100 * one['negative_spoiled']:.0f}% |"
+        )
+    shown = seen(batches)
+
+    def text(name: str, form: str = "+.3f", scale: float = 1) -> str:
+        value = shown[name]
+        return "-" if value is None else f"{scale * value:{form}}"
+
+    return "\n".join([
+        *lines, "",
+        f"{len(batches)} meta-batches. Length of a gradient: clean {text('length_clean', '.2f')}, "
+        f"spoiled {text('length_spoiled', '.2f')}.",
+        f"Mean cosine: of two clean tasks {text('cosine_clean')}, of a clean and a spoiled one "
+        f"{text('cosine_between')}, of two spoiled ones {text('cosine_spoiled')}.",
+        f"Products of tasks with themselves / sum over i of s_i: median {text('itself', '.2f')}.",
+        f"Cosine of the mean clean and the mean spoiled gradient: {text('cosine_means')}. A spoiled task has "
+        f"a higher query loss than a clean one in {text('higher_loss', '.1f', 100)}% of pairs.",
+    ])  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        batches = read(args.run, args.first, args.last)
+        if args.json is not None:
+            make_folder(args.json.parent)
+            config = settings_in(args.run)
+            write_json(args.json, {
+                "tasks": config["disagree_kind"], "share": config["disagree"], "seed": config["seed"],
+                "iterations": [args.first, min(args.last, config["iterations"])],
+                "meta_batches": len(batches), "seen": seen(batches), "rules": weighed(batches),
+            }, indent=2)  # fmt: skip
+    except InputError as error:
+        print(f"read_weights: {error}", file=sys.stderr)
+        return 2
+    print(report(batches))
     return 0
 
 

@@ -1,8 +1,8 @@
 """Try values of rules' options on a seed that no comparison uses: one training each, judged by validation.
 
 Each objective's validated score at the end is compared with the plain mean's; the mean over objectives of the
-relative change says which values are used in the comparison. What is finished below --out is not run again.
-Writes search.json, from which tables.py makes a table.
+relative change says which values are used in the comparison. What is finished below --out is not run again, and
+stays in search.json, from which tables.py makes a table.
 
 example:
   python experiments/search_options.py --config experiments/configs/two-objectives.toml --jobs 2 --out runs/search \\
@@ -12,6 +12,7 @@ example:
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +24,8 @@ import numpy as np
 
 from gametalearn import InputError, TrainConfig, read_metrics, train
 from gametalearn.environment import environment
-from gametalearn.files import write_json
+from gametalearn.errors import require_whole, summary
+from gametalearn.files import make_folder, write_json
 from gametalearn.settings import parse_rule_options, read_toml
 from gametalearn.tradeoffs import relative_change
 
@@ -49,14 +51,14 @@ def planned(args: argparse.Namespace) -> dict[str, TrainConfig]:
     """The settings of each training, by what was asked for; that of the plain mean comes first.
 
     Raises:
-        InputError: a rule or an option that is not there.
+        InputError: a rule or an option that is not there, or a damaged search.json of an earlier call.
     """
     given = {name.replace("-", "_"): value for name, value in read_toml(args.config).items()}
     given["seed"] = args.seed
     if args.iterations is not None:
         given["iterations"] = args.iterations
     configs = {}
-    for text in dict.fromkeys([BASELINE, *args.tried]):
+    for text in dict.fromkeys([BASELINE, *earlier(args.out / "search.json"), *args.tried]):
         options = parse_rule_options(text.split(",")) if "=" in text else {text: {}}
         if len(options) > 1:
             raise InputError(
@@ -67,6 +69,18 @@ def planned(args: argparse.Namespace) -> dict[str, TrainConfig]:
             **{**given, "rule": rule, "rule_options": {rule: values} if values else {}}
         )
     return configs
+
+
+def earlier(file: Path) -> list[str]:
+    """What was tried by earlier calls, if there were any."""
+    try:
+        return [
+            str(cell["tried"]) for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]
+        ]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{file}: damaged ({summary(error)}); remove it") from error
 
 
 def trained(config: TrainConfig, folder: Path, label: str) -> dict[str, float]:
@@ -84,8 +98,10 @@ def searched(args: argparse.Namespace) -> dict[str, Any]:
     """Train what is not trained yet, and compare each with the plain mean.
 
     Raises:
-        InputError: as `planned`; or the data have one objective only.
+        InputError: as `planned`; or the data have one objective only, or no training can run at a time.
     """
+    require_whole("--jobs", args.jobs, 1)
+    make_folder(args.out)
     configs = planned(args)
     if len((first := configs[BASELINE]).datasets) < 2:
         raise InputError(
@@ -120,7 +136,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
         found = searched(args)
-        args.out.mkdir(parents=True, exist_ok=True)
         write_json(args.out / "search.json", found)
     except InputError as error:
         print(f"search_options: {error}", file=sys.stderr)

@@ -6,7 +6,9 @@ by hand. ``table`` is what `gametalearn compare` prints, with the time of a meta
 published numbers (results.json, course.json and published.json); ``course`` how the trainings went and how far each
 rule departed from the mean (course.json, by read_course.py); ``probe`` what each rule gained one step ahead (probe.json,
 by `gametalearn probe`), and ``gains`` the same beside its score after training (gains.json, by rank_gains.py);
-``search`` the values of options that were tried (search.json, by search_options.py).
+``search`` the values of options that were tried (search.json, by search_options.py); ``cells`` one rule beside the plain
+mean and trainings without corrupted tasks, on several data (NAME.json says which results these are); ``looks`` how
+corrupted tasks differ from clean ones (the files that read_weights.py wrote).
 
 example:
   python experiments/tables.py
@@ -27,13 +29,16 @@ from scipy.stats import spearmanr
 from gametalearn import InputError
 from gametalearn.objective_tables import objective_tables
 from gametalearn.probing.found import STEPS
+from gametalearn.statistics import over_seeds
 from gametalearn.stored import read_results
-from gametalearn.tables import options_set, rows, title
+from gametalearn.tables import options_set, rows, title, verdict_of
 from gametalearn.units import Units
 
 HERE = Path(__file__).parent
+OTHERS = (HERE.parent / "docs" / "gradient-agreement.md",)
 TABLE = re.compile(
-    r"(<!-- (table|benchmark|course|probe|gains|search): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (table|benchmark|course|probe|gains|search|cells|looks): (\S+) -->\n).*?(<!-- end -->)",
+    re.DOTALL,
 )
 
 
@@ -63,9 +68,9 @@ def lined(cells: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _milliseconds(results: dict[str, Any], rule: str) -> str:
-    """The median over seeds of a meta-iteration's time, without validation and test."""
-    each = sorted(one["seconds"] / results["iterations"] for one in results["rules"][rule]["seeds"])
-    return f"{1000 * each[len(each) // 2]:.0f}"
+    """A meta-iteration's time without validation and test, of the fastest seed: others had other work beside them."""
+    least = min(one["seconds"] for one in results["rules"][rule]["seeds"])
+    return f"{1000 * least / results['iterations']:.0f}"
 
 
 def benchmark(folder: Path) -> str:
@@ -73,25 +78,26 @@ def benchmark(folder: Path) -> str:
 
     published.json has a ``score`` as it was printed, ``iterations`` and how the setting ``differs``, by name.
     """
-    results, found = read_results(folder), read_json(folder / "course.json")["rules"]
+    results = read_results(folder)
+    found = read_course(folder, results)["rules"]
     header, lines = rows(results)
     units = Units.of(results)
     at = list(next(iter(found.values()))["validation"])
     before, last = at[max(0, 2 * len(at) // 3 - 1)], at[-1]  # after two thirds, and all of it
     table = [[*header[:3], *header[-1:], "iterations", f"validation {units.heading} at {before} and {last}",
               "cosine to the mean", f"effective tasks of {results['meta_batch']}", "negative weights %",
-              "what differs"]]  # fmt: skip
+              "ms per iteration", "what differs"]]  # fmt: skip
     for line in lines:
         one = found[line[0]]
         on_the_way = [units.show(one["validation"][when]["mean"]) for when in (before, last)]
         table.append([
             *line[:3], *line[-1:], f"{results['iterations']:,}", ", ".join(on_the_way),
             f"{one['cosine']['mean']:.3f}", f"{one['effective_tasks']['mean']:.2f}",
-            f"{100 * one['negative_share']['mean']:.1f}", "",
+            f"{100 * one['negative_share']['mean']:.1f}", _milliseconds(results, line[0]), "",
         ])  # fmt: skip
     for name, one in read_json(folder / "published.json").items():
         length = f"{one['iterations']:,}" if one["iterations"] else "not stated"
-        table.append([name, one["score"], "", "", length, "", "", "", "", one["differs"]])
+        table.append([name, one["score"], "", "", length, *[""] * 5, one["differs"]])
     made = results["environment"]
     return "\n".join([f"{title(results)}.", "", *lined(table), "",
                       f"gametalearn {made['gametalearn']}.", ""])  # fmt: skip
@@ -99,7 +105,8 @@ def benchmark(folder: Path) -> str:
 
 def course(folder: Path) -> str:
     """For each rule its validated scores on the way, and what it made of the gradients."""
-    found, results = read_json(folder / "course.json"), read_results(folder)
+    results = read_results(folder)
+    found = read_course(folder, results)
     rules, tasks, units = found["rules"], found["tasks"], Units.of(results)
     first = next(iter(rules.values()))
     at = list(first["validation"])
@@ -213,6 +220,108 @@ def search(folder: Path) -> str:
     return "\n".join([*lined([header, *lines]), "", said, ""])
 
 
+def read_cells(place: Path) -> list[dict[str, Any]]:
+    """What a list of cells names, each with its results beside it, and those without corrupted tasks, if any.
+
+    NAME.json has a ``rule`` and ``cells``: ``data``, ``tasks`` in words, whether the rule was ``set_on`` them, the
+    folder of ``results``, and that of the ``oracle``, trainings with the plain mean on the clean tasks alone.
+    """
+    listed = read_json(place.with_name(f"{place.name}.json"))
+    found = []
+    for cell in listed["cells"]:
+        results = read_results(place.parent / cell["results"])
+        score = results["metric"]["name"]
+        pair = next(pair for pair in results["paired"] if pair["rule"] == listed["rule"])
+        one = {
+            **cell, "rule": listed["rule"], "units": Units.of(results), "pair": pair,
+            "base": results["rules"][pair["baseline"]], "own": results["rules"][listed["rule"]],
+            "verdict": verdict_of(results, pair), "commits": [results["environment"]["gametalearn"]],
+        }  # fmt: skip
+        if cell["oracle"]:
+            known = read_results(place.parent / cell["oracle"])
+            best = known["rules"][pair["baseline"]]
+            seeds = [[s["seed"] for s in found["seeds"]] for found in (one["own"], best)]
+            if seeds[0] != seeds[1] or score != known["metric"]["name"]:
+                raise InputError(
+                    f"{cell['results']} and {cell['oracle']} have other seeds or scores"
+                )
+            behind = [
+                a[score] - b[score] for a, b in zip(one["own"]["seeds"], best["seeds"], strict=True)
+            ]
+            gain = best[score] - one["base"][score]
+            one |= {"best": best, "behind": over_seeds(behind), "share": pair["difference"] / gain}
+            one["commits"].append(known["environment"]["gametalearn"])
+        found.append(one)
+    return found
+
+
+def cells(place: Path) -> str:
+    """A line for each cell: the plain mean, the rule, trainings that know the clean tasks, and their differences."""
+    found = read_cells(place)
+    first = found[0]
+    rule, base, units = first["rule"], first["pair"]["baseline"], first["units"]
+    header = ["data", "tasks", f"{rule} was set on them", base, rule, f"minus {base} [95%]", "verdict",
+              "clean tasks alone", f"{rule} minus that [95%]", "share of its gain %"]  # fmt: skip
+    lines = []
+    for one in found:
+        pair = one["pair"]
+        scores = [_over_seeds(one[kind], units) for kind in ("base", "own")]
+        line = [one["data"], one["tasks"], "yes" if one["set_on"] else "no", *scores,
+                _interval(pair["difference"], pair["ci95"], units), one["verdict"]]  # fmt: skip
+        if "best" in one:
+            behind = one["behind"]
+            line += [_over_seeds(one["best"], units), _interval(behind.mean, behind.ci95, units),
+                     f"{100 * one['share']:.0f}"]  # fmt: skip
+        lines.append([*line, *[""] * (len(header) - len(line))])
+    commits = dict.fromkeys(commit for one in found for commit in one["commits"])
+    return "\n".join(
+        [*lined([header, *lines]), "", f"Test {units.heading}. Versions: {', '.join(commits)}.", ""]
+    )
+
+
+def _over_seeds(entry: dict[str, Any], units: Units) -> str:
+    return f"{units.show(entry[units.name])} ± {units.show(entry['ci95'])}"
+
+
+def _interval(mean: float, ci95: Sequence[float], units: Units) -> str:
+    scale = 100 if units.percent else 1
+    shown, low, high = (f"{scale * value:+z.2f}" for value in (mean, *ci95))
+    return f"{shown} [{low}, {high}]"
+
+
+def looks(folder: Path) -> str:
+    """How losses and cosines differ between clean and corrupted tasks, a line for each file of read_weights.py."""
+    found = [read_json(file) for file in sorted(folder.glob("*.json"))]
+    found.sort(key=lambda one: (one["tasks"] != "shuffled", one["tasks"], one["iterations"]))
+    header = ["tasks", "iterations", "higher loss if corrupted, % of pairs", "cosine, single tasks",
+              "cosine, mean gradients", "length, clean", "length, corrupted"]  # fmt: skip
+    lines = [
+        [
+            one["tasks"], "{} to {}".format(*one["iterations"]), f"{100 * one['seen']['higher_loss']:.1f}",
+            f"{one['seen']['cosine_between']:+.3f}", f"{one['seen']['cosine_means']:+.3f}",
+            f"{one['seen']['length_clean']:.2f}", f"{one['seen']['length_spoiled']:.2f}",
+        ]
+        for one in found
+    ]  # fmt: skip
+    return "\n".join([*lined([header, *lines]), ""])
+
+
+def read_course(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """course.json, which must be of the trainings of results.json."""
+    found: dict[str, Any] = read_json(folder / "course.json")
+    score = results["metric"]["name"]
+    scores = {
+        rule: {str(one["seed"]): one[score] for one in entry["seeds"]}
+        for rule, entry in results["rules"].items()
+    }
+    if found.get("scores") != scores:
+        raise InputError(
+            f"{folder / 'course.json'}: not of the trainings of the results.json beside it; write it anew by "
+            "read_course.py"
+        )
+    return found
+
+
 def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -227,6 +336,8 @@ KINDS: dict[str, Callable[[Path], str]] = {
     "probe": probed,
     "gains": gains,
     "search": search,
+    "cells": cells,
+    "looks": looks,
 }
 
 
@@ -246,8 +357,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pages", type=Path, nargs="*", default=sorted(HERE.glob("*.md")),
-                        help="Markdown files (default: all of this folder)")  # fmt: skip
+    parser.add_argument("pages", type=Path, nargs="*", default=[*sorted(HERE.glob("*.md")), *OTHERS],
+                        help="Markdown files (default: all of this folder, and docs/gradient-agreement.md)")  # fmt: skip
     try:
         for page in parser.parse_args(argv).pages:
             page.write_text(renewed(page), encoding="utf-8")

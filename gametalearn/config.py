@@ -260,6 +260,11 @@ class TrainConfig:
                 f"`share` {self.share} adds up to {sum(numbers)} tasks, but `meta_batch` is "
                 f"{self.meta_batch}; make them equal"
             )
+        if self.disagree and self.disagree_kind == "mismatched" and self.meta_batch == 1:
+            raise InputError(
+                "`disagree_kind` mismatched: a corrupted task has another task's queries, and with `meta_batch` 1 "
+                "there is no other; take 2 or more"
+            )
         if self.regression and len(self.datasets) > 1:
             raise InputError(
                 f"`dataset` {shown(self.dataset)}: sinusoid is regression and cannot be combined with other data "

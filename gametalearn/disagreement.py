@@ -32,7 +32,7 @@ class Disagreement:
     - ``"contradictory"``: the task is a copy of one of the meta-batch's other tasks (support,
       queries and group), with the targets of ``"permuted"``: what one asks for, the other forbids.
     - ``"mismatched"``: the queries, with their targets, are those of another task of the
-      meta-batch, of which the support set tells nothing.
+      meta-batch, of which the support set tells nothing. A task alone stays as it is.
 
     Args:
         source: of the tasks.
@@ -65,11 +65,7 @@ class Disagreement:
         self._generator = generator(derived(seed, "disagreement"))  # not that of the source
 
     def sample(self, num_tasks: int, part: slice = slice(None)) -> TaskBatch:
-        """Draw ``num_tasks`` tasks, spoil a share of them, and return those in ``part``.
-
-        Raises:
-            InputError: queries should be those of another task, and there is only one.
-        """
+        """Draw ``num_tasks`` tasks, spoil a share of them, and return those in ``part``."""
         self.spoiled = spoiled = self._draw(num_tasks)
         if self.kind == "mismatched":
             return self._mismatched(num_tasks, part)
@@ -93,11 +89,8 @@ class Disagreement:
 
     def _mismatched(self, num_tasks: int, part: slice) -> TaskBatch:
         """The tasks, of which the spoiled ones have the queries of another."""
-        if num_tasks < 2 and self.share:
-            raise InputError(
-                "Disagreement: mismatched tasks have another task's queries; take 2 tasks or more "
-                f"per meta-batch, not {num_tasks}"
-            )
+        if num_tasks == 1:
+            self.spoiled = torch.zeros_like(self.spoiled)
         batch = self.source.sample(num_tasks)
         own = torch.arange(num_tasks)
         ahead = torch.randint(max(1, num_tasks - 1), (num_tasks,), generator=self._generator)
@@ -106,6 +99,11 @@ class Disagreement:
             batch, query_x=batch.query_x[other], query_y=batch.query_y[other]
         )
         return batch[part]
+
+    @property
+    def distinct(self) -> int | None:
+        """The source's."""
+        return getattr(self.source, "distinct", None)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

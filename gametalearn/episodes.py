@@ -123,20 +123,21 @@ class TaskBatch:
     def cat(batches: Sequence[TaskBatch]) -> TaskBatch:
         """Join batches of equal shapes along the task dimension.
 
+        ``classes`` are kept where all have them.
+
         Raises:
-            InputError: they differ in shape, or not all of them have ``classes``.
+            InputError: they differ in shape.
         """
-        names = [name for name, _ in batches[0]._tensors()]
+        named = [{name for name, _ in batch._tensors()} for batch in batches]
+        names = [name for name, _ in batches[0]._tensors() if all(name in own for own in named)]
         for number, batch in enumerate(batches[1:], 1):
-            first, own = (
-                {name: tuple(tensor.shape[1:]) for name, tensor in one._tensors()}
-                for one in (batches[0], batch)
-            )
-            if odd := sorted(k for k in first.keys() | own.keys() if first.get(k) != own.get(k)):
-                raise InputError(
-                    f"TaskBatch.cat: '{odd[0]}' of a task is {first.get(odd[0])} in batch 0 and "
-                    f"{own.get(odd[0])} in batch {number}; join batches of equal ways, shots, queries and inputs"
-                )
+            for name in names:
+                first, own = (tuple(getattr(one, name).shape[1:]) for one in (batches[0], batch))
+                if first != own:
+                    raise InputError(
+                        f"TaskBatch.cat: '{name}' of a task is {first} in batch 0 and {own} in batch {number}; "
+                        "join batches of equal ways, shots, queries and inputs"
+                    )
         return TaskBatch(**{n: torch.cat([getattr(b, n) for b in batches]) for n in names})
 
 

@@ -31,6 +31,8 @@ def require_whole(name: str, value: object, least: int) -> None:
         number = operator.index(value)  # type: ignore[arg-type]  # NumPy's integers too
     except TypeError as error:
         raise InputError(f"{name} must be an integer, got {value!r}") from error
+    if isinstance(value, bool):
+        raise InputError(f"{name} must be an integer, got {value}")
     if number < least:
         raise InputError(f"{name} must be at least {least}, got {value}")
 

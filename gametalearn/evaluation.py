@@ -313,7 +313,7 @@ def _drops(module: nn.Module) -> bool:
 
 def _warn_of_repeats(source: Source, episodes: int) -> None:
     distinct = getattr(source, "distinct", None)
-    if distinct is not None and episodes > distinct:
+    if isinstance(distinct, int) and episodes > distinct:
         warnings.warn(
             f"evaluate: {episodes} episodes of a source of {distinct} tasks, so that tasks repeat: the interval holds "
             "for these tasks alone, and is too narrow for others like them; let the source have more tasks, or test "
@@ -456,8 +456,9 @@ def _require_examples(support_x: Tensor, support_y: Tensor) -> None:
     """Raise an `InputError` for what is no tensor of inputs with a target for each."""
     for name, value in (("support_x", support_x), ("support_y", support_y)):
         if not isinstance(value, Tensor) or not value.ndim:
+            got = f"a {type(value).__name__}" + " of a single number" * isinstance(value, Tensor)
             raise InputError(
-                f"adapt: {name} must be a tensor, examples first, got a {type(value).__name__}; make it one "
+                f"adapt: {name} must be a tensor, examples first, got {got}; make it one "
                 "with torch.as_tensor, or torch.stack of a list"
             )
     if len(support_x) != len(support_y):

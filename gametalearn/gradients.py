@@ -296,7 +296,7 @@ def require_instance(learner: Any) -> None:
         )
     if not hasattr(learner, "meta_parameters"):
         raise InputError(
-            f"{learner!r} is no learner; pass one, such as MAML(inner_lr=0.01, steps=5)"
+            f"a {type(learner).__name__} is no learner; pass one, such as MAML(inner_lr=0.01, steps=5)"
         )
 
 
@@ -323,11 +323,27 @@ def explained(model: nn.Module, inputs: Tensor) -> Iterator[None]:
         ) from error
 
 
+_TYPES = re.compile(
+    r"\bm(at)?1 and m(at)?2\b.* same dtype|^Input type .* should be the same|^expected scalar type"
+)
+"""What a layer says of inputs of another type than its weights."""
+
+
 def _of_types(model: nn.Module, inputs: Tensor, error: RuntimeError) -> None:
     """Raise an `InputError` where a forward failed because its inputs are not of the parameters' type."""
+    if "argument #1 'indices' to have" in str(error) and not inputs.is_floating_point():
+        raise InputError(
+            f"the inputs are {str(inputs.dtype).removeprefix('torch.')}, and {type(model).__name__} looks them up in "
+            f"an embedding ({summary(error)}); make them int64, by x.to(torch.int64)"
+        ) from error
     with swapping:
         types = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if len(types) != 1 or inputs.dtype in types or "type" not in str(error):
+        tokens = any(isinstance(module, nn.Embedding) for module in model.modules())
+    if (
+        tokens and not inputs.is_floating_point()
+    ):  # as they should be; something else is of another type
+        return
+    if len(types) != 1 or inputs.dtype in types or not _TYPES.search(str(error)):
         return
     wanted, got = (str(t).removeprefix("torch.") for t in (types.pop(), inputs.dtype))
     raise InputError(

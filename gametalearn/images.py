@@ -127,10 +127,12 @@ class ClassImages(Classes):
         """
         shape = tuple(images.shape)
         if len(shape) == 4 and shape[3] in (1, 3, 4) and min(shape[1:3]) > 4:
-            raise InputError(
-                f"ClassImages '{name}': images are (N, C, H, W), got {shape}, which look like (N, H, W, C); "
-                "pass images.permute(0, 3, 1, 2), or of an array images.transpose(0, 3, 1, 2)"
-            )
+            told = f"ClassImages '{name}': images are (N, C, H, W), got {shape}, which look like (N, H, W, C)"
+            remedy = "pass images.permute(0, 3, 1, 2), or of an array images.transpose(0, 3, 1, 2)"
+            if shape[1] == shape[2]:
+                raise InputError(f"{told}; {remedy}")
+            # or they have many channels, and are narrow
+            warnings.warn(f"{told}; if they are, {remedy}", stacklevel=2)
         order, fields = by_label(labels, name, len(images))
         if is_finer(images):
             _warn_of_8_bits(name)

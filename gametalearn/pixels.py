@@ -17,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["LOST", "eight_bit", "is_finer", "is_flat", "plain", "to_uint8"]
+__all__ = ["LOST", "eight_bit", "is_finer", "is_lost", "plain", "to_uint8"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -92,8 +92,8 @@ def to_uint8(item: Any) -> Tensor:
     """
     if hasattr(item, "convert") and hasattr(item, "mode"):  # Pillow's, without importing it
         found = plain(item)
-        if item.has_transparency_data and is_flat(found):
-            warnings.warn(f"an image became a single colour {LOST}", stacklevel=2)
+        if is_lost(item, found):
+            warnings.warn(f"an image became white {LOST}", stacklevel=2)
         return _channels_first(np.asarray(found))
     if isinstance(item, Tensor):
         return _checked_tensor(eight_bit(item))
@@ -198,10 +198,15 @@ def is_finer(pixels: Any) -> bool:
     return pixels.dtype.name == "uint16" and bool((pixels % 257).any())
 
 
-def is_flat(image: Image) -> bool:
-    """Whether an image of mode ``L`` or ``RGB`` has several pixels, all of one colour."""
-    extrema = np.array(image.getextrema())
-    return image.width * image.height > 1 and bool((extrema[..., 0] == extrema[..., 1]).all())
+def is_lost(image: Image, made: Image) -> bool:
+    """Whether `plain` made nothing but white of a Pillow image that is transparent somewhere."""
+    pixels = np.asarray(made)
+    if pixels.size == 1 or int(pixels.min(initial=255)) < 255 or not image.has_transparency_data:
+        return False
+    if image.mode.startswith("I"):  # of 16 bits, of which a shade is transparent
+        return True
+    image = image.convert("LA") if image.mode == "La" else image
+    return int(np.asarray(image.convert("RGBA").getchannel("A")).min(initial=255)) < 255
 
 
 LOST = "when transparency was laid over white; lay white drawings over a dark colour first"

@@ -7,7 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gametalearn import ClassImages, EpisodeSampler, InputError, TaskBatch, TrainConfig
+from gametalearn import (
+    MAML,
+    ClassImages,
+    EpisodeSampler,
+    InputError,
+    MixedSource,
+    TaskBatch,
+    TrainConfig,
+    evaluate,
+)
 from gametalearn.build import build_source
 from gametalearn.data import Sinusoid
 from gametalearn.disagreement import Disagreement, Kind
@@ -40,9 +49,8 @@ def test_only_queries_of_spoiled_tasks_change(
 ) -> None:
     plain, source = images(), Disagreement(images(), share, kind, seed)
     if kind == "mismatched" and tasks == 1:
-        if share:
-            with pytest.raises(InputError, match="take 2 tasks or more per meta-batch, not 1"):
-                source.sample(1)
+        assert_equal(source.sample(1), plain.sample(1))  # it has no other
+        assert source.spoiled.tolist() == [False]
         return
     for _ in range(3):
         clean, got = plain.sample(tasks), source.sample(tasks)
@@ -133,6 +141,30 @@ def test_bad_settings_are_named() -> None:
         Disagreement(Sinusoid(), 1.5)
     with pytest.raises(InputError, match=r"kind must be one of shuffled, .*; got 'shufled'"):
         Disagreement(Sinusoid(), 0.5, "shufled")  # type: ignore[arg-type]
+
+
+def test_mismatched_tasks_where_one_is_drawn_by_itself() -> None:
+    """As a look at the first task does, or the rest of an evaluation."""
+    model = torch.nn.Linear(1, 1)
+    source = Disagreement(Sinusoid(), 0.5, "mismatched")
+    assert evaluate(model, source, MAML(0.01), episodes=17).values.shape == (17,)
+    train(
+        tiny(iterations=2, disagree=0.5, disagree_kind="mismatched"),
+        loss=torch.nn.MSELoss(),
+        progress=False,
+    )
+    MixedSource([source, Disagreement(Sinusoid(), 0.5, "mismatched", seed=1)]).sample(4)
+    with pytest.raises(
+        InputError, match=r"mismatched: .* with `meta_batch` 1 there is no other; take 2"
+    ):
+        tiny(meta_batch=1, disagree=0.5, disagree_kind="mismatched")
+
+
+def test_what_the_source_says_of_itself_is_passed_on() -> None:
+    source = Sinusoid()
+    assert Disagreement(source, 0.5).distinct is None
+    source.distinct = 3  # type: ignore[attr-defined]
+    assert Disagreement(source, 0.5).distinct == 3
 
 
 def tiny(**given: Any) -> TrainConfig:

@@ -135,7 +135,8 @@ def check_own(words: list[str]) -> None:
     args = parser.parse_args(read_config(parser, words))
     if args.command in ("train", "compare", "episodes") and not getattr(args, "resume", None):
         commands.config_of(args)
-    for rule in getattr(args, "rules", "uniform").split(","):
+    rules = getattr(args, "rules", "uniform")
+    for rule in rules.split(",") if isinstance(rules, str) else rules:
         registry.require_known("rule", rule)
 
 

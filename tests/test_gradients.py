@@ -376,6 +376,37 @@ def test_inputs_of_another_type_are_named(
         measure(model, batch, MAML())
 
 
+def test_what_fails_for_another_reason_says_so_itself() -> None:
+    """Tokens and weights are of different types, as they should be."""
+
+    class Tokens(nn.Module):
+        def __init__(self, told: str = "") -> None:
+            super().__init__()
+            self.embedding, self.head, self.told = nn.Embedding(9, 2), nn.Linear(8, 3), told
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.told:
+                raise RuntimeError(self.told)
+            found: torch.Tensor = self.head(self.embedding(x).flatten(1))
+            return found
+
+    tokens, labels = torch.randint(9, (2, 3, 4)), torch.arange(3).expand(2, 3)
+    batch = TaskBatch(tokens, labels, tokens, labels)
+    with pytest.raises(RuntimeError, match=r"^no such type of token"):
+        meta_gradients(Tokens("no such type of token"), batch, MAML())
+    short = TaskBatch(tokens.short(), labels, tokens.short(), labels)
+    with pytest.raises(
+        InputError, match=r"the inputs are int16, .* embedding .* x.to\(torch.int64\)"
+    ):
+        meta_gradients(Tokens(), short, MAML())
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+    numbers = torch.zeros(2, 3, 3, dtype=torch.int64)
+    wrong = TaskBatch(tokens, numbers, tokens, numbers)
+    with pytest.raises(RuntimeError) as found:
+        meta_gradients(Tokens(), wrong, MAML(), loss=loss)
+    assert "make them float32" not in str(found.value)
+
+
 def test_integers_are_the_inputs_of_embeddings() -> None:
     model = nn.Sequential(nn.Embedding(9, 2), nn.Flatten(), nn.Linear(8, 3))
     tokens, labels = torch.randint(9, (2, 3, 4)), torch.arange(3).expand(2, 3)

@@ -223,3 +223,6 @@ def test_channels_last_are_refused(channels: int) -> None:
         8,
     )
     assert ClassImages.from_tensors(torch.zeros(4, 8, 1, 1), [0, 0, 1, 1]).shape == (8, 1, 1)
+    with pytest.warns(UserWarning, match=r"look like \(N, H, W, C\); if they are, pass"):
+        narrow = ClassImages.from_tensors(torch.zeros(4, 9, 8, channels), [0, 0, 1, 1])
+    assert narrow.shape == (9, 8, channels)

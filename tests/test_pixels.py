@@ -327,7 +327,7 @@ def test_all_8_bits_survive_a_float() -> None:
 )
 def test_a_white_drawing_that_vanishes_over_white_is_told(item: Image.Image) -> None:
     """Read at once or whenever it is drawn."""
-    text = "an image became a single colour when transparency was laid over white; lay white drawings over"
+    text = "an image became white when transparency was laid over white; lay white drawings over"
     for read in (to_uint8, as_input, lambda x: ClassImages.from_pairs([(x, 0)])):
         with pytest.warns(UserWarning, match=text):
             read(item)
@@ -336,3 +336,6 @@ def test_a_white_drawing_that_vanishes_over_white_is_told(item: Image.Image) -> 
 def test_images_of_one_colour_that_were_drawn_so_are_not_told() -> None:
     assert to_uint8(Image.new("RGB", (3, 2), "white")).min() == 255
     assert to_uint8(Image.new("LA", (1, 1), (255, 7))).tolist() == [[[255]]]  # a single pixel
+    assert to_uint8(Image.new("RGBA", (3, 2), (255, 0, 0, 255)))[:, 0, 0].tolist() == [255, 0, 0]
+    assert to_uint8(Image.new("RGBA", (3, 2), "white")).min() == 255  # all of it opaque
+    assert to_uint8(Image.new("RGBA", (3, 2), (255, 0, 0, 127)))[0].min() == 255  # pink

@@ -111,7 +111,7 @@ def meta_step(
             arguments = (query_x, x) if getattr(maml, "uses_support", False) else (query_x,)
             prediction = learner(*map(body, arguments))
             query_loss = apply_loss(loss, prediction, query_y)
-        gradient = torch.autograd.grad(query_loss, parameters, allow_unused=True)
+            gradient = torch.autograd.grad(query_loss, parameters, allow_unused=True)
         present = [p or g is not None for p, g in zip(present, gradient, strict=True)]
         rows.append(flatten(parameters, gradient, "gradient"))
         updates.append(flatten(parameters, _updates(maml, learner, parameters), "update"))

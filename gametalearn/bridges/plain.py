@@ -198,8 +198,8 @@ class _Left:
     """Whether the combination was still in ``.grad`` when the next task's gradient was added to it.
 
     It would count as a part of that task's. Afterwards it cannot be told, since ``zero_grad`` may clear
-    a gradient in place, so one parameter is looked at when the next ``backward`` reaches it, or when
-    the task is added, if it does not.
+    a gradient in place, so one parameter is looked at whenever a ``backward`` reaches it, and when the task
+    is added. Once it was cleared, all is well, whatever other losses were differentiated before.
     """
 
     def __init__(self) -> None:
@@ -217,6 +217,9 @@ class _Left:
         if parameter is None:
             return
         self._parameter, self._written = parameter, parameter.grad
+        self._found = (
+            None if parameter.grad is None else parameter.grad.any()
+        )  # no synchronisation yet
         # Its node is what adds to .grad; it lives as long as somebody holds it.
         with torch.inference_mode(False):
             node = torch.autograd.graph.get_gradient_edge(parameter).node
@@ -224,8 +227,7 @@ class _Left:
 
     def refuse(self) -> None:
         """Raise the `InputError` if it was there, and look on: it is there until it is cleared."""
-        if self._edge is not None:
-            self._look()
+        self._look()
         found, parameter = self._found, self._parameter
         self._stop()
         if found is not None and bool(found):
@@ -237,11 +239,10 @@ class _Left:
             )
 
     def _look(self) -> None:
-        parameter, written = self._parameter, self._written
-        self._stop()
-        self._parameter = parameter
-        if parameter is not None and written is not None and parameter.grad is written:
-            self._found = written.any()  # no synchronisation yet
+        if self._found is None or self._parameter is None or self._written is None:
+            return
+        there = self._parameter.grad is self._written
+        self._found = self._found & self._written.any() if there else None
 
     def _stop(self) -> None:
         if self._edge is not None:

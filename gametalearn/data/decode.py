@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gametalearn.errors import InputError, summary
-from gametalearn.pixels import is_flat, plain
+from gametalearn.pixels import is_lost as nothing_left
+from gametalearn.pixels import plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,14 +69,16 @@ def brightest(image: Image) -> int:
 
 
 def is_lost(image: Image, data: bytes) -> bool:
-    """Whether `decode` made an image of a single colour of a file with transparency."""
+    """Whether `decode` made nothing but white of a file in which something is transparent."""
     from PIL import Image as module
 
-    if not is_flat(image):
+    if int(np.asarray(image).min(initial=255)) < 255:  # the usual case, and the quick one
         return False
-    with module.open(io.BytesIO(data), formats=FORMATS) as original:
-        original.load()  # it may add to what is known of transparency
-        return bool(original.has_transparency_data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `decode` has told them
+        with module.open(io.BytesIO(data), formats=FORMATS) as original:
+            original.load()  # it may add to what is known of transparency
+            return nothing_left(original, image)
 
 
 def resized(image: Image, size: int, channels: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -250,7 +250,7 @@ def _pack(
     warn_of_copies(files.where, copies.values())
     if lost:
         warnings.warn(
-            f"{folder}: {len(lost)} of {counted(count, 'image')} became a single colour {LOST} (the first: {lost[0]})",
+            f"{folder}: {len(lost)} of {counted(count, 'image')} became white {LOST} (the first: {lost[0]})",
             stacklevel=2,
         )
     if 2 * dark > count:

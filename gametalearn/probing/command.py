@@ -45,15 +45,17 @@ RUN_S_OWN = {"dataset", "seed", "device", "threads", *PARTS}
 def run(args: argparse.Namespace) -> None:
     """Probe as the arguments say."""
     out: Path = args.folder if args.out is None else args.out
-    checkpoints = _checkpoints(args)
-    make_folder(out)
+    if isinstance(args.rules, str):
+        for name in _named(args.rules):
+            registry.require_known("rule", name)
     found: list[dict[str, Any]] = []
     written = [out / "probe.json"]
-    for checkpoint in checkpoints:
+    for checkpoint in _checkpoints(args):
         trained = load_run(
             args.folder, checkpoint, args.device, dataset=args.dataset, trust=args.trust,
             **{kind: value for kind in PARTS if (value := getattr(args, kind))},
         )  # fmt: skip
+        make_folder(out)
         rules = _rules(args, trained, told=bool(found))
         trained.config = config = _settings(args, trained.config, rules)
         result = _probe(args, trained, rules, file_of(args.folder, checkpoint))
@@ -73,13 +75,14 @@ def run(args: argparse.Namespace) -> None:
     print(f"wrote {', '.join(map(str, written))}")
 
 
+def _named(rules: str) -> list[str]:
+    return [name.strip() for name in rules.split(",") if name.strip()]
+
+
 def _rules(args: argparse.Namespace, trained: Run, told: bool) -> list[str]:
     """The names of the rules: those that were asked for, or the usual ones that suit the learner."""
     if isinstance(args.rules, str):
-        rules = [name.strip() for name in args.rules.split(",") if name.strip()]
-        for name in rules:
-            registry.require_known("rule", name)
-        return rules
+        return _named(args.rules)
     rules = list(args.rules)
     if trained.learner_now.steps == 0 and "agreement-update" in rules:
         rules.remove("agreement-update")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -43,7 +43,8 @@ STREAMS = {"same": 0, "fresh": 1, "clean": 1, "reference": 2}
 """Clean tasks are the fresh ones, uncorrupted."""
 
 ROUNDING = 4.0
-"""c in: updates are equal up to rounding if they differ by at most c * eps * sum |e_i| norm(g_i)."""
+"""c in: updates are equal up to rounding if they differ by at most c * eps * sum |e_i| norm(g_i); float32's
+eps in half precision, too, whose own would take different rules for the same."""
 
 FIRST_SEED = 10**9
 """Far from the seeds of training, whose tasks must not recur."""
@@ -128,10 +129,11 @@ def probe(
         require_updates(name, rule, learner.steps)
     if isinstance(optimizer, torch.optim.Optimizer):
         optimizer = through(optimizer)
-    if optimizer is not None and not callable(optimizer):
+    if optimizer is not None and (not callable(optimizer) or isinstance(optimizer, type)):
+        got = "the class" if isinstance(optimizer, type) else "a"
+        name = getattr(optimizer, "__name__", type(optimizer).__name__)
         raise InputError(
-            f"`optimizer` must be an optimiser, or a function of (meta, update); got a "
-            f"{type(optimizer).__name__}"
+            f"`optimizer` must be an optimiser, or a function of (meta, update); got {got} {name}"
         )
     if clean is None and isinstance(source, Disagreement):
         clean = source.source
@@ -200,8 +202,12 @@ def probe(
                 _cosine(update.vector, mean), _cosine(update.vector, true),
                 effective_tasks(weights), update.size,
             )  # fmt: skip
+            twins = {
+                kind: next((q for q, u in enumerate(updates) if update.same(u, kind)), None)
+                for kind in ("length", "plain")
+            }
             for s, (kind, step) in enumerate(steps.items()):
-                twin = next((q for q, u in enumerate(updates) if update.same(u, kind)), None)
+                twin = twins["length" if kind == "length" else "plain"]
                 after[s, r, :, b] = (
                     losses(joined, step(meta, update.vector))
                     if twin is None
@@ -232,7 +238,7 @@ def probe(
 
 def _check_length(length: Any) -> None:
     if length is not None and not (isinstance(length, Real) and 0 < float(length) < math.inf):
-        raise InputError(f"`length` must be positive, got {length!r}")
+        raise InputError(f"`length` must be a positive, finite number, got {length!r}")
 
 
 def _made(rules: Any) -> dict[str, Rule]:
@@ -241,8 +247,9 @@ def _made(rules: Any) -> dict[str, Rule]:
     Raises:
         InputError: none, an unknown name, what is no rule, or one that cannot be copied.
     """
-    if isinstance(rules, str) or not isinstance(rules, Sequence | Mapping):
+    if isinstance(rules, str) or not isinstance(rules, Iterable):
         raise InputError(f"`rules` must be a list of names, such as ['uniform']; got {rules!r}")
+    rules = rules if isinstance(rules, Mapping) else list(rules)
     if not rules:
         raise InputError("`rules`: name one or more, such as uniform,agreement")
     if not isinstance(rules, Mapping):
@@ -283,7 +290,7 @@ class Update:
     def of(cls, vector: Tensor, weights: Tensor, norms: Tensor) -> Update:
         """With the error bound of a sum of rows of these lengths ``(T,)``."""
         size, terms = float(_length(vector)), float(weights.double().abs() @ norms)
-        eps = torch.finfo(vector.dtype).eps
+        eps = min(torch.finfo(vector.dtype).eps, torch.finfo(torch.float32).eps)
         return cls(vector, size, ROUNDING * eps * terms / size if size > 0 else 0.0)
 
     def same(self, other: Update, step: str) -> bool:

@@ -176,7 +176,8 @@ class Objectives(nn.Module):
             one = int(self.identities[min(self._met)])
             warnings.warn(
                 f"the first {self._looked_at} tasks belong to one objective, {one}, of the {len(self)} of this rule, "
-                "whose weights for objectives then have no effect; say which task is of which: TaskBatch(..., group=...)",
+                "whose weights for objectives have no effect so far; if there are others among them, say which task is "
+                "of which: TaskBatch(..., group=...)",
                 stacklevel=2,
             )
 

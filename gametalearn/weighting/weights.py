@@ -99,18 +99,15 @@ def as_weights(result: object, gradients: TaskGradients, name: str) -> Weights:
     """
     rows = gradients.rows
     given: Any = Weights(raw=result, effective=result) if isinstance(result, Tensor) else result
-    raw, effective = getattr(given, "raw", None), getattr(given, "effective", given)
-    if (
-        not isinstance(raw, Tensor)
-        or not isinstance(effective, Tensor)
-        or effective.shape != (len(rows),)
-    ):
+    effective = getattr(given, "effective", given)
+    if not isinstance(effective, Tensor) or effective.shape != (len(rows),):
         got = tuple(effective.shape) if isinstance(effective, Tensor) else type(effective).__name__
         raise InputError(
             f"rule {name}: expected weights of shape ({len(rows)},), got {got}; return them as a tensor or "
             "as Weights"
         )
-    return Weights(raw=raw, effective=effective)
+    raw = getattr(given, "raw", None)
+    return Weights(raw=raw if isinstance(raw, Tensor) else effective, effective=effective)
 
 
 def as_rows(gradients: Gradients) -> Tensor:

@@ -604,6 +604,34 @@ def test_grad_may_be_cleared_in_place_or_dropped_and_other_losses_may_come_betwe
         optimizer.zero_grad(set_to_none=to_none)
 
 
+@pytest.mark.parametrize("to_none", [False, True])
+def test_a_penalty_may_be_added_to_the_combination(to_none):
+    """Its backward finds the combination in ``.grad``, where it belongs until it is cleared."""
+    p = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    collect = GradientCollector([p])
+    for _ in range(3):
+        for x in ([1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]):
+            for part in (0.25, 0.75):  # in two parts each
+                task(p, [part * value for value in x])
+            collect.add()
+        assert collect.combine().effective.tolist() == [0.25, 0.5, -0.25]
+        (p**2).sum().backward()
+        assert p.grad is not None
+        assert torch.equal(p.grad, torch.tensor([1.0, 0.5]) + 2 * p.detach())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=to_none)
+        p.sum().backward()  # something to look at
+        optimizer.zero_grad(set_to_none=to_none)
+    task(p, [1.0, 0.0])
+    collect.add()
+    collect.combine()
+    (p**2).sum().backward()
+    task(p, [1.0, 0.0])
+    with pytest.raises(InputError, match="last combination"):
+        collect.add()
+
+
 def test_a_combination_of_zeros_may_stay():
     p = nn.Parameter(torch.zeros(1))
     collect = GradientCollector([p], lambda rows: rows.new_zeros(len(rows)))

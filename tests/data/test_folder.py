@@ -487,7 +487,7 @@ def test_white_drawings_that_vanish_over_white_are_told(tmp_path: Path, mode: st
         file = tmp_path / "in" / f"c{i // 3}" / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         image.save(file)
-    text = "8 of 9 images became a single colour when transparency was laid over white; lay .*first: c0/0.png"
+    text = "8 of 9 images became white when transparency was laid over white; lay .*first: c0/0.png"
     with pytest.warns(UserWarning, match=text):
         load_folder(tmp_path / "in", "train", tmp_path / "root")
 

@@ -193,6 +193,17 @@ def test_weights_are_read_off_a_log(tmp_path: Path, capsys: Any) -> None:
     assert main([str(tmp_path), "--first", "8"]) == 2
     assert "no logged iteration from 8" in capsys.readouterr().err
 
+    (tmp_path / "config.toml").write_text(
+        'dataset = "glyphs"\ndisagree = 0.4\ndisagree_kind = "permuted"\nseed = 3\niterations = 9\n'
+    )
+    assert main([str(tmp_path), "--json", str(tmp_path / "looks" / "a.json")]) == 0
+    found = json.loads((tmp_path / "looks" / "a.json").read_text())
+    assert (found["tasks"], found["seed"], found["iterations"]) == ("permuted", 3, [1, 9])
+    assert found["rules"]["agreement"]["spoiled"] == pytest.approx(1.75)
+    assert script("tables").looks(tmp_path / "looks").splitlines()[2] == (
+        "| permuted | 1 to 9 | 50.0 | -0.125 | -0.144 | 1.00 | 2.00 |"
+    )
+
 
 def test_learners_are_compared_at_one_budget(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "c.toml").write_text(TINY)
@@ -230,13 +241,16 @@ def test_learners_are_compared_at_one_budget(tmp_path: Path, capsys: Any) -> Non
 
 def test_tables_have_the_numbers_of_their_results(tmp_path: Path, capsys: Any) -> None:
     tables = script("tables")
-    pages = sorted(ROOT.glob("*.md"))
+    pages = [*sorted(ROOT.glob("*.md")), *tables.OTHERS]
     named = [found for page in pages for found in tables.TABLE.findall(page.read_text())]
     shown = {(found[1], found[2]) for found in named}
-    for folder in (ROOT / "results").iterdir():
+    listed = json.loads((ROOT / "results" / "screened.json").read_text())["cells"]
+    of_cells = {cell[kind] for cell in listed for kind in ("results", "oracle")}
+    for folder in filter(Path.is_dir, (ROOT / "results").iterdir()):
         kinds = {kind for kind, name in shown if name == f"results/{folder.name}"}
         for file, wanted in (("results.json", {"table", "benchmark"}), ("search.json", {"search"})):
-            assert bool(kinds & wanted) == (folder / file).exists(), (folder.name, file)
+            told = kinds & wanted or (file == "results.json" and folder.name in of_cells)
+            assert bool(told) == (folder / file).exists(), (folder.name, file)
     for page in pages:
         assert tables.renewed(page) == page.read_text(), "run python experiments/tables.py"
 
@@ -247,8 +261,8 @@ def test_tables_have_the_numbers_of_their_results(tmp_path: Path, capsys: Any) -
     entry = found["rules"]["uniform"]
     assert f"| {100 * entry['accuracy']:.2f} ± {100 * entry['ci95']:.2f} |" in first
     assert "objective" not in tables.markdown(found)
-    seconds = sorted(one["seconds"] for one in entry["seeds"])
-    assert first.endswith(f"| {1000 * seconds[2] / 80:.0f} |")
+    seconds = min(one["seconds"] for one in entry["seeds"])
+    assert first.endswith(f"| {1000 * seconds / 80:.0f} |")
 
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- table: results/none -->\nold\n<!-- end -->\nafter\n")
@@ -300,7 +314,7 @@ def test_the_course_of_a_comparison_is_the_average_of_its_logs(tmp_path: Path, c
     )
     both = (f"{100 * found['rules']['uniform']['validation'][at]['mean']:.2f}" for at in ("2", "4"))
     assert f" | 4 | {', '.join(both)} | 1.000 | 4.00 | 0.0 |" in uniform
-    assert last == "| a paper | 48.70 ± 1.84 |  |  | 60,000 |  |  |  |  | 84 pixels |"
+    assert last == "| a paper | 48.70 ± 1.84 |  |  | 60,000 |  |  |  |  |  | 84 pixels |"
     logged = {
         f"objectives/{n}/effective": np.array(v)
         for n, v in (("a", [9] * 18 + [1, 3]), ("b", [6.0] * 20))
@@ -360,7 +374,42 @@ def test_parts_of_a_comparison_are_joined_as_if_trained_together(
             assert course[rule][name]["mean"] == pytest.approx(entry[name]["mean"])
         validated = (at[rule]["validation"]["2"]["mean"] for at in (course, expected))
         assert next(validated) == pytest.approx(next(validated))
+    assert json.loads((tmp_path / "out" / "course.json").read_text())["scores"] == {
+        rule: {str(one["seed"]): one["accuracy"] for one in entry["seeds"]}
+        for rule, entry in found["rules"].items()
+    }
+    before = {
+        name: (tmp_path / "out" / name).read_bytes() for name in ("course.json", "results.json")
+    }
+    courses_of_c = tmp_path / "c" / "course.json"
+    kept = courses_of_c.read_text()
+    older = json.loads(kept)
+    older["scores"]["norm-control"]["1"] += 0.25
+    less = {**json.loads(kept), "rules": {"norm-control": {"cosine": {"mean": 1.0}}}}
     capsys.readouterr()
+    for text, message in (
+        ("{}", "c/course.json: not of the trainings of the results.json beside it; write it anew"),
+        ("{", "c/course.json: damaged"),
+        ("[]", "c/course.json: damaged"),
+        (json.dumps(older), "c/course.json: not of the trainings"),
+        (json.dumps(less), "course.json: damaged, or validated at different iterations"),
+    ):
+        courses_of_c.write_text(text)
+        assert main([a, b, c, "--out", out]) == 2
+        assert message in capsys.readouterr().err
+    courses_of_c.unlink()
+    assert main([a, b, c, "--out", out]) == 2
+    told = capsys.readouterr().err
+    assert "c/course.json is not there, so that no course.json is written" in told
+    assert "out/course.json is of other results, and would stay; remove it" in told
+    for name, content in before.items():
+        assert (tmp_path / "out" / name).read_bytes() == content
+    assert main([a, b, c, "--out", str(tmp_path / "new")]) == 0
+    assert not (tmp_path / "new" / "course.json").exists()
+    capsys.readouterr()
+    assert main([a, b, c, "--out", str(courses_of_c.parent / "results.json")]) == 2
+    assert "results.json: cannot be created" in capsys.readouterr().err
+    courses_of_c.write_text(kept)
     for folders, message in (
         ([a, a], "'uniform' is in several parts on the seeds 0, 1"),
         ([out, b], f"--out {out} is one of the parts"),
@@ -404,10 +453,12 @@ def test_gains_are_ranked_against_scores(tmp_path: Path, capsys: Any) -> None:
         "only probed": (1.0, 1.0)
     }
     metric = {"name": "accuracy", "higher_is_better": True, "format": "percent"}
-    results: dict[str, Any] = {"metric": metric,
+    settings: dict[str, Any] = {"hidden": 4, "seed": 3, "rule_options": {}}
+    results: dict[str, Any] = {"metric": metric, "config": {"hidden": 4},
                "rules": {rule: {"accuracy": scores[rule]} for rule in rules}}  # fmt: skip
-    checkpoints = [
+    checkpoints: list[dict[str, Any]] = [
         {"baseline": "uniform", "aim": "clean", "iteration": 10 * (at + 1), "meta_batches": 7,
+         "config": settings,
          "rules": {rule: {"gains": {"length": {"clean": {"mean": gains[rule][at]}}}}
                    for rule in [*rules, "only probed"]}}
         for at in range(2)
@@ -428,6 +479,31 @@ def test_gains_are_ranked_against_scores(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "empty.json").write_text('{"checkpoints": []}')
     assert module.main([str(tmp_path / "empty.json"), str(tmp_path)]) == 2
     assert "empty.json: no probe" in capsys.readouterr().err
+    for change, message in (
+        (
+            {"config": {"hidden": 5}},
+            "differ in `hidden` (5, 4); compare a probe and trainings of the same",
+        ),
+        (
+            {"config": {**settings, "rule_options": {"a": {"x": 1}}}},
+            "differ in the options of 'a' ({'x': 1}, {})",
+        ),
+        ({"meta_batches": 7, "aim": "none"}, "other.json: no probe, or a damaged one"),
+        (
+            {"rules": dict.fromkeys(rules, checkpoints[0]["rules"]["a"])},
+            "all gains or scores are equal",
+        ),
+    ):
+        found = {"checkpoints": [{**checkpoints[0], **change}]}
+        (tmp_path / "other.json").write_text(json.dumps(found))
+        assert module.main([str(tmp_path / "other.json"), str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert (
+        module.main([str(tmp_path / "probe.json"), str(tmp_path), "--out", str(tmp_path / "file")])
+        == 2
+    )
+    assert "file: cannot be created" in capsys.readouterr().err
     del results["rules"]["c"]
     assert module.main([str(tmp_path / "probe.json"), str(tmp_path)]) == 2
     assert "at least three others" in capsys.readouterr().err
@@ -469,6 +545,14 @@ def test_options_are_searched_on_validation(tmp_path: Path, capsys: Any) -> None
     before = (out / "dwa" / "checkpoint.pt").stat().st_mtime_ns
     assert main([*command, *tried]) == 0  # all of it is there
     assert (out / "dwa" / "checkpoint.pt").stat().st_mtime_ns == before
+    assert main([*command, "--try", "dtp"]) == 0  # what was tried stays
+    tried_so_far = [
+        cell["tried"] for cell in json.loads((out / "search.json").read_text())["cells"]
+    ]
+    assert tried_so_far == ["uniform", tried[1], "dwa", "dtp"]
+    capsys.readouterr()
+    assert main([*command, "--try", "dwa", "--jobs", "0"]) == 2
+    assert "--jobs must be at least 1, got 0" in capsys.readouterr().err
     for bad, message in (
         ("dwaa", "did you mean 'dwa'"),
         ("dwa.steps=3", "no option 'steps'"),
@@ -496,3 +580,60 @@ def test_a_table_of_two_objectives_has_each_of_them(tmp_path: Path) -> None:
     assert lines[here + 2].startswith("| rule | glyphs | ")
     assert lines[here + 5].startswith(f"| dwa | {100 * mean:.2f} |")
     assert lines[here + 6].startswith("| (alone) | ")
+
+
+def test_a_list_of_cells_is_a_table(tmp_path: Path) -> None:
+    """A rule beside the plain mean, and trainings on the clean tasks alone."""
+
+    def results(scores: dict[str, list[float]]) -> dict[str, Any]:
+        rules = {
+            rule: {"accuracy": float(np.mean(own)), "ci95": 0.01,
+                   "seeds": [{"seed": i, "accuracy": v} for i, v in enumerate(own)]}
+            for rule, own in scores.items()
+        }  # fmt: skip
+        pair = {"rule": "mine", "baseline": "uniform", "difference": 0.1, "ci95": [0.05, 0.15],
+                "p_holm": 0.01, "by_seed": [0.1] * 3}  # fmt: skip
+        return {"metric": {"name": "accuracy", "higher_is_better": True, "format": "percent"}, "rules": rules,
+                "paired": [pair], "environment": {"gametalearn": "0.1.0 (commit abc)"}}  # fmt: skip
+
+    cell = {
+        "data": "dots",
+        "tasks": "shuffled",
+        "set_on": False,
+        "results": "one",
+        "oracle": "best",
+    }
+    cells = [cell, {**cell, "tasks": "clean", "set_on": True, "oracle": None}]
+    (tmp_path / "mine.json").write_text(json.dumps({"rule": "mine", "cells": cells}))
+    there = {
+        "one": results({"uniform": [0.5, 0.6, 0.7], "mine": [0.6, 0.7, 0.8]}),
+        "best": results({"uniform": [0.75, 0.75, 0.9]}),
+    }
+    tables = script("tables")
+    tables.read_results = lambda folder: there[folder.name]
+    header, _, first, second, _, about, *_ = tables.cells(tmp_path / "mine").splitlines()
+    assert "| clean tasks alone | mine minus that [95%] | share of its gain % |" in header
+    behind = [-0.15, -0.05, -0.1]
+    half = 4.302652730 * np.std(behind, ddof=1) / 3**0.5
+    low, high = 100 * (np.mean(behind) - half), 100 * (np.mean(behind) + half)
+    assert first == (
+        "| dots | shuffled | no | 60.00 ± 1.00 | 70.00 ± 1.00 | +10.00 [+5.00, +15.00] | ahead | "
+        f"80.00 ± 1.00 | -10.00 [{low:+.2f}, {high:+.2f}] | 50 |"
+    )
+    assert second.endswith("| ahead |  |  |  |")
+    assert about == "Test accuracy %. Versions: 0.1.0 (commit abc)."
+    there["best"] = results({"uniform": [0.75, 0.75]})
+    with pytest.raises(gametalearn.InputError, match="one and best have other seeds"):
+        tables.cells(tmp_path / "mine")
+
+
+def test_the_figures_are_those_of_the_page(tmp_path: Path, capsys: Any) -> None:
+    main = script("draw_figures").main
+    assert main(["--out", str(tmp_path)]) == 0
+    page = (ROOT / "README.md").read_text()
+    for file in tmp_path.iterdir():
+        assert f"(figures/{file.name})" in page
+        assert file.stat().st_size > 10_000
+    assert len(list(tmp_path.iterdir())) == 6
+    assert main(["--results", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

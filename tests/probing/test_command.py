@@ -127,7 +127,7 @@ def test_rules_have_the_options_that_are_given(capsys, trained, tmp_path):
         ("--rules uniform,agreemnt", "unknown rule 'agreemnt'; did you mean 'agreement'"),
         ("--rules ,", "--rules: name one or more"),
         ("--meta-batches 0", "--meta-batches must be at least 1, got 0"),
-        ("--length -1", "--length must be positive, got -1.0"),
+        ("--length -1", "--length must be a positive, finite number, got -1.0"),
         ("--disagree-kind permuted", "--disagree-kind applies to --disagree above 0"),
         ("--disagree 2", "--disagree must be at most 1, got 2.0"),
         ("--rules uniform,os:getcwd", "rule 'os:getcwd' makes a str; name a class or a function that"),
@@ -202,3 +202,7 @@ def test_a_folder_without_a_run(capsys, tmp_path):
     code, _, err = run(capsys, f"probe {tmp_path}")
     assert code == 2
     assert "no run there" in err
+    code, _, err = run(capsys, f"probe {tmp_path / 'typo'}")
+    assert code == 2
+    assert "no run there" in err
+    assert not (tmp_path / "typo").exists()

@@ -286,7 +286,7 @@ def test_the_step_is_the_one_that_the_optimiser_takes():
     [
         ({"meta_batches": 0}, "`meta_batches` must be at least 1, got 0"),
         ({"reference": 0}, "`reference` must be at least 1, got 0"),
-        ({"length": 0.0}, "`length` must be positive, got 0.0"),
+        ({"length": 0.0}, "`length` must be a positive, finite number, got 0.0"),
         ({"rules": []}, "`rules`: name one or more"),
         ({"rules": "uniform"}, "a list of names, such as"),
         ({"rules": ["unifrom"]}, "unknown rule 'unifrom'; did you mean 'uniform'"),
@@ -348,12 +348,13 @@ def test_an_optimiser_is_taken_as_it_is():
         ({"rules": {"mine": Uniform}}, "got the class Uniform; make one: Uniform"),
         ({"rules": {"mine": lambda g: torch.ones(2)}}, r"rule mine: expected weights of .*\(6,\), got"),
         ({"rules": 3}, "`rules` must be a list of names, .* got 3"),
-        ({"length": "0.1"}, "`length` must be positive, got '0.1'"),
-        ({"length": math.nan}, "`length` must be positive, got nan"),
+        ({"length": "0.1"}, "`length` must be a positive, finite number, got '0.1'"),
+        ({"length": math.nan}, "`length` must be a positive, finite number, got nan"),
         ({"seed": None}, "`seed` must be an integer, got None"),
         ({"source": [1]}, "`source` must be a source of episodes .* got a list"),
         ({"clean": 3}, "`clean` must be a source of episodes .* got a int"),
         ({"clean": Sinusoid(shots=3)}, r"'support_x' of a task is \(10, 1\) in batch 0 and \(3, 1\)"),
+        ({"optimizer": torch.optim.Adam}, "`optimizer` must be an optimiser, .* got the class Adam"),
         ({"optimizer": "adam"}, "`optimizer` must be an optimiser, .* got a str"),
     ],
 )  # fmt: skip
@@ -363,7 +364,7 @@ def test_what_is_given_for_something_else_is_said(given, message):
 
 
 def test_a_name_is_no_learner():
-    with pytest.raises(InputError, match="'maml' is no learner; pass one"):
+    with pytest.raises(InputError, match="a str is no learner; pass one"):
         probe(MLP(1, 1, (4,)), Sinusoid(), "maml", ["uniform"])  # type: ignore[arg-type]
 
 
