@@ -70,7 +70,8 @@ def lined(cells: Sequence[Sequence[str]]) -> list[str]:
 def _milliseconds(results: dict[str, Any], rule: str) -> str:
     """A meta-iteration's time without validation and test, of the fastest seed: others had other work beside them."""
     least = min(one["seconds"] for one in results["rules"][rule]["seeds"])
-    return f"{1000 * least / results['iterations']:.0f}"
+    shown = 1000 * least / results["iterations"]
+    return f"{shown:.{0 if shown >= 10 else 1}f}"
 
 
 def benchmark(folder: Path) -> str:
