@@ -1,10 +1,10 @@
-"""Read off a run's log which weights other rules would have given its clean and spoiled tasks.
+"""Read off a run's log which weights other rules would have given its clean and corrupted tasks.
 
-A run with spoiled tasks (`gametalearn train --disagree SHARE`) logs the length of every task's
+A run with corrupted tasks (`gametalearn train --disagree SHARE`) logs the length of every task's
 gradient and their cosines. From these follow, without another training, the weights of gradient
 agreement, of agreement of unit-length gradients, and of both without a task's product with itself.
 Printed for each, over the logged iterations asked for: the chance that a clean task has more weight
-than a spoiled one of its meta-batch (AUC; 0.5 is chance), mean weights times T, and the share of
+than a corrupted one of its meta-batch (AUC; 0.5 is chance), mean weights times T, and the share of
 negative ones; then lengths, cosines and query losses themselves.
 
 example:
@@ -25,12 +25,17 @@ import numpy as np
 import torch
 
 from gametalearn import InputError, agreement_weights_from_gramian
+from gametalearn.errors import require_whole
 from gametalearn.files import make_folder, write_json
 from gametalearn.runfolder import settings_in
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 Batch = tuple[Array, Array, Array, Mask]
+
+
+END = 10**9
+"""Beyond any training's last iteration."""
 
 
 def paper(gramian: Array) -> Array:
@@ -60,13 +65,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="what train wrote")
     parser.add_argument("--first", type=int, default=1, help="first iteration (default 1)")
-    parser.add_argument("--last", type=int, default=10**9, help="last iteration (default: the end)")
+    parser.add_argument("--last", type=int, default=END, help="last iteration (default: the end)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     return parser.parse_args(argv)
 
 
 def read(run: Path, first: int, last: int) -> list[Batch]:
     """Logged losses and lengths ``(T,)``, cosines ``(T, T)`` and which tasks are spoiled ``(T,)``."""
+    require_whole("--first", first, 1)
+    require_whole("--last", last, first)
     file = run / "metrics.jsonl"
     if not file.exists():
         raise InputError(f"{run}: no run there (metrics.jsonl is missing)")
@@ -81,7 +88,7 @@ def read(run: Path, first: int, last: int) -> list[Batch]:
             found.append((losses, norms, cosine, np.array(record["spoiled"], dtype=bool)))
     if not found:
         raise InputError(
-            f"{run}: no logged iteration from {first} to {last} has spoiled tasks; "
+            f"{run}: no logged iteration from {first} {f'to {last}' if last < END else 'on'} has corrupted tasks; "
             "train with --disagree, --log-matrices and a smaller --log-every"
         )
     return found
@@ -149,7 +156,7 @@ def seen(batches: list[Batch]) -> dict[str, float | None]:
 def report(batches: list[Batch]) -> str:
     """What is printed."""
     lines = [
-        "| rule | AUC | weight, clean / spoiled | negative, clean / spoiled |",
+        "| rule | AUC | weight, clean / corrupted | negative, clean / corrupted |",
         "|---|---|---|---|",
     ]
     for name, one in weighed(batches).items():
@@ -166,11 +173,11 @@ def report(batches: list[Batch]) -> str:
     return "\n".join([
         *lines, "",
         f"{len(batches)} meta-batches. Length of a gradient: clean {text('length_clean', '.2f')}, "
-        f"spoiled {text('length_spoiled', '.2f')}.",
-        f"Mean cosine: of two clean tasks {text('cosine_clean')}, of a clean and a spoiled one "
-        f"{text('cosine_between')}, of two spoiled ones {text('cosine_spoiled')}.",
+        f"corrupted {text('length_spoiled', '.2f')}.",
+        f"Mean cosine: of two clean tasks {text('cosine_clean')}, of a clean and a corrupted one "
+        f"{text('cosine_between')}, of two corrupted ones {text('cosine_spoiled')}.",
         f"Products of tasks with themselves / sum over i of s_i: median {text('itself', '.2f')}.",
-        f"Cosine of the mean clean and the mean spoiled gradient: {text('cosine_means')}. A spoiled task has "
+        f"Cosine of the mean clean and the mean corrupted gradient: {text('cosine_means')}. A corrupted task has "
         f"a higher query loss than a clean one in {text('higher_loss', '.1f', 100)}% of pairs.",
     ])  # fmt: skip
 

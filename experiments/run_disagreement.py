@@ -5,14 +5,15 @@ folder below --out; what is finished there is not run again, so the script can b
 called again with more cells, or more rules in a cell. It writes, over all calls with the same settings,
 
 - ``table.md``: test accuracy of every rule in every cell, its paired difference from uniform with a
-  95% interval and p-value over seeds (from three seeds on), and what the rule did: mean weight (times T, so that uniform has 1) and share of negative weights of
-  clean and of spoiled tasks; and how the tasks' gradients differ: their mean lengths, and mean
-  cosines between clean tasks, between clean and spoiled ones, between spoiled ones;
+  95% interval and p-value over seeds (from three seeds on), and what the rule did: mean weight (times T,
+  so that uniform has 1) and share of negative weights of clean and of corrupted tasks; and how the
+  tasks' gradients differ: their mean lengths, and mean cosines between clean tasks, between clean and
+  corrupted ones, between corrupted ones;
 - ``summary.md``: a line for each cell: the baseline's accuracy, each other rule's paired difference
   from it with its 95% interval over seeds, and on how many of the seeds the rule is ahead;
 - ``disagreement.json``: the same as data;
 - ``disagreement.png``: accuracy over the share, a panel for each kind, optimiser and meta-batch;
-- ``weights.png``: the mean weights of clean and spoiled tasks over the share.
+- ``weights.png``: the mean weights of clean and corrupted tasks over the share.
 
 example:
   python experiments/run_disagreement.py --out runs/disagreement --jobs 2 --threads 1
@@ -33,6 +34,7 @@ from matplotlib.lines import Line2D
 from gametalearn import InputError, TrainConfig, compare, keep_memory
 from gametalearn.canvas import COLOURS, entitle, figure, legend_below, saved, tidy
 from gametalearn.disagreement import Kind
+from gametalearn.errors import require_whole
 from gametalearn.files import replacing
 from gametalearn.jobs import place_of
 from gametalearn.settings import read_toml
@@ -59,8 +61,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs and results")
     for name, default, text in (
         ("rules", RULES, "weighting rules"),
-        ("kinds", KINDS, "kinds of disagreement"),
-        ("shares", "0,0.1,0.2,0.4", "shares of spoiled tasks; 0 is run once for all kinds"),
+        ("kinds", KINDS, f"kinds of disagreement, of {', '.join(get_args(Kind))}"),
+        ("shares", "0,0.1,0.2,0.4", "shares of corrupted tasks; 0 is run once for all kinds"),
         ("optimizers", "adam,sgd", "meta-optimisers"),
         ("meta-batches", "4,16", "tasks in a meta-update"),
     ):
@@ -77,6 +79,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def grid(args: argparse.Namespace) -> list[Cell]:
     """The cells in the order in which they run: the smallest shares first."""
+    for name in ("seeds", "episodes", "jobs"):
+        require_whole(f"--{name}", getattr(args, name), 1)
     try:
         shares = sorted(float(s) for s in args.shares.split(","))
         batches = [int(tasks) for tasks in args.meta_batches.split(",")]
@@ -115,7 +119,10 @@ def earlier(out: Path, common: dict[str, Any]) -> dict[tuple[str, int, str, floa
     file = out / "disagreement.json"
     content = json.loads(file.read_text()) if file.exists() else {}
     if content and (content.get("common"), content.get("schema")) != (common, SCHEMA):
-        print(f"{file}: written with other settings, and replaced", file=sys.stderr)
+        print(
+            f"{file}: written with other settings; what this call finds replaces it",
+            file=sys.stderr,
+        )
         return {}
     return {key(cell): cell for cell in content.get("cells", [])}
 
@@ -179,8 +186,8 @@ def tasks_of(runs: list[Path]) -> dict[str, float | None]:
 
 HEADER = (
     "optimiser", "tasks", "kind", "share", "rule", "accuracy (%), ± over episodes", "± over seeds",
-    "minus uniform [95% over seeds]", "p", "weight x T, clean / spoiled", "negative (%), clean / spoiled",
-    "length, clean / spoiled", "cosine, clean / between / spoiled",
+    "minus uniform [95% over seeds]", "p", "weight x T, clean / corrupted", "negative (%), clean / corrupted",
+    "length, clean / corrupted", "cosine, clean / between / corrupted",
 )  # fmt: skip
 
 
@@ -276,7 +283,7 @@ def plot(cells: list[Cell], rules: list[str], out: Path, about: str) -> None:
     seeds = len(cells[0]["rules"][rules[0]]["by_seed"])
     notes = {
         "disagreement": "mean over seeds" + ", with 95% intervals" * (seeds >= FEWEST),
-        "weights": "solid and full: clean tasks, dashed and empty: spoiled ones",
+        "weights": "solid and full: clean tasks, dashed and empty: corrupted ones",
     }
     for name, label in (("disagreement", "test accuracy (%)"), ("weights", "mean weight x T")):
         drawn = figure(3.3 * columns, 2.7 * rows + 0.9)
@@ -291,7 +298,7 @@ def plot(cells: list[Cell], rules: list[str], out: Path, about: str) -> None:
                     curve(axes, with_rule, rule, i, 0.5 * (i - len(rules) / 2))
             axes.set_title(f"{kind}, {optimizer}, {tasks} tasks", fontsize=9)
             axes.tick_params(labelbottom=True, labelleft=True, labelsize=8)
-            axes.set_xlabel("spoiled tasks (%)", fontsize=8)
+            axes.set_xlabel("corrupted tasks (%)", fontsize=8)
             axes.set_ylabel(label, fontsize=8)
             tidy(axes, "both")
         entitle(drawn, about, notes[name])

@@ -236,7 +236,7 @@ def read_cells(place: Path) -> list[dict[str, Any]]:
         one = {
             **cell, "rule": listed["rule"], "units": Units.of(results), "pair": pair,
             "base": results["rules"][pair["baseline"]], "own": results["rules"][listed["rule"]],
-            "verdict": verdict_of(results, pair), "commits": [results["environment"]["gametalearn"]],
+            "verdict": verdict_of(results, pair), "commits": [_commit(results)],
         }  # fmt: skip
         if cell["oracle"]:
             known = read_results(place.parent / cell["oracle"])
@@ -251,7 +251,7 @@ def read_cells(place: Path) -> list[dict[str, Any]]:
             ]
             gain = best[score] - one["base"][score]
             one |= {"best": best, "behind": over_seeds(behind), "share": pair["difference"] / gain}
-            one["commits"].append(known["environment"]["gametalearn"])
+            one["commits"].append(_commit(known))
         found.append(one)
     return found
 
@@ -262,7 +262,7 @@ def cells(place: Path) -> str:
     first = found[0]
     rule, base, units = first["rule"], first["pair"]["baseline"], first["units"]
     header = ["data", "tasks", f"{rule} was set on them", base, rule, f"minus {base} [95%]", "verdict",
-              "clean tasks alone", f"{rule} minus that [95%]", "share of its gain %"]  # fmt: skip
+              "clean tasks alone", f"{rule} minus that [95%]", "share of its gain %", "commits"]  # fmt: skip
     lines = []
     for one in found:
         pair = one["pair"]
@@ -273,11 +273,17 @@ def cells(place: Path) -> str:
             behind = one["behind"]
             line += [_over_seeds(one["best"], units), _interval(behind.mean, behind.ci95, units),
                      f"{100 * one['share']:.0f}"]  # fmt: skip
-        lines.append([*line, *[""] * (len(header) - len(line))])
-    commits = dict.fromkeys(commit for one in found for commit in one["commits"])
-    return "\n".join(
-        [*lined([header, *lines]), "", f"Test {units.heading}. Versions: {', '.join(commits)}.", ""]
-    )
+        line += [""] * (len(header) - 1 - len(line))
+        lines.append([*line, ", ".join(dict.fromkeys(one["commits"]))])
+    said = f"Test {units.heading}; commits of the rules and of the trainings on clean tasks alone."
+    return "\n".join([*lined([header, *lines]), "", said, ""])
+
+
+def _commit(results: dict[str, Any]) -> str:
+    """The commit of a comparison, or its version where there is none."""
+    version: str = results["environment"]["gametalearn"]
+    found = re.search(r"commit (\w{7})", version)
+    return version if found is None else found[1]
 
 
 def _over_seeds(entry: dict[str, Any], units: Units) -> str:
@@ -293,6 +299,8 @@ def _interval(mean: float, ci95: Sequence[float], units: Units) -> str:
 def looks(folder: Path) -> str:
     """How losses and cosines differ between clean and corrupted tasks, a line for each file of read_weights.py."""
     found = [read_json(file) for file in sorted(folder.glob("*.json"))]
+    if not found:
+        raise InputError(f"{folder}: no files of read_weights.py there")
     found.sort(key=lambda one: (one["tasks"] != "shuffled", one["tasks"], one["iterations"]))
     header = ["tasks", "iterations", "higher loss if corrupted, % of pairs", "cosine, single tasks",
               "cosine, mean gradients", "length, clean", "length, corrupted"]  # fmt: skip
@@ -346,12 +354,24 @@ def renewed(page: Path) -> str:
     """A page's text with its tables written anew.
 
     Raises:
-        InputError: results that a table names are not there, or damaged.
+        InputError: the page or results that a table names are not there, or damaged; or a table of no known kind.
     """
-    return TABLE.sub(
-        lambda found: found[1] + "\n" + KINDS[found[2]](page.parent / found[3]) + "\n" + found[4],
-        page.read_text(encoding="utf-8"),
-    )
+    try:
+        text = page.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{page}: cannot be read ({error})") from error
+
+    def table(found: re.Match[str]) -> str:
+        try:
+            return f"{found[1]}\n{KINDS[found[2]](page.parent / found[3])}\n{found[4]}"
+        except (LookupError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{page}, {found[2]} of {found[3]}: damaged results ({error!r})"
+            ) from error
+
+    if unknown := set(re.findall(r"<!-- (\w+): \S+ -->", text)) - KINDS.keys():
+        raise InputError(f"{page}: no table '{min(unknown)}'; there are {', '.join(KINDS)}")
+    return TABLE.sub(table, text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -125,9 +125,9 @@ class TrainConfig:
     disagree: float = setting(
         0.0, "the share of training tasks, in [0, 1], that get wrong queries", OUTER, least=0, most=1)
     disagree_kind: str = setting(
-        "shuffled", "how they are wrong: targets are shuffled within each task, permuted in the same "
-        "way in all those tasks, or contradictory to another task of the meta-batch; or queries are "
-        "mismatched, those of another task", OUTER,
+        "shuffled", "what is wrong with them: their targets are shuffled within each task, or permuted in "
+        "the same way in all those tasks, or contradictory to those of another task of the meta-batch; or "
+        "they are mismatched, another task's own", OUTER,
         choices=("shuffled", "permuted", "contradictory", "mismatched"), needs={"disagree": 0})
     learner: str = setting("maml", "the inner loop: {names}, or module:attribute", MODEL)
     rule: str = setting(

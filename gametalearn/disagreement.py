@@ -31,6 +31,7 @@ class Disagreement:
       regression y is -y. All of them share one wrong aim.
     - ``"contradictory"``: the task is a copy of one of the meta-batch's other tasks (support,
       queries and group), with the targets of ``"permuted"``: what one asks for, the other forbids.
+      Where all tasks are spoiled there is no other, and each is ``"permuted"``.
     - ``"mismatched"``: the queries, with their targets, are those of another task of the
       meta-batch, of which the support set tells nothing. A task alone stays as it is.
 

@@ -390,8 +390,8 @@ def call(
     ]
     if missing:
         raise InputError(
-            f"{_word(kind)} '{name}' needs an argument '{missing[0]}', which is not offered to it; it may "
-            f"take {OFFERED[kind]}"
+            f"{_word(kind)} '{name}' needs an argument '{missing[0]}', which is not offered to it; what makes "
+            f"a {_word(kind)} may take {OFFERED[kind]}"
         )
     return part(**taken, **fixed)
 

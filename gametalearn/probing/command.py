@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> None:
         rules = _rules(args, trained, told=bool(found))
         trained.config = config = _settings(args, trained.config, rules)
         result = _probe(args, trained, rules, file_of(args.folder, checkpoint))
-        title = f"{args.folder} ({checkpoint}, iteration {trained.iteration})"
+        named = "" if checkpoint.isdecimal() else f"{checkpoint}, "
+        title = f"{args.folder} ({named}iteration {trained.iteration})"
         print(table(result, title), end="\n\n", flush=True)
         found.append({
             "checkpoint": checkpoint, "iteration": trained.iteration, "config": config.as_dict(),
@@ -96,13 +97,19 @@ def _checkpoints(args: argparse.Namespace) -> list[str]:
     """The requested checkpoints; ``all`` means those that were kept, and the latest."""
     found: list[str] = []
     for name in filter(None, (name.strip() for name in args.checkpoint.split(","))):
-        every = [*map(str, kept_in(args.folder)), "latest"]
-        found += every if name == "all" else [name]
+        found += _every(args.folder) if name == "all" else [name]
     for name in found:
         file_of(args.folder, name)  # reports an unknown name before anything is measured
     if not found:
         raise InputError("`checkpoint`: name one or more, such as latest")
     return list(dict.fromkeys(found))
+
+
+def _every(folder: Path) -> list[str]:
+    """Those that were kept, and the latest, unless it is the last of them."""
+    kept = list(map(str, kept_in(folder)))
+    latest = str(load_checkpoint(file_of(folder, "latest"))["iteration"])
+    return kept if latest in kept else [*kept, "latest"]
 
 
 def _settings(args: argparse.Namespace, config: TrainConfig, rules: list[str]) -> TrainConfig:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gametalearn.errors import InputError
 from gametalearn.statistics import Estimate, holm, over_seeds
 
 __all__ = ["STEPS", "TASKS", "Probe"]
@@ -70,13 +71,21 @@ class Probe:
 
     def gain(self, rule: str, step: str = "length", tasks: str = "fresh") -> Estimate:
         """A rule's mean gain over meta-batches, with its t interval (None below 3 meta-batches)."""
-        return over_seeds(self.gains[step][tasks][self.rules.index(rule)])
+        return over_seeds(self._of(rule, step, tasks))
 
     def difference(self, rule: str, step: str = "length", tasks: str = "fresh") -> Estimate:
         """Its mean gain minus the baseline's, paired by meta-batch, with its interval and p-value."""
-        gains = self.gains[step][tasks]
-        own, other = (gains[self.rules.index(name)] for name in (rule, self.baseline))
-        return over_seeds(own - other)
+        return over_seeds(self._of(rule, step, tasks) - self._of(self.baseline, step, tasks))
+
+    def _of(self, rule: str, step: str, tasks: str) -> Array:
+        """The gains ``(B,)``; `InputError` for a name that is not there."""
+        for what, name, known in (
+            ("rule", rule, self.rules), ("step", step, tuple(self.gains)), ("tasks", tasks, tuple(self.before)),
+        ):  # fmt: skip
+            if name not in known:
+                raise InputError(f"this probe has no {what} '{name}'; it has {', '.join(known)}")
+        gains: Array = self.gains[step][tasks][self.rules.index(rule)]
+        return gains
 
     def p_holm(self, step: str = "length", tasks: str = "fresh") -> dict[str, float | None]:
         """The p-values of `difference`, adjusted for the number of rules (Holm 1979)."""

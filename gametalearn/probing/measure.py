@@ -197,6 +197,11 @@ def probe(
         updates: list[Update] = []
         for r, (name, rule) in enumerate(made.items()):
             weights = as_weights(rule(gradients), gradients, name).effective.to(mean)
+            if not bool(torch.isfinite(weights).all()):
+                raise InputError(
+                    f"rule {name}: its weights are not finite ({weights.tolist()[:8]}), though all gradients and "
+                    "losses are; mend the rule"
+                )
             update = Update.of(combine(gradients.rows, weights), weights, norms)
             about[:, r, b] = (
                 _cosine(update.vector, mean), _cosine(update.vector, true),

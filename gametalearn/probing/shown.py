@@ -10,6 +10,7 @@ from gametalearn.canvas import COLOURS, figure
 from gametalearn.probing.found import STEPS, Probe
 from gametalearn.statistics import FEWEST, LEVEL, Estimate, over_seeds, verdict
 from gametalearn.tables import WIDTH, aligned
+from gametalearn.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +23,8 @@ def table(probe: Probe, title: str) -> str:
     count = len(probe.before["same"])
     before = ", ".join(f"{v.mean():.4g} ({tasks})" for tasks, v in probe.before.items())
     heading = (
-        f"{title}: {count} meta-batches of {probe.tasks} tasks, seed {probe.seed}; mean query loss "
+        f"{title}: {counted(count, 'meta-batch', 'meta-batches')} of {counted(probe.tasks, 'task')}, "
+        f"seed {probe.seed}; mean query loss "
         f"{before}"
     )
     blocks = [*textwrap.wrap(heading, WIDTH), "", *aligned(*_directions(probe))]
@@ -58,7 +60,13 @@ def _directions(probe: Probe) -> tuple[list[str], list[list[str]]]:
 def _gains(probe: Probe, step: str, unit: float) -> tuple[list[str], list[list[str]]]:
     """A line for each rule: gains on each kind of task, and their differences from the baseline's."""
     aim, p_holm = probe.aim, probe.p_holm(step, probe.aim)
-    header = ["rule", *probe.before, f"{aim}, minus {probe.baseline} [95%]", "p_holm", "verdict"]
+    enough = len(probe.before["same"]) >= FEWEST
+    minus = f"{aim}, minus {probe.baseline}"
+    header = [
+        "rule",
+        *probe.before,
+        *([f"{minus} [95%]", "p_holm", "verdict"] if enough else [minus]),
+    ]
     largest = max(abs(probe.gain(rule, step, aim).mean) for rule in probe.rules)
     digits = _digits(largest / unit)
     others = {r: probe.difference(r, step, aim) for r in probe.rules if r != probe.baseline}
@@ -73,8 +81,9 @@ def _gains(probe: Probe, step: str, unit: float) -> tuple[list[str], list[list[s
                 low, high = (f"{value / unit:+z.{finer}f}" for value in found.ci95)
                 line[-1] += f" [{low}, {high}]"
             adjusted = p_holm[rule]
-            line.append("-" if adjusted is None else f"{adjusted:.2g}")
-            line.append(verdict(found.mean, adjusted))
+            if enough:
+                line.append("-" if adjusted is None else f"{adjusted:.2g}")
+                line.append(verdict(found.mean, adjusted))
         lines.append(line + [""] * (len(header) - len(line)))
     return header, lines
 
@@ -102,7 +111,7 @@ def _notes(probe: Probe) -> str:
     """What the numbers mean, and what they do not cover."""
     count = len(probe.before["same"])
     if count < FEWEST:
-        return f"{count} meta-batches are too few for an interval or a test; raise `meta_batches`."
+        return f"For intervals and tests take at least {FEWEST} meta-batches."
     others = len(probe.rules) - 1
     adjusted = f", adjusted for {others} rules (Holm)" if others > 1 else ""
     test = f" p_holm is the p-value of a paired t test{adjusted}; a verdict needs p_holm < {LEVEL}."

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import gametalearn
 from gametalearn import TrainConfig, compare, load_run, train
@@ -184,14 +185,20 @@ def test_weights_are_read_off_a_log(tmp_path: Path, capsys: Any) -> None:
         "1.00 | 0.75 / -1.50 | 0% / 100% |",
         "1.00 | 1.12 / -0.75 | 0% / 100% |",
     ]
-    assert lines[-4].startswith("1 meta-batches. Length of a gradient: clean 1.00, spoiled 2.00")
-    assert "clean tasks +0.500, of a clean and a spoiled one -0.125, of two spoiled" in lines[-3]
+    assert lines[-4].startswith("1 meta-batches. Length of a gradient: clean 1.00, corrupted 2.00")
+    assert "clean tasks +0.500, of a clean and a corrupted one -0.125, of two corr" in lines[-3]
     assert lines[-2].endswith("median 1.00.")  # 6 / 6
     # (-0.5 + 0) / (sqrt(1 + 1 + 2 * 0.5) * 2)
-    assert "mean spoiled gradient: -0.144. A spoiled" in lines[-1]
+    assert "mean corrupted gradient: -0.144. A corrupted" in lines[-1]
     assert lines[-1].endswith("in 50.0% of pairs.")
-    assert main([str(tmp_path), "--first", "8"]) == 2
-    assert "no logged iteration from 8" in capsys.readouterr().err
+    for flags, message in (
+        (["--first", "8"], "no logged iteration from 8 on has corrupted tasks"),
+        (["--first", "8", "--last", "9"], "no logged iteration from 8 to 9 has"),
+        (["--first", "-1"], "--first must be at least 1, got -1"),
+        (["--first", "8", "--last", "7"], "--last must be at least 8, got 7"),
+    ):
+        assert main([str(tmp_path), *flags]) == 2
+        assert message in capsys.readouterr().err
 
     (tmp_path / "config.toml").write_text(
         'dataset = "glyphs"\ndisagree = 0.4\ndisagree_kind = "permuted"\nseed = 3\niterations = 9\n'
@@ -269,6 +276,21 @@ def test_tables_have_the_numbers_of_their_results(tmp_path: Path, capsys: Any) -
     assert tables.main([str(page)]) == 2
     assert "results/none/results.json: cannot be read" in capsys.readouterr().err
     assert "old" in page.read_text()
+    (tmp_path / "results" / "none").mkdir(parents=True)
+    (tmp_path / "results" / "none" / "probe.json").write_text("{}")
+    for kind, message in (
+        ("probe", "page.md, probe of results/none: damaged results (KeyError('checkpoints'))"),
+        ("tabel", "page.md: no table 'tabel'; there are table, benchmark,"),
+    ):
+        page.write_text(f"before\n<!-- {kind}: results/none -->\nold\n<!-- end -->\nafter\n")
+        assert tables.main([str(page)]) == 2
+        assert message in capsys.readouterr().err
+        assert "old" in page.read_text()
+    page.write_text("<!-- looks: results/empty -->\nold\n<!-- end -->\n")
+    assert tables.main([str(page)]) == 2
+    assert "empty: no files of read_weights.py there" in capsys.readouterr().err
+    assert tables.main([str(tmp_path / "no.md")]) == 2
+    assert "no.md: cannot be read" in capsys.readouterr().err
 
 
 def test_the_course_of_a_comparison_is_the_average_of_its_logs(tmp_path: Path, capsys: Any) -> None:
@@ -473,6 +495,14 @@ def test_gains_are_ranked_against_scores(tmp_path: Path, capsys: Any) -> None:
     assert gained == pytest.approx({"uniform": 0, "a": 0.5, "b": 0.25, "c": -1})
     assert found["correlations"]["length"]["rho"] == pytest.approx(1)
     assert "length: rank correlation +1.00" in capsys.readouterr().out
+    assert found["correlations"]["length"]["p_value"] == pytest.approx(2 / 24)  # of all orders
+    for size in (3, 5, 7, 9):
+        x, y = np.random.default_rng(size).normal(size=(2, size)).round(1)
+        rho, p_value = module.rank_correlation(list(x), list(y))
+        exact = stats.permutation_test(
+            (x,), lambda x, y=y: stats.spearmanr(x, y).statistic, permutation_type="pairings", n_resamples=10**6
+        ) if size <= 7 else stats.spearmanr(x, y)  # fmt: skip
+        assert (rho, p_value) == pytest.approx((exact.statistic, exact.pvalue))
     lines = tables.gains(tmp_path).splitlines()
     assert lines[2] == "| a | +500.0 | 70.00 |"
     assert lines[-1].startswith("| **rank correlation** | +1.00 (p = ")
@@ -594,7 +624,7 @@ def test_a_list_of_cells_is_a_table(tmp_path: Path) -> None:
         pair = {"rule": "mine", "baseline": "uniform", "difference": 0.1, "ci95": [0.05, 0.15],
                 "p_holm": 0.01, "by_seed": [0.1] * 3}  # fmt: skip
         return {"metric": {"name": "accuracy", "higher_is_better": True, "format": "percent"}, "rules": rules,
-                "paired": [pair], "environment": {"gametalearn": "0.1.0 (commit abc)"}}  # fmt: skip
+                "paired": [pair], "environment": {"gametalearn": "0.1.0 (commit abcdef012345)"}}  # fmt: skip
 
     cell = {
         "data": "dots",
@@ -618,10 +648,10 @@ def test_a_list_of_cells_is_a_table(tmp_path: Path) -> None:
     low, high = 100 * (np.mean(behind) - half), 100 * (np.mean(behind) + half)
     assert first == (
         "| dots | shuffled | no | 60.00 ± 1.00 | 70.00 ± 1.00 | +10.00 [+5.00, +15.00] | ahead | "
-        f"80.00 ± 1.00 | -10.00 [{low:+.2f}, {high:+.2f}] | 50 |"
+        f"80.00 ± 1.00 | -10.00 [{low:+.2f}, {high:+.2f}] | 50 | abcdef0 |"
     )
-    assert second.endswith("| ahead |  |  |  |")
-    assert about == "Test accuracy %. Versions: 0.1.0 (commit abc)."
+    assert second.endswith("| ahead |  |  |  | abcdef0 |")
+    assert about.startswith("Test accuracy %; commits of the rules")
     there["best"] = results({"uniform": [0.75, 0.75]})
     with pytest.raises(gametalearn.InputError, match="one and best have other seeds"):
         tables.cells(tmp_path / "mine")

@@ -347,6 +347,7 @@ def test_an_optimiser_is_taken_as_it_is():
         ({"rules": {"mine": "agreement"}}, "`rules` 'mine' must be a rule; got the name 'agreement'"),
         ({"rules": {"mine": Uniform}}, "got the class Uniform; make one: Uniform"),
         ({"rules": {"mine": lambda g: torch.ones(2)}}, r"rule mine: expected weights of .*\(6,\), got"),
+        ({"rules": {"mine": lambda g: torch.full((6,), math.nan)}}, r"rule mine: its weights are not finite \(\["),
         ({"rules": 3}, "`rules` must be a list of names, .* got 3"),
         ({"length": "0.1"}, "`length` must be a positive, finite number, got '0.1'"),
         ({"length": math.nan}, "`length` must be a positive, finite number, got nan"),
@@ -361,6 +362,21 @@ def test_an_optimiser_is_taken_as_it_is():
 def test_what_is_given_for_something_else_is_said(given, message):
     with pytest.raises(InputError, match=message):
         sinusoid(**{"meta_batches": 3, **given})
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("foo",), "no rule 'foo'; it has agreement, normalized-mean, uniform"),
+        (("uniform", "optimizer"), "no step 'optimizer'; it has length, plain"),
+        (("uniform", "plain", "clean"), "no tasks 'clean'; it has same, fresh"),
+    ],
+)
+def test_what_a_probe_has_not_measured_is_said(asked, message):
+    found = sinusoid(meta_batches=3)
+    for method in (found.gain, found.difference):
+        with pytest.raises(InputError, match=message):
+            method(*asked)
 
 
 def test_a_name_is_no_learner():
