@@ -339,9 +339,7 @@ def _of_types(model: nn.Module, inputs: Tensor, error: RuntimeError) -> None:
     with swapping:
         types = {p.dtype for p in model.parameters() if p.is_floating_point()}
         tokens = any(isinstance(module, nn.Embedding) for module in model.modules())
-    if (
-        tokens and not inputs.is_floating_point()
-    ):  # as they should be; something else is of another type
+    if tokens and not inputs.is_floating_point():  # as they should be; it is something else
         return
     if len(types) != 1 or inputs.dtype in types or not _TYPES.search(str(error)):
         return

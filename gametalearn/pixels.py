@@ -17,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["LOST", "eight_bit", "is_finer", "is_lost", "plain", "to_uint8"]
+__all__ = ["LOST", "eight_bit", "is_finer", "nothing_left", "plain", "to_uint8"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -92,7 +92,7 @@ def to_uint8(item: Any) -> Tensor:
     """
     if hasattr(item, "convert") and hasattr(item, "mode"):  # Pillow's, without importing it
         found = plain(item)
-        if is_lost(item, found):
+        if nothing_left(item, found):
             warnings.warn(f"an image became white {LOST}", stacklevel=2)
         return _channels_first(np.asarray(found))
     if isinstance(item, Tensor):
@@ -198,7 +198,7 @@ def is_finer(pixels: Any) -> bool:
     return pixels.dtype.name == "uint16" and bool((pixels % 257).any())
 
 
-def is_lost(image: Image, made: Image) -> bool:
+def nothing_left(image: Image, made: Image) -> bool:
     """Whether `plain` made nothing but white of a Pillow image that is transparent somewhere."""
     pixels = np.asarray(made)
     if pixels.size == 1 or int(pixels.min(initial=255)) < 255 or not image.has_transparency_data:

@@ -217,9 +217,8 @@ class _Left:
         if parameter is None:
             return
         self._parameter, self._written = parameter, parameter.grad
-        self._found = (
-            None if parameter.grad is None else parameter.grad.any()
-        )  # no synchronisation yet
+        # no synchronisation yet
+        self._found = None if parameter.grad is None else parameter.grad.any()
         # Its node is what adds to .grad; it lives as long as somebody holds it.
         with torch.inference_mode(False):
             node = torch.autograd.graph.get_gradient_edge(parameter).node

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gametalearn.errors import InputError, summary
-from gametalearn.pixels import is_lost as nothing_left
-from gametalearn.pixels import plain
+from gametalearn.pixels import nothing_left, plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
